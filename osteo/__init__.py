@@ -1,0 +1,1 @@
+"""Experiments that detect osteoporosis in knee radiographs."""

@@ -1,0 +1,62 @@
+"""The console script: finds the verb and imports that command only."""
+
+import importlib
+import os
+import sys
+
+from osteo.errors import unknown
+
+COMMANDS = {
+    "train": "train one model, or sweep many with -m",
+}
+
+USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
+
+usage: osteo COMMAND [key=value ...]
+
+commands:
+{commands}
+
+  osteo COMMAND --help       what can be configured
+  osteo COMMAND --cfg job    the configuration that a run would have
+  eval "$(osteo -sc install=bash)"   shell completion (or install=zsh, install=fish)"""
+
+
+def main() -> None:
+    """Runs `osteo COMMAND ...`; every command is a Hydra application."""
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        _complete(arguments)
+        return
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:10} {meaning}" for name, meaning in COMMANDS.items())))
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"osteo {version('osteo')}")
+        return
+    if arguments[0] not in COMMANDS:
+        print(f"osteo: {unknown('command', arguments[0], COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    _run(arguments[0], arguments[1:])
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    sys.argv = [f"osteo {command}", *arguments]
+    importlib.import_module(f"osteo.commands.{command}").main()
+
+
+def _complete(arguments: list[str]) -> None:
+    """Hydra completes keys and values of the command on the line; the command itself is completed here."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if "query" in arguments[-1]:
+        if len(words) < 2 or words[1] not in COMMANDS:
+            print("\n".join(name for name in COMMANDS if name.startswith("".join(words[1:2]))))
+            return
+        shorter = line.replace(f"{words[1]} ", "", 1)
+        os.environ["COMP_LINE"] = shorter
+        os.environ["COMP_POINT"] = str(len(shorter))
+    sys.argv = ["osteo", *arguments]
+    importlib.import_module(f"osteo.commands.{words[1] if len(words) > 1 else 'train'}").main()

@@ -1,0 +1,167 @@
+"""osteo train: one run, or a sweep of them with -m."""
+
+import logging
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning.pytorch import Trainer
+
+    from osteo.data.datamodule import KneeDataModule
+    from osteo.module import Classifier
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point; everything slow is imported once the configuration is known to be right."""
+    application.run("train", train, finish=show)
+
+
+def train(config: Config, job: Job) -> None:
+    """Trains one model and leaves its run record."""
+    started = time.perf_counter()
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from osteo import hardware, metrics
+    from osteo.augment import make_augmentation, make_cpu_twin
+    from osteo.data.datamodule import KneeDataModule
+    from osteo.data.prepare import prepare
+    from osteo.history import EpochBar, History
+    from osteo.module import Classifier
+    from osteo.runs import Run
+    from osteo.tracking import Tracker
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line a retry
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    accelerator = hardware.choose_accelerator(config.trainer)
+    precision = hardware.choose_precision(config.trainer, accelerator)
+    log.info("%s", describe(config))
+
+    seed_everything(config.seed, workers=True, verbose=False)
+    model, data, limits = config.model, config.data, config.trainer
+    network = {**asdict(model), "image_size": data.image_size}
+    module = Classifier(network, asdict(config.optimizer))
+    manifest, store = prepare(data)
+    augmentation = make_augmentation(config.augment)
+    datamodule = KneeDataModule(
+        manifest,
+        store,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        augment=augmentation,
+        variants=augmentation.variants,
+        augment_val=config.augment.val,
+        cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
+    )
+    record = Run(job.directory)
+    record.start(job.config_yaml)
+    record.write_manifest(manifest)
+    with Tracker(config, place_of(config, job)) as tracker:
+        best = ModelCheckpoint(
+            job.directory / "checkpoints",
+            filename="best",
+            monitor=limits.monitor,
+            mode="min" if limits.monitor.endswith("loss") else "max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+        history = History(record.write_history, tracker.epoch)
+        trainer = Trainer(
+            max_epochs=limits.max_epochs,
+            accelerator=accelerator,
+            devices=limits.devices,
+            precision=precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=limits.accumulate_grad_batches,
+            gradient_clip_val=limits.gradient_clip_val,
+            limit_train_batches=limits.limit_train_batches,
+            callbacks=[best, history, EpochBar()],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule)
+        fitted = time.perf_counter()
+        kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
+        module.load_state_dict(kept["state_dict"])
+        predictions = predict(trainer, module, datamodule)
+        record.write_predictions(predictions)
+        results: dict[str, Any] = {}
+        for split in ("val", "test"):
+            rows = predictions[predictions["split"] == split]
+            results |= {f"{split}/{name}": v for name, v in metrics.evaluate(rows["logit"], rows["label"]).items()}
+        facts = {
+            "backbone": model.backbone,
+            "seed": config.seed,
+            "fold": data.split.fold,
+            "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+            "epochs": len(history.rows),
+            "best_epoch": int(kept["epoch"]),
+            "seconds": round(time.perf_counter() - started, 1),
+            "seconds_fit": round(fitted - started, 1),
+            "accelerator": accelerator,
+            "precision": precision,
+        }
+        record.write_metrics(results)
+        record.write_environment(**facts)
+        at_best = {f"best/{name}": value for name, value in history.rows[int(kept["epoch"])].items()}
+        tracker.result({**results, **at_best}, predictions, facts)
+    record.set_status("done")
+
+
+def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":
+    """Validation and test predictions, one row a picture."""
+    import pandas as pd
+    import torch
+
+    batches: Any = trainer.predict(module, datamodule=datamodule)
+    rows = torch.cat([batch.rows for batch in batches]).numpy()
+    logits = torch.cat([batch.logits for batch in batches])
+    table = datamodule.table.loc[rows, ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
+    return table.assign(logit=pd.Series(logits.numpy()), probability=pd.Series(logits.double().sigmoid().numpy()))
+
+
+def place_of(config: Config, job: Job) -> Any:
+    """Where the run stands in W&B: the sweep's group, named by backbone and seed."""
+    from osteo.tracking import Place
+
+    folder = job.sweep or job.directory
+    fold = config.data.split.fold
+    return Place(
+        folder=folder,
+        group=config.logger.wandb.group or "-".join(folder.parts[-2:]),
+        name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
+        job_type="train",
+        tags=[config.experiment or "train", config.model.backbone, config.data.name, *config.logger.wandb.tags],
+    )
+
+
+def describe(config: Config) -> str:
+    """The effective configuration, a line a group, without absolute paths."""
+    from osteo.tracking import public
+
+    lines = []
+    for group, values in public(asdict(config)).items():
+        flat = values if isinstance(values, dict) else {"": values}
+        lines.append(f"  {group:9} " + " ".join(f"{key}={value}" if key else f"{value}" for key, value in flat.items()))
+    return "configuration\n" + "\n".join(lines)
+
+
+def show(directory: Path) -> bool:
+    """Prints what the runs reached, where everything lies and what to type next; returns whether none failed."""
+    from osteo.summary import show_runs
+
+    return show_runs(directory)

@@ -1,0 +1,226 @@
+"""What can be configured: one dataclass a group, each option with its meaning, its range and its default.
+
+The YAML files under conf/ choose values; these classes say which keys exist, of which type and in which range.
+Importing this module costs nothing: no torch, no Hydra.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from osteo.errors import UserError, unknown
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field with its meaning and what is allowed: one of `choices`, or `low` <= value <= `high`, value > `above`."""
+    allowed = {"meaning": meaning, "choices": tuple(choices), "low": low, "high": high, "above": above}
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: type(default)(default), metadata=allowed)
+    return field(default=default, metadata=allowed)
+
+
+@dataclass
+class PhantomConfig:
+    """The synthetic radiographs of data=phantom, in the numbers of the two real archives."""
+
+    seed: int = option(0, "seed of the pictures", low=0)
+    kaggle: dict[str, int] = option({"normal": 186, "osteoporosis": 186}, "pictures by class in the Kaggle layout")
+    mendeley: dict[str, int] = option(
+        {"normal": 36, "osteopenia": 154, "osteoporosis": 49}, "pictures by class in the Mendeley layout"
+    )
+
+
+@dataclass
+class SplitConfig:
+    """Who trains, who validates, who tests."""
+
+    seed: int = option(0, "seed of the split", low=0)
+    fold: int | None = option(None, "test fold, from 0 to folds - 1; null for one hold-out split", low=0)
+    folds: int = option(5, "number of folds", low=2)
+    grouped: bool = option(True, "keep a patient's pictures, and copies of one picture, on one side")
+    train: float = option(0.7, "share of the pictures that train", above=0.0, high=1.0)
+    val: float = option(0.2, "share of the pictures that validate; the rest tests", above=0.0, high=1.0)
+    stratify: list[str] = option(["label", "source"], "manifest columns whose mix every split repeats")
+    file: str | None = option(None, "a CSV file with the columns image_id and split, instead of drawing one")
+    test_source: str | None = option(None, "leave-one-source-out: every picture of this source tests")
+
+
+@dataclass
+class DataConfig:
+    """Pictures, how they are decoded, and in which portions they come."""
+
+    name: str = option("phantom", "data set", choices=("phantom", "paper", "clean", "folder"))
+    kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
+    mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
+    root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
+    clean: bool = option(False, "set contradictory copies aside and count every other picture once")
+    strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
+    image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
+    fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))
+    batch_size: int = option(16, "pictures a training step", low=1)
+    cache: str | None = option(None, "where decoded pictures are kept; default $OSTEO_CACHE, else ~/.cache/osteo")
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+
+@dataclass
+class AugmentConfig:
+    """What is done to a training picture; intensities are in [0, 1] here, before normalisation."""
+
+    name: str = option("online", "pipeline", choices=("online", "paper", "albumentations", "none"))
+    flip: float = option(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
+    rotate: float = option(10.0, "largest rotation, in degrees", low=0.0, high=180.0)
+    translate: float = option(0.05, "largest shift, as a share of the side", low=0.0, high=0.5)
+    scale: float = option(0.1, "largest relative change of size", low=0.0, high=0.5)
+    brightness: float = option(0.2, "largest additive change of intensity", low=0.0, high=1.0)
+    contrast: float = option(0.2, "largest relative change of contrast", low=0.0, high=1.0)
+    val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
+
+
+@dataclass
+class ModelConfig:
+    """A timm backbone with one logit."""
+
+    backbone: str = option("resnet18", "any name that timm knows")
+    pretrained: bool = option(False, "start from timm's weights, fetched from the model hub once")
+    weights_file: str | None = option(None, "start from a local file of weights, .safetensors or .pth")
+    drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule."""
+
+    name: str = option("adamw", "optimiser", choices=("sgd", "adamw"))
+    lr: float = option(1e-3, "learning rate, at its peak", above=0.0)
+    weight_decay: float = option(0.05, "weight decay", low=0.0)
+    momentum: float = option(0.9, "momentum (sgd)", low=0.0, high=0.999)
+    schedule: str = option("one_cycle", "learning-rate schedule, by step", choices=("constant", "one_cycle"))
+    warmup: float = option(0.25, "share of the steps in which the rate rises (one_cycle)", above=0.0, high=0.99)
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's own names, and what decides the best epoch."""
+
+    max_epochs: int = option(20, "epochs", low=1)
+    accelerator: str = option("auto", "device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    devices: Any = option("auto", "how many devices, or which")
+    precision: str = option(
+        "auto",
+        "arithmetic; auto is bf16-mixed where the hardware computes bf16 faster",
+        choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
+    )
+    accumulate_grad_batches: int = option(1, "batches an optimiser step", low=1)
+    gradient_clip_val: float | None = option(None, "largest norm of the gradient", above=0.0)
+    limit_train_batches: int | None = option(None, "batches an epoch at most, to try something out", low=1)
+    monitor: str = option(
+        "val/loss", "what the best epoch is best at", choices=("val/loss", "val/auroc", "val/accuracy")
+    )
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = option(
+        "auto",
+        "auto is online when logged in, else offline",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    project: str = option("osteo", "project")
+    entity: str | None = option(None, "team or user; null for your default")
+    group: str | None = option(None, "group of the run; null for the sweep's name")
+    tags: list[str] = option([], "tags of the run")
+
+
+@dataclass
+class LoggerConfig:
+    """Where curves and results go beside the run record."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class Config:
+    """Everything that a training run can be told."""
+
+    seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
+    output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
+    experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Refuses the first value outside what its option allows.
+
+    Raises:
+        UserError: one line that names the key, the value and what is allowed.
+    """
+    names = [entry.name for entry in fields(config)]
+    if extra := [name for name in vars(config) if name not in names]:  # Hydra's +key=value adds keys
+        raise unknown("key", f"{prefix}{extra[0]}", names)
+    for entry in fields(config):
+        value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            check(value, f"{key}.")
+        elif value is not None and entry.metadata:
+            _check_value(key, value, entry.metadata)
+    if isinstance(config, Config):
+        _check_together(config)
+
+
+def _check_value(key: str, value: Any, allowed: Any) -> None:
+    low, high, above = allowed["low"], allowed["high"], allowed["above"]
+    if allowed["choices"] and value not in allowed["choices"]:
+        raise unknown(key, value, allowed["choices"])
+    if low is not None and not value >= low:
+        raise UserError(f"{key}={value} is too small; the smallest allowed is {low}")
+    if high is not None and not value <= high:
+        raise UserError(f"{key}={value} is too large; the largest allowed is {high}")
+    if above is not None and not value > above:
+        raise UserError(f"{key}={value} is too small; it must be above {above}")
+
+
+def _check_together(config: Config) -> None:
+    data, split, model = config.data, config.data.split, config.model
+    given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
+    used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
+    if given - used:
+        wrong = sorted(given - used)[0]
+        right = "data=folder" if wrong == "root" else "data=paper or data=clean"
+        raise UserError(f"data.{wrong} is not read by data={data.name}; it goes with {right}")
+    for key in sorted(used):
+        if not (place := getattr(data, key)):
+            raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip")
+        if not Path(place).expanduser().exists():
+            raise UserError(f"data.{key}={place}: no such file or folder")
+    if split.fold is not None and split.fold >= split.folds:
+        raise UserError(
+            f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
+            f" for data.split.folds={split.folds}"
+        )
+    if sum((split.file is not None, split.fold is not None, split.test_source is not None)) > 1:
+        raise UserError("only one of data.split.file, data.split.fold and data.split.test_source can be given")
+    if split.train + split.val >= 1.0:
+        raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
+    if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
+        raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
+    if model.pretrained and model.weights_file:
+        raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
+    if config.augment.val and config.augment.name != "paper":
+        raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")

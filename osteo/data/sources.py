@@ -1,0 +1,208 @@
+"""Reads archives as they were downloaded, a folder or a zip, and names every picture in them."""
+
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from osteo.errors import UserError
+
+CLASSES = {"normal": 0, "osteopenia": None, "osteoporosis": 1}
+"""Class folders and their label in the binary task; osteopenia lies between the two and has none."""
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "testing",
+}
+LARGEST_FILE = 512 * 2**20  # bytes; a radiograph of 50 million pixels at 16 bits has a fifth of this
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in an archive."""
+
+    name: str
+    stamp: str
+    """changes when the content does: size and time, or size and checksum"""
+    refused: str = ""
+    """why the file must not be opened, or empty"""
+
+
+class Archive(Protocol):
+    """A folder or a zip."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file, sorted by name, so that no order of a file system shows."""
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on disk."""
+
+    root: Path
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file below the folder."""
+        for path in sorted(self.root.rglob("*")):
+            if path.is_dir():
+                continue
+            name = path.relative_to(self.root).as_posix()
+            try:
+                status = path.stat()
+            except OSError:
+                yield Entry(name, "", "broken link")
+                continue
+            refused = "larger than 512 MiB" if status.st_size > LARGEST_FILE else ""
+            yield Entry(name, f"{status.st_size}:{status.st_mtime_ns}", refused)
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return (self.root / name).read_bytes()
+
+
+@dataclass(frozen=True)
+class Zip:
+    """A zip file, read in place: nothing is ever unpacked to a path that the zip names."""
+
+    root: Path
+
+    def entries(self) -> Iterator[Entry]:
+        """Every file in the zip; links, encrypted files, bombs and escaping names are refused."""
+        with zipfile.ZipFile(self.root) as archive:
+            for entry in sorted(archive.infolist(), key=lambda info: info.filename):
+                if entry.is_dir():
+                    continue
+                name, refused = entry.filename.replace("\\", "/"), ""
+                if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match(r"[A-Za-z]:", name):
+                    refused = "name leaves the archive"
+                elif stat.S_ISLNK(entry.external_attr >> 16):
+                    refused = "link inside a zip"
+                elif entry.flag_bits & 1:
+                    refused = "encrypted"
+                elif entry.file_size > LARGEST_FILE:
+                    refused = "larger than 512 MiB"
+                yield Entry(entry.filename, f"{entry.file_size}:{entry.CRC}", refused)
+
+    def read(self, name: str) -> bytes:
+        """The content of one file, at most as long as the zip's index says."""
+        with zipfile.ZipFile(self.root) as archive, archive.open(name) as file:
+            return file.read(LARGEST_FILE)
+
+
+def open_archive(root: str, key: str) -> Archive:
+    """The folder or zip at `root`; `key` is the option that named it, for the error.
+
+    Raises:
+        UserError: nothing is there, or it is neither a folder nor a zip.
+    """
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise UserError(f"{key}={root}: no such file or folder")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{key}={root} is neither a folder nor a zip file")
+    return Zip(path)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture file as a source found it."""
+
+    image_id: str
+    """source/relative path, unique"""
+    source: str
+    name: str
+    """name inside its archive"""
+    path: str
+    """where it lies, as the user wrote it; a zip counts as a folder"""
+    class_name: str
+    patient: str
+    """pseudonym within the source, or empty where nothing is known"""
+    refused: str
+    """why the file must not be opened, or empty"""
+
+
+@dataclass
+class Source:
+    """A data set: its pictures, what else lay there, and how to read one."""
+
+    pictures: list[Picture]
+    strays: list[str] = field(default_factory=list)
+    """files that are no picture of a known class"""
+    read: Callable[[str], bytes] = field(repr=False, default=lambda _: b"")
+    stamp: str = ""
+    """changes when a picture is added, removed or changed"""
+
+
+def class_of(name: str) -> str | None:
+    """The class named by the nearest folder above a file, in any case and depth, or None."""
+    for part in reversed(PurePosixPath(name).parts[:-1]):
+        if (folded := part.strip().casefold()) in CLASSES:
+            return folded
+    return None
+
+
+def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str], str] = lambda _: "") -> Source:
+    """Finds the pictures of an archive by its class folders.
+
+    Args:
+        source: name of the source, the first part of every image_id.
+        root: folder or zip.
+        key: option that named it, for errors.
+        patient_of: gives the patient from a name inside the archive.
+
+    Raises:
+        UserError: the archive cannot be opened.
+    """
+    archive = open_archive(root, key)
+    found = Source([], read=archive.read)
+    stamps = []
+    for entry in archive.entries():
+        name, path = entry.name, PurePosixPath(entry.name)
+        class_name = class_of(name)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        if class_name is None or hidden or path.suffix.lower() not in PICTURES:
+            found.strays.append(name)
+            continue
+        found.pictures.append(
+            Picture(
+                image_id=f"{source}/{name}",
+                source=source,
+                name=name,
+                path=f"{root.rstrip('/')}/{name}",
+                class_name=class_name,
+                patient=patient_of(name),
+                refused=entry.refused,
+            )
+        )
+        stamps.append(f"{found.pictures[-1].path}:{entry.stamp}")
+    found.stamp = "\n".join(stamps)
+    return found
+
+
+def read_mendeley(root: str) -> Source:
+    """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture a patient, whose id is the file's stem."""
+    return read_source("mendeley", root, "data.mendeley", patient_of=lambda name: PurePosixPath(name).stem.upper())
+
+
+def read_kaggle(root: str) -> Source:
+    """The Kaggle archive stevepython/osteoporosis-knee-xray-dataset: nothing is known of its patients."""
+    return read_source("kaggle", root, "data.kaggle")
+
+
+def read_folder(root: str) -> Source:
+    """Any folder or zip with class folders."""
+    return read_source("folder", root, "data.root")

@@ -1,0 +1,141 @@
+"""Hold-out and k-fold splits that never cut through a group, and look the same on every machine."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from osteo.data.manifest import SPLITS
+from osteo.errors import UserError, unknown
+
+
+class Plan(Protocol):
+    """How to split, as `SplitConfig` says it."""
+
+    seed: int
+    fold: int | None
+    folds: int
+    grouped: bool
+    train: float
+    val: float
+    stratify: list[str]
+    file: str | None
+    test_source: str | None
+
+
+def assign_splits(manifest: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """The manifest with train, val or test in `split` for every row that is not excluded.
+
+    Raises:
+        UserError: a split or a class within it would be empty, or the split file does not fit the pictures.
+    """
+    usable = manifest[manifest["split"] != "excluded"]
+    if plan.file:
+        chosen = _from_file(usable, Path(plan.file).expanduser())
+    elif plan.test_source:
+        if plan.test_source not in set(usable["source"]):
+            raise unknown("data.split.test_source", plan.test_source, sorted(usable["source"].unique()))
+        rest = usable[usable["source"] != plan.test_source]
+        chosen = _train_and_val(rest, plan).reindex(usable.index, fill_value="test")
+    elif plan.fold is not None:
+        folds = deal(usable, [1.0] * plan.folds, plan)
+        rest = usable[folds != plan.fold]
+        chosen = _train_and_val(rest, plan).reindex(usable.index, fill_value="test")
+    else:
+        parts = deal(usable, [plan.train, plan.val, 1.0 - plan.train - plan.val], plan)
+        chosen = parts.map(dict(enumerate(SPLITS)))
+    split = manifest["split"].copy()
+    split[chosen.index] = chosen
+    _check_filled(manifest.assign(split=split))
+    return manifest.assign(split=split)
+
+
+def _train_and_val(rest: pd.DataFrame, plan: Plan) -> "pd.Series[str]":
+    return deal(rest, [plan.train, plan.val], plan).map(dict(enumerate(SPLITS)))
+
+
+def deal(pictures: pd.DataFrame, shares: Sequence[float], plan: Plan) -> "pd.Series[int]":
+    """Deals pictures into parts of these relative sizes, each with the same mix of strata, groups kept whole.
+
+    Every stratum's wanted count in a part is its share, rounded down for all parts but the last (the paper's rule)
+    when the shares differ, and to the nearest whole where all are equal. Groups are dealt largest first, within a
+    size in an order drawn from the seed, each to the part where it closes most of the gap. Single pictures come last
+    and so fill every gap exactly.
+
+    Returns:
+        The part of every picture, from 0 to len(shares) - 1, by the index of `pictures`.
+    """
+    strata = pictures[list(plan.stratify)].astype("string").agg("/".join, axis=1)
+    codes, names = pd.factorize(strata, sort=True)
+    totals = np.bincount(codes, minlength=len(names)).astype(float)
+    wanted = _targets(totals, np.asarray(shares, float))  # (strata, parts)
+    unit = pictures["group"] if plan.grouped else pictures["image_id"]
+    members: dict[str, list[int]] = {}
+    for position, key in enumerate(unit):
+        members.setdefault(key, []).append(position)
+    drawn = {key: hashlib.sha256(f"{plan.seed}:{key}".encode()).hexdigest() for key in members}
+    part = np.empty(len(pictures), np.int64)
+    missing = wanted.copy()
+    for key in sorted(members, key=lambda k: (-len(members[k]), drawn[k])):
+        counts = np.bincount(codes[members[key]], minlength=len(names)).astype(float)
+        # squared distance to the wanted counts after the group joined a part, less the distance before
+        cost = (counts[:, None] * (counts[:, None] - 2.0 * missing)).sum(axis=0)
+        best = int(np.argmin(np.round(cost, 9)))
+        part[members[key]] = best
+        missing[:, best] -= counts
+    return pd.Series(part, index=pictures.index)
+
+
+def _targets(totals: "np.ndarray[tuple[int], np.dtype[np.float64]]", shares: np.ndarray) -> np.ndarray:
+    """Whole numbers of pictures by stratum and part that add up to the totals.
+
+    Equal shares (folds) differ by at most one picture within a stratum, and what is left over of one stratum goes on
+    where that of the last one ended, so that fold sizes differ by at most one too. Otherwise every part but the last
+    is rounded down, as in the paper.
+    """
+    shares = shares / shares.sum()
+    exact = np.outer(totals, shares)
+    wanted = np.floor(exact + 1e-9)
+    left = (totals - wanted.sum(axis=1)).astype(int)
+    if np.allclose(shares, shares[0]):
+        start = 0
+        for stratum, count in enumerate(left):
+            wanted[stratum, [(start + i) % len(shares) for i in range(count)]] += 1
+            start += int(count)
+    else:
+        wanted[:, -1] += left
+    return wanted
+
+
+def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
+    if not path.is_file():
+        raise UserError(f"data.split.file={path.name}: no such file")
+    table = pd.read_csv(path, dtype="string")
+    if missing := {"image_id", "split"} - set(table.columns):
+        raise UserError(
+            f"data.split.file={path.name} lacks the column {sorted(missing)[0]}; it needs image_id and split"
+        )
+    given = table.drop_duplicates("image_id").set_index("image_id")["split"]
+    if wrong := sorted(set(given.dropna()) - {*SPLITS, "excluded"}):
+        raise unknown("split", wrong[0], (*SPLITS, "excluded"))
+    chosen = usable["image_id"].map(given)
+    if chosen.isna().any():
+        example = usable.loc[chosen.isna(), "image_id"].iloc[0]
+        raise UserError(
+            f"data.split.file={path.name} has no row for {int(chosen.isna().sum())} pictures, {example} first"
+        )
+    return chosen
+
+
+def _check_filled(manifest: pd.DataFrame) -> None:
+    for split in SPLITS:
+        labels = manifest.loc[manifest["split"] == split, "label"]
+        for label, name in ((0, "normal"), (1, "osteoporosis")):
+            if not (labels == label).any():
+                raise UserError(
+                    f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"
+                    " use more pictures, other shares (data.split.train, data.split.val) or fewer folds"
+                )

@@ -1,0 +1,159 @@
+"""Every picture decoded once: square, grey, eight bits, in one memory-mapped file beside its CLAHE twin."""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image, ImageOps
+
+from osteo.data.manifest import explain, header
+from osteo.files import whole
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the pixels: raise it when decode, square or clahe change what they return
+CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
+
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Pictures by content.
+
+    `pictures` is uint8, (2, N, S, S): plane 0 the pictures, plane 1 their CLAHE twins. It is mapped copy-on-write,
+    so that pages are shared between processes and nothing is read before it is used.
+    """
+
+    pictures: Grey
+    rows: dict[str, int]
+    """row of a picture by the SHA-256 of its file"""
+    unreadable: dict[str, str]
+    """reason by SHA-256, for files that a full decode refused"""
+
+
+def open_store(
+    manifest: pd.DataFrame, read: Callable[[str], bytes], folder: Path, *, image_size: int, fit: str
+) -> Store:
+    """Opens the store of these pictures, and builds it first where it is missing.
+
+    The name of the store is a hash of the pictures' content and of how they are decoded. It is built aside and
+    renamed, so that two processes may build it at once, and a killed one leaves nothing behind that could be opened.
+
+    Args:
+        manifest: its rows with a `split` other than "excluded" are kept, each content once.
+        read: gives the bytes of a picture by its image_id.
+        folder: where stores are kept.
+        image_size: S, in pixels.
+        fit: "pad" or "resize".
+    """
+    kept = manifest[manifest["split"] != "excluded"].drop_duplicates("sha256").sort_values("sha256")
+    recipe = f"{VERSION}:{image_size}:{fit}:{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}:{','.join(kept['sha256'])}"
+    place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
+    if not place.is_dir():
+        log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
+        with whole(place) as aside:
+            _build(kept, read, aside, image_size=image_size, fit=fit)
+    index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+    pictures = np.load(place / "pictures.npy", mmap_mode="c")
+    return Store(pictures, {sha: row for row, sha in enumerate(index["sha256"])}, index["unreadable"])
+
+
+def _build(kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, image_size: int, fit: str) -> None:
+    place.mkdir()
+    shape = (2, len(kept), image_size, image_size)
+    pictures = np.lib.format.open_memmap(place / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+    def work(item: tuple[int, str]) -> str:
+        row, image_id = item
+        try:
+            picture = square(decode(read(image_id), image_size), image_size, fit)
+        except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
+            return explain(error)
+        pictures[0, row], pictures[1, row] = picture, clahe(picture)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        reasons = list(pool.map(work, enumerate(kept["image_id"])))
+    pictures.flush()
+    unreadable = {sha: reason for sha, reason in zip(kept["sha256"], reasons, strict=True) if reason}
+    index = {"sha256": list(kept["sha256"]), "unreadable": unreadable}
+    (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def decode(content: bytes, size: int = 0) -> Grey:
+    """Decodes a picture file to eight-bit grey, (H, W), upright.
+
+    Plain JPEG and PNG files take OpenCV's path, and a JPEG is decoded at a half, a quarter or an eighth where that
+    still leaves twice `size` pixels on its shorter side. Everything rarer takes Pillow's: palettes, transparency
+    (over black), CMYK, one bit; 16-bit and float pictures are stretched from their darkest to their brightest pixel,
+    so that they keep their contrast. Of an animation, the first frame counts.
+
+    Raises:
+        OSError, ValueError: the file is no picture, is cut short or is too large.
+    """
+    width, height, kind, mode = header(content)
+    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
+    if end and mode in ("L", "RGB") and end in content[-65536:]:  # OpenCV fills what is cut off with grey, silently
+        flag = cv2.IMREAD_GRAYSCALE
+        if kind == "JPEG" and size:
+            shrink = max((f for f in (1, 2, 4, 8) if min(width, height) // f >= 2 * size), default=1)
+            flag = {
+                1: cv2.IMREAD_GRAYSCALE,
+                2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+                4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+                8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+            }[shrink]
+        grey = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+        if grey is not None:
+            return np.asarray(grey, np.uint8)
+    with Image.open(io.BytesIO(content)) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            return stretch(np.asarray(image, np.float32))
+        if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        return np.asarray(image.convert("RGB").convert("L"), np.uint8)
+
+
+def stretch(values: npt.NDArray[np.float32]) -> Grey:
+    """Maps the darkest pixel to 0 and the brightest to 255.
+
+    Raises:
+        ValueError: a pixel is not finite.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("pixels that are not finite")
+    return np.round((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def square(grey: Grey, size: int, fit: str) -> Grey:
+    """Makes a picture size x size: "resize" stretches it, "pad" keeps its proportions between black borders."""
+    height, width = grey.shape
+    if fit == "resize":
+        new_height = new_width = size
+    else:
+        longest = max(height, width)
+        new_height, new_width = (max(1, round(side * size / longest)) for side in (height, width))
+    shrinking = new_height * new_width < height * width
+    resized = cv2.resize(grey, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    canvas = np.zeros((size, size), np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = resized
+    return canvas
+
+
+def clahe(grey: Grey) -> Grey:
+    """Contrast-limited adaptive histogram equalisation, clip limit 2 and 8 x 8 tiles, as OpenCV computes it."""
+    return np.asarray(cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES).apply(grey), np.uint8)

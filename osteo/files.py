@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` to write a file or a folder to; on success it becomes `path`, else it is removed.
+
+    A folder that another process finished meanwhile is kept, and ours dropped: both were made from the same input.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    inner = aside / path.name
+    try:
+        yield inner
+        if inner.is_dir():
+            try:
+                inner.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        else:
+            inner.replace(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, in UTF-8."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole; NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a CSV file whole, without an index column, floats to full precision."""
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def cache_dir(setting: str | None) -> Path:
+    """Where stores, manifests and phantom archives are kept: the setting, else $OSTEO_CACHE, else ~/.cache/osteo."""
+    return Path(setting or os.environ.get("OSTEO_CACHE") or "~/.cache/osteo").expanduser()

@@ -1,0 +1,61 @@
+"""What a run computes on, chosen after a look at the machine."""
+
+from typing import Any, Protocol
+
+import torch
+
+from osteo.errors import UserError
+
+
+class Wishes(Protocol):
+    """What was asked for, as `TrainerConfig` says it."""
+
+    accelerator: str
+    devices: Any
+    precision: str
+
+
+def choose_accelerator(wishes: Wishes) -> str:
+    """The accelerator to use: cuda, mps or cpu.
+
+    Raises:
+        UserError: it is not there, or has fewer devices than asked for.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wishes.accelerator == "auto":
+        chosen = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    elif wishes.accelerator == "gpu":
+        chosen = next((name for name in ("cuda", "mps") if there[name]), "cuda")
+    else:
+        chosen = wishes.accelerator
+    if not there[chosen]:
+        raise UserError(
+            f"trainer.accelerator={wishes.accelerator}, but this machine shows no {chosen.upper()} device;"
+            " use trainer.accelerator=cpu or auto"
+        )
+    _check_devices(wishes.devices, torch.cuda.device_count() if chosen == "cuda" else None)
+    return chosen
+
+
+def _check_devices(devices: Any, present: int | None) -> None:
+    allowed = "auto, a number from 1, or a list such as [0,1]"
+    numbers = devices if isinstance(devices, list) else [devices]
+    if devices != "auto" and not (numbers and all(isinstance(n, int) and n >= 0 for n in numbers) and devices != 0):
+        raise UserError(f"trainer.devices={devices} is not allowed; give {allowed}")
+    wanted = len(devices) if isinstance(devices, list) else devices
+    if present is not None and devices != "auto" and wanted > present:
+        raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")
+
+
+def choose_precision(wishes: Wishes, accelerator: str) -> str:
+    """The arithmetic to use: what was asked for, or bf16 where the hardware multiplies it faster than float32."""
+    if wishes.precision != "auto":
+        return wishes.precision
+    if accelerator == "cuda":
+        fast = torch.cuda.get_device_capability() >= (8, 0)
+    elif accelerator == "cpu":
+        # torch has no public question for this; both names are there since torch 2.4
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"

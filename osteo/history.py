@@ -1,0 +1,64 @@
+"""The curves of a run, a row an epoch, and the progress bar."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+log = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """Collects loss, metrics, learning rate and seconds of every epoch and hands them on when it has ended.
+
+    Args:
+        write: gets all rows so far.
+        tell: gets the newest row.
+    """
+
+    def __init__(
+        self, write: Callable[[Sequence[Mapping[str, float]]], None], tell: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._write, self._tell = write, tell
+        self._since = self._lr = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock and notes the learning rate of the epoch's first step."""
+        self._since = time.perf_counter()
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validation has run by now: Lightning runs it inside the training epoch."""
+        values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": round(time.perf_counter() - self._since, 3),
+            "lr": self._lr,
+            **values,
+        }
+        self.rows.append(row)
+        self._write(self.rows)
+        self._tell(row)
+        log.debug("epoch %d: %s", row["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+class EpochBar(TQDMProgressBar):
+    """Lightning's bar, one line an epoch; in a file or a pipe it is drawn only when an epoch ends."""
+
+    def __init__(self) -> None:
+        # drawing the bar at every step costs more than a small step
+        super().__init__(refresh_rate=5 if sys.stderr.isatty() else sys.maxsize, leave=True)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No second bar: validation is a fraction of an epoch."""
+        return Tqdm(disable=True)
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """No bar: predictions take seconds."""
+        return Tqdm(disable=True)

@@ -1,0 +1,113 @@
+"""How a network learns: one step, three thin hooks."""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from osteo.errors import UserError
+from osteo.metrics import training_metrics
+from osteo.network import Network
+
+
+class Batch(Protocol):
+    """What a step needs of a batch."""
+
+    @property
+    def pictures(self) -> Tensor:
+        """Float (B, 1, S, S) in [0, 1]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Float (B,), 0 normal, 1 osteoporosis."""
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 (B,), which pictures these are."""
+
+
+class Predicted(NamedTuple):
+    """Logits of a batch of pictures."""
+
+    rows: Tensor
+    logits: Tensor
+
+
+class Classifier(LightningModule):
+    """Binary cross-entropy on one logit.
+
+    Args:
+        network: arguments of `Network`, plain values.
+        optimizer: the fields of `OptimizerConfig`, plain values.
+
+    Raises:
+        UserError: the network cannot be built, or the loss stops being finite.
+    """
+
+    def __init__(self, network: dict[str, Any], optimizer: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters({"network": network, "optimizer": optimizer})
+        self.network = Network(**network).to(memory_format=torch.channels_last)
+        self.train_metrics = training_metrics().clone(prefix="train/")
+        self.val_metrics = training_metrics().clone(prefix="val/")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
+        logits: Tensor = self.network(pictures.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        logits = self(batch.pictures).float()
+        loss = binary_cross_entropy_with_logits(logits, batch.labels)
+        metrics = self.train_metrics if stage == "train" else self.val_metrics
+        metrics.update(logits.detach().sigmoid(), batch.labels.long())
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch.labels)}
+        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, **epoch)
+        self.log_dict(metrics, prog_bar=stage == "val", **epoch)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a training batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Follows loss and metrics of a validation batch."""
+        self._step(batch, "val")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predicted:
+        """The logits of a batch, float32 on the CPU."""
+        return Predicted(batch.rows.cpu(), self(batch.pictures).float().cpu())
+
+    def on_train_epoch_end(self) -> None:
+        """A loss that is not finite ends the run."""
+        if not bool(torch.isfinite(self.trainer.callback_metrics["train/loss"])):
+            raise UserError(
+                f"the training loss is not finite in epoch {self.current_epoch}; lower optimizer.lr,"
+                " set trainer.gradient_clip_val, or use trainer.precision=32-true"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser; biases and norms are not decayed; the schedule moves by step."""
+        chosen = self.hparams["optimizer"]
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        for parameter in self.network.parameters():
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+        groups = [{"params": decayed, "weight_decay": chosen["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
+        optimizer: torch.optim.Optimizer
+        if chosen["name"] == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=chosen["lr"], momentum=chosen["momentum"], fused=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=chosen["lr"], fused=True)
+        if chosen["schedule"] == "constant":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=chosen["lr"],
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=chosen["warmup"],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,139 @@
+"""The run record: everything that later steps need, written whole, read back with types."""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from osteo.errors import UserError
+from osteo.files import write_json, write_table, write_text
+
+LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    directory: Path
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.directory / "checkpoints" / "best.ckpt"
+
+    def start(self, config_yaml: str) -> None:
+        """Marks the run as running and keeps its configuration.
+
+        Raises:
+            UserError: the directory holds a run already, or cannot be written.
+        """
+        if (self.directory / "status.json").exists():
+            raise UserError(f"{shown(self.directory)} holds a run already; choose another output_dir")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_text(self.directory / "config.yaml", config_yaml)
+            self.set_status("running")
+        except OSError as error:
+            raise UserError(f"output_dir {shown(self.directory)} cannot be written: {error.strerror}") from error
+
+    def set_status(self, state: str, error: str | None = None) -> None:
+        """Writes status.json: running, done or failed, and the error of a failed run."""
+        write_json(self.directory / "status.json", {"state": state, "error": error})
+
+    def status(self) -> dict[str, Any]:
+        """What status.json says."""
+        return self.read_json("status.json")
+
+    def write_manifest(self, manifest: pd.DataFrame) -> None:
+        """Keeps the manifest with its splits."""
+        write_table(self.directory / "manifest.csv", manifest)
+
+    def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Keeps the curves, a row an epoch."""
+        write_table(self.directory / "history.csv", pd.DataFrame(list(rows)))
+
+    def write_predictions(self, predictions: pd.DataFrame) -> None:
+        """Keeps the predictions on validation and test pictures."""
+        write_table(self.directory / "predictions.csv", predictions)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Keeps the metrics, named as in test/accuracy."""
+        write_json(self.directory / "metrics.json", dict(metrics))
+
+    def write_environment(self, **facts: Any) -> None:
+        """Keeps versions and hardware, and the given facts; no name of the machine or its user."""
+        write_json(self.directory / "environment.json", {**environment(), **facts})
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the JSON files of the record."""
+        content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
+        return content
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """One of the CSV files of the record."""
+        return pd.read_csv(self.directory / name)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes, and the machine's kind."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = ""
+    return {
+        "osteo": version("osteo"),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "libraries": versions,
+    }
+
+
+def shown(path: Path) -> str:
+    """A path as it may be shown: relative to the working directory where it lies below, else as it is."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def runs_of(sweep: Path) -> list[Run]:
+    """The runs of a sweep, or the single run, in the order of their numbers."""
+    if (sweep / "status.json").exists():
+        return [Run(sweep)]
+    found = [path.parent for path in sweep.glob("*/status.json")]
+    return [Run(path) for path in sorted(found, key=lambda path: (not path.name.isdigit(), path.name.zfill(9)))]
+
+
+def leaderboard(sweep: Path) -> pd.DataFrame:
+    """One row a finished run, the best test AUROC first.
+
+    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, the metrics as test/..., seconds.
+    """
+    rows = []
+    for run in runs_of(sweep):
+        if run.status()["state"] != "done":
+            continue
+        metrics, facts = run.read_json("metrics.json"), run.read_json("environment.json")
+        rows.append(
+            {"run": run.directory.name}
+            | {key: facts[key] for key in ("backbone", "seed", "fold", "parameters", "epochs", "best_epoch")}
+            | {
+                name: value
+                for name, value in metrics.items()
+                if name.startswith("test/") and not isinstance(value, list)
+            }
+            | {"seconds": facts["seconds"]}
+        )
+    table = pd.DataFrame(rows)
+    if rows:
+        table = table.sort_values("test/auroc", ascending=False, kind="stable").reset_index(drop=True)
+    return table

@@ -1,0 +1,85 @@
+"""What the terminal shows at the end of a run or a sweep."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from osteo.files import write_table
+from osteo.runs import leaderboard, runs_of, shown
+
+HEADINGS = {
+    "backbone": "backbone",
+    "seed": "seed",
+    "fold": "fold",
+    "parameters": "parameters",
+    "epochs": "epochs",
+    "test/accuracy": "accuracy",
+    "test/precision_macro": "precision",
+    "test/recall_macro": "recall",
+    "test/f1_macro": "F1",
+    "test/auroc": "AUROC",
+    "test/sensitivity": "sensitivity",
+    "test/specificity": "specificity",
+    "seconds": "seconds",
+}
+
+
+def show_runs(directory: Path) -> bool:
+    """Prints a table of finished runs and one of failed ones; writes leaderboard.csv for a sweep.
+
+    Returns:
+        Whether every run is done.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    runs = runs_of(directory)
+    board = leaderboard(directory)
+    is_sweep = not (directory / "status.json").exists()
+    if is_sweep:
+        write_table(directory / "leaderboard.csv", board)
+    if len(board):
+        console.print(results_table(board))
+        console.print("[dim]precision, recall and F1 are macro averages; test split; threshold 0.5[/dim]")
+    failed = {run.directory.name: run.status() for run in runs if run.status()["state"] != "done"}
+    if failed:
+        table = Table("run", "state", "error", title="not done", title_justify="left")
+        for name, status in failed.items():
+            table.add_row(name, status["state"], status["error"] or "")
+        console.print(table)
+    place = shown(directory)
+    if is_sweep:
+        lines = [f"records      {place}/<run>/", f"leaderboard  {place}/leaderboard.csv"]
+    else:
+        lines = [f"record       {place}/"]
+    if (directory / "wandb").is_dir():
+        lines += [f"compare      wandb leet {place}/wandb", f"upload       wandb sync {place}/wandb/offline-run-*"]
+    console.print("\n".join(lines), soft_wrap=True)
+    return bool(runs) and not failed
+
+
+def results_table(board: pd.DataFrame) -> Table:
+    """The leaderboard as a terminal table; columns that say the same in every row are left out."""
+    wanted = {key: title for key, title in HEADINGS.items() if key in board}
+    for key in ("seed", "fold"):
+        if key in wanted and board[key].nunique(dropna=False) == 1:
+            del wanted[key]
+    table = Table()
+    for title in wanted.values():
+        table.add_column(title, justify="left" if title == "backbone" else "right", no_wrap=True)
+    for _, row in board.iterrows():
+        table.add_row(*(_cell(key, row[key]) for key in wanted))
+    return table
+
+
+def _cell(key: str, value: object) -> str:
+    if value is None or pd.isna(value):  # type: ignore[call-overload]
+        return "-"
+    if key.startswith("test/"):
+        return f"{value:.3f}"
+    if key == "parameters":
+        return f"{float(str(value)) / 1e6:.1f} M"
+    if key == "seconds":
+        return f"{value:.0f}"
+    return str(int(value)) if isinstance(value, float) else str(value)

@@ -1,0 +1,227 @@
+"""Archives as they come: folders and zips, class folders in any case and depth, and files that are no pictures."""
+
+import io
+import stat
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from osteo.config import DataConfig
+from osteo.data.manifest import COLUMNS, build_manifest, clean, duplicates, exclude
+from osteo.data.prepare import prepare
+from osteo.data.sources import read_folder, read_kaggle, read_mendeley
+from osteo.errors import UserError
+
+
+def png(value: int, size: tuple[int, int] = (40, 50)) -> bytes:
+    noise = np.random.default_rng(value).integers(0, 255, size, dtype=np.uint8)
+    return bytes(cv2.imencode(".png", noise)[1])
+
+
+def write(root: Path, **files: bytes) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def zipped(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder.parent).as_posix())
+    return target
+
+
+def test_class_folders_are_found_in_any_case_and_depth(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "knees",
+        **{
+            "deep/Normal/a.PNG": png(1),
+            "OSTEOPOROSIS/b.jpeg": png(2),
+            "osteoporosis/more/c.png": png(3),
+            "Osteopenia /d.png": png(4),
+            "normal/notes.txt": b"text",
+            "other/e.png": png(5),
+            "__MACOSX/normal/f.png": png(6),
+            "normal/.hidden.png": png(7),
+        },
+    )
+    found = read_folder(str(root))
+    assert {(p.name, p.class_name) for p in found.pictures} == {
+        ("deep/Normal/a.PNG", "normal"),
+        ("OSTEOPOROSIS/b.jpeg", "osteoporosis"),
+        ("osteoporosis/more/c.png", "osteoporosis"),
+        ("Osteopenia /d.png", "osteopenia"),
+    }
+    assert sorted(found.strays) == [
+        "__MACOSX/normal/f.png", "normal/.hidden.png", "normal/notes.txt", "other/e.png",
+    ]  # fmt: skip
+
+
+def test_a_zip_reads_like_its_folder(archives: Path, tmp_path: Path) -> None:
+    zip_path = zipped(archives / "kaggle", tmp_path / "K.zip")
+    folder, archive = read_kaggle(str(archives / "kaggle")), read_kaggle(str(zip_path))
+    one = build_manifest({"kaggle": folder}, tmp_path / "a")
+    two = build_manifest({"kaggle": archive}, tmp_path / "b")
+    assert list(one["sha256"]) == list(two["sha256"])
+    assert list(one.columns) == list(COLUMNS)
+    assert two["path"].str.startswith(f"{zip_path}/kaggle/").all()
+    assert one["class_name"].value_counts().to_dict() == {"normal": 14, "osteoporosis": 14}
+
+
+def test_mendeley_pictures_carry_their_patient(archives: Path, tmp_path: Path) -> None:
+    table = build_manifest({"mendeley": read_mendeley(str(archives / "mendeley"))}, tmp_path)
+    assert set(table["patient"]) == {*(f"N{i}" for i in range(1, 7)), *(f"OS{i}" for i in range(1, 7)), "OP1", "OP2"}
+    left_out = table[table["split"] == "excluded"]
+    assert set(left_out["class_name"]) == {"osteopenia"}
+    assert left_out["label"].isna().all()
+
+
+def test_the_ready_made_split_of_the_kaggle_archive_is_not_counted_twice(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        **{
+            "normal/1.png": png(1),
+            "normal/2.png": png(2),
+            "normal/2 copy.png": png(2),
+            "osteoporosis/3.png": png(3),
+            "train/normal/1.png": png(1),
+            "test/osteoporosis/3.png": png(3),
+            "test/osteoporosis/1.png": png(1),
+            "test/osteoporosis/4.png": png(4),
+        },
+    )
+    table = build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path / "cache")
+    repeated = table[table["reason"] == "repeated in a ready-made split folder"]
+    assert set(repeated["image_id"]) == {"kaggle/train/normal/1.png", "kaggle/test/osteoporosis/3.png"}
+    same, contradictory = duplicates(table)
+    assert same == [
+        ["kaggle/normal/1.png", "kaggle/test/osteoporosis/1.png"],
+        ["kaggle/normal/2 copy.png", "kaggle/normal/2.png"],
+    ]
+    assert contradictory == [["kaggle/normal/1.png", "kaggle/test/osteoporosis/1.png"]]
+    kept = clean(table)
+    assert set(kept.loc[kept["split"] != "excluded", "image_id"]) == {
+        "kaggle/normal/2 copy.png", "kaggle/osteoporosis/3.png", "kaggle/test/osteoporosis/4.png",
+    }  # fmt: skip
+
+
+def test_a_hostile_zip_is_never_followed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("normal/a.png", "normal/b.png", "osteoporosis/c.png"):
+            archive.writestr(name, png(ord(name[-5])))
+        archive.writestr("normal/../../evil/normal/x.png", png(8))
+        archive.writestr("/abs/normal/y.png", png(9))
+        link = zipfile.ZipInfo("normal/link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    table = build_manifest({"folder": read_folder(str(path))}, tmp_path / "cache").set_index("image_id")
+    assert table["reason"].to_dict() == {
+        "folder//abs/normal/y.png": "name leaves the archive",
+        "folder/normal/../../evil/normal/x.png": "name leaves the archive",
+        "folder/normal/a.png": "",
+        "folder/normal/b.png": "",
+        "folder/normal/link.png": "link inside a zip",
+        "folder/osteoporosis/c.png": "",
+    }
+    assert not (tmp_path / "evil").exists()
+
+
+def test_an_encrypted_zip_entry_is_set_aside(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("normal/a.png", png(1))
+        archive.writestr("osteoporosis/b.png", png(2))
+    raw = bytearray(content.getvalue())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # flag the first entry as encrypted, in both headers
+        raw[raw.index(mark) + offset] |= 1
+    path = tmp_path / "locked.zip"
+    path.write_bytes(raw)
+    table = build_manifest({"folder": read_folder(str(path))}, tmp_path / "cache")
+    assert list(table["reason"]) == ["encrypted", ""]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no pictures in class folders; expected folders named normal and osteoporosis"),
+        ({"normal/a.png": png(1)}, "has no pictures of class osteoporosis; found only: normal"),
+        ({"osteoporosis/a.png": png(1)}, "has no pictures of class normal; found only: osteoporosis"),
+    ],
+)
+def test_a_missing_class_is_one_line(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    write(tmp_path / "data", **{"x.txt": b"", **files})
+    with pytest.raises(UserError, match=message) as caught:
+        build_manifest({"folder": read_folder(str(tmp_path / "data"))}, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_there_and_no_zip(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_folder(str(tmp_path / "nowhere"))
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(UserError, match="is neither a folder nor a zip file"):
+        read_folder(str(tmp_path / "text.zip"))
+
+
+def test_unusable_files_are_named_once_and_the_rest_is_used(
+    tmp_path: Path, archives: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "mixed"
+    good = sorted((archives / "kaggle").rglob("*.*"))
+    for path in good:
+        write(root, **{f"{path.parent.name}/{path.name}": path.read_bytes()})
+    whole = png(77, (300, 300))
+    jpeg = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (200, 200), dtype=np.uint8)).save(jpeg, "JPEG")
+    write(
+        root,
+        **{
+            "normal/empty.png": b"",
+            "normal/text.jpg": b"not a picture at all",
+            "normal/cut.png": whole[: len(whole) // 2],
+            "normal/cut.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],
+        },
+    )
+    (root / "normal" / "gone.png").symlink_to(root / "nowhere.png")
+    config = DataConfig(name="folder", root=str(root), image_size=32)
+    with caplog.at_level("WARNING"):
+        manifest, store = prepare(config)
+    reasons = manifest[manifest["split"] == "excluded"].set_index("image_id")["reason"].to_dict()
+    assert set(reasons) == {f"folder/normal/{n}" for n in ("empty.png", "text.jpg", "cut.png", "cut.jpg", "gone.png")}
+    assert reasons["folder/normal/empty.png"] == "empty file"
+    assert reasons["folder/normal/text.jpg"] == "not a picture"
+    assert reasons["folder/normal/gone.png"] == "broken link"
+    assert "truncated" in reasons["folder/normal/cut.jpg"]
+    assert "truncated" in reasons["folder/normal/cut.png"]
+    assert len([r for r in caplog.records if "set aside" in r.message]) == 5
+    assert (manifest["split"] != "excluded").sum() == len(good)
+    config.strict = True
+    with pytest.raises(UserError, match="5 files cannot be used, folder/normal/cut.jpg first"):
+        prepare(config)
+
+
+def test_a_reason_given_first_stays(archives: Path, tmp_path: Path) -> None:
+    table = build_manifest({"kaggle": read_kaggle(str(archives / "kaggle"))}, tmp_path)
+    every = table["label"].notna()
+    once = exclude(table, table["label"] == 1, "first")
+    twice = exclude(once, every, "second")
+    assert twice["reason"].value_counts().to_dict() == {"first": 14, "second": 14}
+
+
+def test_the_manifest_is_read_back_unless_a_file_changes(archives: Path, tmp_path: Path) -> None:
+    root = tmp_path / "k"
+    for path in sorted((archives / "kaggle").rglob("*.*"))[::4]:
+        write(root, **{f"{path.parent.name}/{path.name}": path.read_bytes()})
+    first = build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path)
+    second = build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path)
+    assert first.equals(second)
+    assert len(list((tmp_path / "manifests").iterdir())) == 1
+    write(root, **{"normal/new.png": png(5)})
+    assert len(build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path)) == len(first) + 1

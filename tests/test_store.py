@@ -1,0 +1,193 @@
+"""Decoding, squaring and keeping pictures."""
+
+import io
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from osteo.config import DataConfig
+from osteo.data.manifest import header, typed
+from osteo.data.prepare import prepare
+from osteo.data.store import clahe, decode, open_store, square, stretch
+
+RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_every_mode_that_an_archive_may_hold_is_decoded_right() -> None:
+    grey = Image.fromarray(RAMP)
+    rgba = grey.convert("RGBA")
+    rgba.putalpha(Image.new("L", grey.size, 255))
+    exact = {
+        "L": encoded(grey, "PNG"),
+        "RGB": encoded(grey.convert("RGB"), "PNG"),
+        "LA": encoded(grey.convert("LA"), "PNG"),
+        "RGBA": encoded(rgba, "PNG"),
+        "P": encoded(grey.convert("P"), "PNG"),
+        "TIFF": encoded(grey, "TIFF"),
+        "BMP": encoded(grey, "BMP"),
+    }
+    for mode, content in exact.items():
+        assert np.array_equal(decode(content), RAMP), mode
+    for mode, content in {
+        "JPEG": encoded(grey, "JPEG", quality=95),
+        "JPEG RGB": encoded(grey.convert("RGB"), "JPEG", quality=95),
+        "CMYK": encoded(grey.convert("CMYK"), "JPEG", quality=95),
+        "WEBP": encoded(grey.convert("RGB"), "WEBP", quality=95),
+    }.items():
+        assert np.abs(decode(content).astype(int) - RAMP).mean() < 3, mode
+
+
+def test_transparency_lies_over_black() -> None:
+    image = Image.fromarray(RAMP).convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    assert decode(encoded(image, "PNG")).max() == 0
+
+
+def test_sixteen_bits_keep_their_contrast() -> None:
+    deep = (RAMP.astype(np.uint16) * 4) + 1000  # 12 bits of signal, far from both ends
+    decoded = decode(encoded(Image.fromarray(deep), "PNG"))
+    assert (int(decoded.min()), int(decoded.max())) == (0, 255)
+    assert np.abs(decoded.astype(int) - RAMP).max() <= 1
+
+
+def test_orientation_tag_is_obeyed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    turned = decode(encoded(Image.fromarray(RAMP), "JPEG", exif=exif, quality=95))
+    assert turned.shape == (64, 48)
+    assert np.abs(turned.astype(int) - np.rot90(RAMP, -1)).mean() < 3
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.fromarray(RAMP), Image.fromarray(255 - RAMP)]
+    decoded = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert np.abs(decoded.astype(int) - RAMP).max() <= 1
+
+
+def test_a_cut_picture_is_refused_not_filled_with_grey() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8))
+    for kind in ("PNG", "JPEG"):
+        content = encoded(noise, kind)
+        with pytest.raises(OSError, match="truncated|broken"):
+            decode(content[: len(content) * 2 // 3])
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    small = bytearray(encoded(Image.new("L", (8, 8)), "PNG"))
+    import struct
+    import zlib
+
+    small[16:24] = struct.pack(">II", 30000, 30000)
+    small[29:33] = struct.pack(">I", zlib.crc32(bytes(small[12:29])))
+    with pytest.raises(ValueError, match="more than 100 million pixels"):
+        header(bytes(small))
+
+
+def test_reduced_decoding_is_close_to_the_full_one() -> None:
+    rng = np.random.default_rng(0)
+    smooth = cv2.GaussianBlur(rng.integers(0, 255, (1600, 1200), dtype=np.uint8), (0, 0), 6)
+    content = encoded(Image.fromarray(cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)), "JPEG", quality=95)
+    fast, full = square(decode(content, 128), 128, "pad"), square(decode(content), 128, "pad")
+    assert np.abs(fast.astype(int) - full).mean() < 1.0
+
+
+def test_padding_keeps_proportions_and_resizing_does_not() -> None:
+    white = np.full((100, 50), 255, np.uint8)
+    padded = square(white, 64, "pad")
+    assert padded[:, :16].max() == 0
+    assert padded[:, 48:].max() == 0
+    assert padded[:, 16:48].min() == 255
+    assert square(white, 64, "resize").min() == 255
+
+
+def test_clahe_is_opencv_s() -> None:
+    picture = square(RAMP, 64, "resize")
+    assert np.array_equal(clahe(picture), cv2.createCLAHE(2.0, (8, 8)).apply(picture))
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        stretch(np.array([[0.0, np.nan]], np.float32))
+
+
+def pictures(count: int) -> tuple[pd.DataFrame, dict[str, bytes]]:
+    content = {f"s/{i}": encoded(Image.fromarray(np.roll(RAMP, i, 1)), "PNG") for i in range(count)}
+    rows = [{"image_id": name, "sha256": f"{i:064d}", "split": ""} for i, name in enumerate(content)]
+    return typed(pd.DataFrame(rows)), content
+
+
+def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
+    table, content = pictures(5)
+    reads: list[str] = []
+
+    def read(image_id: str) -> bytes:
+        reads.append(image_id)
+        return content[image_id]
+
+    first = open_store(table, read, tmp_path, image_size=32, fit="resize")
+    again = open_store(table.iloc[::-1], read, tmp_path, image_size=32, fit="resize")
+    assert len(reads) == 5
+    assert first.rows == again.rows
+    for i, name in enumerate(content):
+        expected = square(decode(content[name]), 32, "resize")
+        assert np.array_equal(again.pictures[0, again.rows[f"{i:064d}"]], expected)
+        assert np.array_equal(again.pictures[1, again.rows[f"{i:064d}"]], clahe(expected))
+    open_store(table, read, tmp_path, image_size=16, fit="resize")
+    assert len(list((tmp_path / "stores").iterdir())) == 2
+
+
+def test_two_builders_at_once_do_no_harm(tmp_path: Path) -> None:
+    table, content = pictures(6)
+    gate = threading.Barrier(2)
+    stores = []
+
+    def build() -> None:
+        def read(image_id: str) -> bytes:
+            if image_id == "s/0":
+                gate.wait(10)  # both are in the middle of building
+            return content[image_id]
+
+        stores.append(open_store(table, read, tmp_path, image_size=16, fit="pad"))
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(stores[0].pictures, stores[1].pictures)
+    assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [False]
+
+
+def test_a_killed_builder_leaves_nothing_that_could_be_opened(tmp_path: Path) -> None:
+    table, content = pictures(3)
+
+    def die(image_id: str) -> bytes:
+        if image_id == "s/2":
+            raise KeyboardInterrupt
+        return content[image_id]
+
+    with pytest.raises(KeyboardInterrupt):
+        open_store(table, die, tmp_path, image_size=16, fit="pad")
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+def test_real_archive_shape_gives_the_counts_of_the_paper(archives: Path) -> None:
+    config = DataConfig(name="paper", kaggle=str(archives / "kaggle"), mendeley=str(archives / "mendeley"), image_size=32)
+    manifest, store = prepare(config)
+    used = manifest[manifest["split"] != "excluded"]
+    assert used.groupby(["source", "class_name"]).size().to_dict() == {
+        ("kaggle", "normal"): 14, ("kaggle", "osteoporosis"): 14, ("mendeley", "normal"): 6, ("mendeley", "osteoporosis"): 6,
+    }  # fmt: skip
+    assert store.pictures.shape == (2, 40, 32, 32)
+    assert store.unreadable == {}
