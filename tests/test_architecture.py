@@ -60,6 +60,8 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_help_and_configuration_need_no_torch() -> None:
-    code = "import sys, osteo.cli, osteo.commands.train as t; print(sorted({'torch', 'wandb', 'timm'} & set(sys.modules)))"
+    code = (
+        "import sys, osteo.cli, osteo.commands.train as t; print(sorted({'torch', 'wandb', 'timm'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

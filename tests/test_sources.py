@@ -192,7 +192,7 @@ def test_unusable_files_are_named_once_and_the_rest_is_used(
     (root / "normal" / "gone.png").symlink_to(root / "nowhere.png")
     config = DataConfig(name="folder", root=str(root), image_size=32)
     with caplog.at_level("WARNING"):
-        manifest, store = prepare(config)
+        manifest, _ = prepare(config)
     reasons = manifest[manifest["split"] == "excluded"].set_index("image_id")["reason"].to_dict()
     assert set(reasons) == {f"folder/normal/{n}" for n in ("empty.png", "text.jpg", "cut.png", "cut.jpg", "gone.png")}
     assert reasons["folder/normal/empty.png"] == "empty file"
@@ -203,7 +203,7 @@ def test_unusable_files_are_named_once_and_the_rest_is_used(
     assert len([r for r in caplog.records if "set aside" in r.message]) == 5
     assert (manifest["split"] != "excluded").sum() == len(good)
     config.strict = True
-    with pytest.raises(UserError, match="5 files cannot be used, folder/normal/cut.jpg first"):
+    with pytest.raises(UserError, match=r"5 files cannot be used, folder/normal/cut.jpg first"):
         prepare(config)
 
 

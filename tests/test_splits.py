@@ -51,9 +51,7 @@ def test_every_picture_tests_in_exactly_one_fold_and_folds_are_alike(seed: int) 
     times = sum((fold["split"] == "test").astype(int) for fold in tested)
     assert (times == 1).all()
     for (source, label), count in PAPER.items():
-        sizes = [
-            int(((f["split"] == "test") & (f["source"] == source) & (f["label"] == label)).sum()) for f in tested
-        ]
+        sizes = [int(((f["split"] == "test") & (f["source"] == source) & (f["label"] == label)).sum()) for f in tested]
         assert max(sizes) - min(sizes) <= 1
         assert sum(sizes) == count
     totals = [int((fold["split"] == "test").sum()) for fold in tested]
@@ -101,7 +99,7 @@ def test_a_given_split_is_taken_as_it_is(tmp_path: object) -> None:
     with pytest.raises(UserError, match="split 'trian' is unknown; choose one of: train, val, test"):
         assign_splits(table, SplitConfig(file=path))
     drawn[["image_id", "split"]].iloc[2:].to_csv(path, index=False)
-    with pytest.raises(UserError, match="no row for 2 pictures, kaggle/0/0.png first"):
+    with pytest.raises(UserError, match=r"no row for 2 pictures, kaggle/0/0.png first"):
         assign_splits(table, SplitConfig(file=path))
 
 

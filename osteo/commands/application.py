@@ -161,7 +161,7 @@ def explain(error: Exception) -> str:
             if part not in known:
                 return str(unknown("key", ".".join(parts[: depth + 1]), known))
         return f"{match[1]}: {_first_line(cause or error)}"
-    if match := re.match(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not find '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         return str(unknown(group, name, sorted(path.stem for path in (CONF / group).glob("*.yaml"))))
     if match := re.match(r"Error merging override (\S+)", text):

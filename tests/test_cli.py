@@ -1,0 +1,161 @@
+"""What a user types, and what the terminal answers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def test_help_lists_the_commands(osteo: Callable) -> None:
+    done = osteo("--help")
+    assert done.code == 0
+    assert "train      train one model, or sweep many with -m" in done.out
+
+
+def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
+    assert osteo().code == 2
+    done = osteo("trian")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "osteo: command 'trian' is unknown; choose one of: train\n"
+
+
+def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
+    done = osteo("train", "--cfg", "job", "optimizer=sgd", "data.image_size=96")
+    assert done.code == 0
+    assert "image_size: 96" in done.out
+    assert "name: sgd" in done.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.lrr=1"], "key 'optimizer.lrr' is unknown; choose one of: name, lr, weight_decay"),
+        (["optimiser.lr=1"], "key 'optimiser' is unknown; choose one of: seed, output_dir, experiment, data"),
+        (["+extra=1"], "key 'extra' is unknown; choose one of: seed"),
+        (["trainer.max_epochs=ten"], "trainer.max_epochs=ten: Value 'ten' of type 'str' could not be converted"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 is too small; the smallest allowed is 1"),
+        (["model.pretrained=maybe"], "model.pretrained=maybe: Value 'maybe' is not a valid bool"),
+        (["optimizer=adam"], "optimizer 'adam' is unknown; choose one of: adamw, sgd"),
+        (["data=xray"], "data 'xray' is unknown; choose one of: clean, folder, paper, phantom"),
+        (["augment.name=mixup"], "augment.name 'mixup' is unknown; choose one of: online, paper"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator 'tpu' is unknown; choose one of: auto, cpu"),
+        (["trainer.precision=8"], "trainer.precision '8' is unknown; choose one of: auto, 32-true"),
+        (["optimizer.lr=0"], "optimizer.lr=0.0 is too small; it must be above 0.0"),
+        (["data.image_size=[1"], "cannot read 'data.image_size=[1' as key=value"),
+        (["data=folder"], "data=folder needs data.root=PATH, a folder or a zip"),
+        (["data=folder", "data.root=nowhere"], "data.root=nowhere: no such file or folder"),
+        (["data=paper", "data.kaggle=."], "data=paper needs data.mendeley=PATH"),
+        (["data.root=."], "data.root is not read by data=phantom; it goes with data=folder"),
+        (["data.split.fold=5"], "data.split.fold=5 is outside its range, 0 to 4 for data.split.folds=5"),
+        (["data.split.fold=-1"], "data.split.fold=-1 is too small; the smallest allowed is 0"),
+        (["data.split.train=0.9", "data.split.val=0.2"], "must add up to less than 1"),
+        (["data.split.stratify=[age]"], "data.split.stratify 'age' is unknown"),
+        (["model.pretrained=true", "model.weights_file=x.pth"], "exclude each other"),
+        (["augment.val=true"], "augment.val=true goes with augment=paper"),
+        (["trainer.devices=0"], "trainer.devices=0 is not allowed"),
+        (["seed=-1"], "seed=-1 is too small"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    osteo: Callable, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    done = osteo("train", *overrides)
+    assert done.code == 2
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith(f"osteo train: {message}") or message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.backbone=densenet12"], "model.backbone 'densenet12' is unknown among"),
+        (["model.backbone=densenet121", "data.image_size=16"], "data.image_size=16 does not fit"),
+        (["data.batch_size=500"], "data.batch_size=500 is larger than the training split of 1"),
+        (["model.weights_file=gone.pth"], "model.weights_file=gone.pth: no such file"),
+        (["data.root=one_class"], "has no pictures of class osteoporosis; found only: normal"),
+        (["data.root=empty"], "holds no pictures in class folders"),
+        (["trainer.accelerator=cuda"], "this machine shows no CUDA device; use trainer.accelerator=cpu or auto"),
+        (["data.split.file=gone.csv"], "data.split.file=gone.csv: no such file"),
+        (["data.split.test_source=mendeley"], "data.split.test_source 'mendeley' is unknown; choose one of: folder"),
+    ],
+)
+def test_a_mistake_found_later_is_one_line_too(
+    osteo: Callable,
+    tmp_path: Path,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one_class" / "normal").mkdir(parents=True)
+    (tmp_path / "one_class" / "normal" / "a.png").write_bytes(b"x")
+    before = sorted(tmp_path.rglob("*"))
+    done = osteo("train", *tiny, *overrides)
+    assert done.code == 2
+    assert done.err.count("\n") == 1, done.err
+    assert message in done.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_directory_is_never_overwritten(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
+    assert osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled")
+    assert done.code == 2
+    assert done.err == "osteo train: run holds a run already; choose another output_dir\n"
+    assert {p: p.read_bytes() for p in before if p.name != "train.log"} == {
+        p: c for p, c in before.items() if p.name != "train.log"
+    }
+    done = osteo("train", "-m", *tiny, "output_dir=run", "seed=0,1")
+    assert done.code == 2
+    assert "run holds runs already; choose another output_dir" in done.err
+
+
+def test_a_file_where_the_run_should_go(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    done = osteo("train", *tiny, "output_dir=taken/run")
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_completion_knows_commands_and_values(osteo: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", "osteo tr")
+    monkeypatch.setenv("COMP_POINT", "8")
+    assert osteo("-sc", "query=bash").out.split() == ["train"]
+    monkeypatch.setenv("COMP_LINE", "osteo train optimizer=")
+    monkeypatch.setenv("COMP_POINT", "22")
+    assert osteo("-sc", "query=bash").out.split() == ["optimizer=adamw", "optimizer=sgd"]
+
+
+def test_a_run_leaves_its_record(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
+    done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled", "trainer.max_epochs=2")
+    assert done.code == 0, done.err
+    names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json",
+        "status.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "train.log",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run/status.json").read_text()) == {"state": "done", "error": None}
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    wanted = "accuracy precision_macro recall_macro f1_macro auroc sensitivity specificity confusion_matrix"
+    assert {f"test/{name}" for name in wanted.split()} <= set(metrics)
+    import pandas as pd
+
+    history = pd.read_csv(tmp_path / "run/history.csv")
+    assert list(history["epoch"]) == [0, 1]
+    assert not history.isna().any().any()
+    predictions = pd.read_csv(tmp_path / "run/predictions.csv")
+    assert list(predictions.columns) == ["image_id", "source", "group", "split", "label", "logit", "probability"]
+    test = predictions[predictions["split"] == "test"]
+    right = ((test["probability"] > 0.5) == test["label"]).mean()
+    assert metrics["test/accuracy"] == pytest.approx(right, abs=1e-6)
+    assert "image_size=64" in (tmp_path / "run/train.log").read_text()
+    assert "wandb leet" not in done.out
+    assert "test_resnet" in done.out
