@@ -1,7 +1,6 @@
 """The curves of a run, a row an epoch, and the progress bar."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,13 +17,17 @@ class History(Callback):
     Args:
         write: gets all rows so far.
         tell: gets the newest row.
+        level: of the line that is logged an epoch.
     """
 
     def __init__(
-        self, write: Callable[[Sequence[Mapping[str, float]]], None], tell: Callable[[Mapping[str, float]], None]
+        self,
+        write: Callable[[Sequence[Mapping[str, float]]], None],
+        tell: Callable[[Mapping[str, float]], None],
+        level: int = logging.DEBUG,
     ) -> None:
         self.rows: list[dict[str, float]] = []
-        self._write, self._tell = write, tell
+        self._write, self._tell, self._level = write, tell, level
         self._since = self._lr = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,15 +48,15 @@ class History(Callback):
         self.rows.append(row)
         self._write(self.rows)
         self._tell(row)
-        log.debug("epoch %d: %s", row["epoch"], ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.log(self._level, "epoch %d: %s, %.1f s", row["epoch"], shown, row["seconds"])
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, one line an epoch; in a file or a pipe it is drawn only when an epoch ends."""
+    """Lightning's bar, for a terminal; one line an epoch."""
 
     def __init__(self) -> None:
-        # drawing the bar at every step costs more than a small step
-        super().__init__(refresh_rate=5 if sys.stderr.isatty() else sys.maxsize, leave=True)
+        super().__init__(refresh_rate=5, leave=True)  # drawing it at every step costs more than a small step
 
     def init_validation_tqdm(self) -> Tqdm:
         """No second bar: validation is a fraction of an epoch."""

@@ -1,11 +1,15 @@
 """Fixtures: small phantom archives, a cache of our own, and osteo called as a user would."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
 
 from osteo.data.phantom import write_archives
 
@@ -31,7 +35,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_CONFIG_DIR", str(folder / "wandb"))
         patch.setenv("WANDB_CACHE_DIR", str(folder / "wandb"))
         patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
 
 
@@ -58,6 +61,8 @@ def osteo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             main()
         except SystemExit as end:
             code = int(end.code or 0)
+        finally:
+            logging.getLogger().handlers.clear()  # Hydra's write to this call's stdout
         return Result(code, *capfd.readouterr())
 
     return call

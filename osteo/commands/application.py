@@ -62,14 +62,14 @@ def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[
     ConfigStore.instance().store(name="schema", node=Config)
     # null stands for a directory by date and time, and a run's differs from a sweep's
     OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
-    ran: list[Path] = []
+    ran: list[tuple[Path, bool]] = []
     mistakes: list[UserError] = []
 
     def job(raw: DictConfig) -> None:
         settings = HydraConfig.get()
         sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
         directory = Path(settings.runtime.output_dir)
-        ran.append(directory if sweep is None else sweep)
+        ran.append((sweep or directory, sweep is not None))
         try:
             _run_job(raw, task, directory, sweep)
         except UserError as error:
@@ -83,11 +83,16 @@ def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[
     except KeyboardInterrupt:
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
+    except OSError as error:
+        if ran:
+            raise
+        fail(command, UserError(f"output_dir cannot be written: {error.filename}: {error.strerror}"))
     if not ran:
         sys.exit(code)
-    if mistakes and not runs_of(ran[0]):
+    directory, is_sweep = ran[0]
+    if mistakes and not (is_sweep and runs_of(directory)):
         fail(command, mistakes[0])
-    if finish is not None and runs_of(ran[0]) and not finish(ran[0]):
+    if finish is not None and runs_of(directory) and not finish(directory):
         code = code or 1
     sys.exit(code)
 

@@ -1,6 +1,7 @@
 """osteo train: one run, or a sweep of them with -m."""
 
 import logging
+import sys
 import time
 import warnings
 from dataclasses import asdict
@@ -78,7 +79,8 @@ def train(config: Config, job: Job) -> None:
             save_last=True,
             enable_version_counter=False,
         )
-        history = History(record.write_history, tracker.epoch)
+        at_terminal = sys.stderr.isatty()  # a bar in a file is noise: there, a line an epoch is logged
+        history = History(record.write_history, tracker.epoch, logging.DEBUG if at_terminal else logging.INFO)
         trainer = Trainer(
             max_epochs=limits.max_epochs,
             accelerator=accelerator,
@@ -87,7 +89,8 @@ def train(config: Config, job: Job) -> None:
             accumulate_grad_batches=limits.accumulate_grad_batches,
             gradient_clip_val=limits.gradient_clip_val,
             limit_train_batches=limits.limit_train_batches,
-            callbacks=[best, history, EpochBar()],
+            callbacks=[best, history, *([EpochBar()] if at_terminal else [])],
+            enable_progress_bar=at_terminal,
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -142,7 +145,8 @@ def place_of(config: Config, job: Job) -> Any:
     fold = config.data.split.fold
     return Place(
         folder=folder,
-        group=config.logger.wandb.group or "-".join(folder.parts[-2:]),
+        # by date and time where the folder is named so; never by a folder above, which may name a person
+        group=config.logger.wandb.group or (folder.name if config.output_dir else "-".join(folder.parts[-2:])),
         name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
         job_type="train",
         tags=[config.experiment or "train", config.model.backbone, config.data.name, *config.logger.wandb.tags],

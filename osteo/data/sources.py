@@ -173,7 +173,7 @@ def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str],
     for entry in archive.entries():
         name, path = entry.name, PurePosixPath(entry.name)
         class_name = class_of(name)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
         if class_name is None or hidden or path.suffix.lower() not in PICTURES:
             found.strays.append(name)
             continue

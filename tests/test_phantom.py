@@ -1,0 +1,87 @@
+"""Synthetic radiographs: the layouts of the real archives, the same every time, and no giveaway."""
+
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from osteo.data.phantom import draw, write_archives
+from osteo.data.store import decode
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_the_same_seed_draws_the_same_files(tmp_path: Path) -> None:
+    for name, seed, count in (("a", 1, 2), ("b", 1, 3), ("c", 2, 2)):
+        write_archives(tmp_path / name, seed=seed, kaggle={"normal": count, "osteoporosis": 1}, mendeley={"normal": 1})
+    files = {name: content(tmp_path / name) for name in "abc"}
+    pictures = [name for name in files["a"] if not name.endswith(".xlsx")]
+    assert all(files["a"][name] == files["b"][name] for name in pictures), "a picture depends on how many there are"
+    assert all(files["a"][name] != files["c"][name] for name in pictures)
+
+
+def test_the_layouts_are_those_of_the_real_archives(archives: Path) -> None:
+    names = set(content(archives))
+    folder = "mendeley/Osteoporosis Knee X-ray"
+    assert {f"{folder}/normal/N1.JPEG", f"{folder}/osteopenia/OP1.JPEG", f"{folder}/osteoporosis/OS2.jpg"} <= names
+    assert f"{folder}/patient details.xlsx" in names
+    endings = pd.Series([name.rsplit(".", 1)[1] for name in names if name.startswith("kaggle")]).value_counts()
+    assert set(endings.index) == {"png", "jpg", "JPEG"}
+    assert {Path(name).parent.as_posix() for name in names if name.startswith("kaggle")} == {
+        "kaggle/normal",
+        "kaggle/osteoporosis",
+    }
+
+
+def test_every_diagnosis_in_the_sheet_obeys_the_cut_offs(archives: Path) -> None:
+    path = archives / "mendeley" / "Osteoporosis Knee X-ray" / "patient details.xlsx"
+    rows = list(openpyxl.load_workbook(path).worksheets[0].iter_rows(values_only=True))
+    sheet = pd.DataFrame(rows[1:], columns=list(rows[0]))
+    known = sheet[sheet["Patient Id"].notna()]
+    assert len(sheet) - len(known) == 3
+    assert len(known) == 14 + 1  # a patient without a picture
+    t = known["T-score Value"].astype(float)
+    expected = np.select([t <= -2.5, t > -1.0], ["osteoporosis", "normal"], "osteopenia")
+    assert list(known["Diagnosis"]) == list(expected)
+
+
+def shaft_contrast(t_score: float) -> float:
+    """How much brighter the cortex of the femur is than its marrow, over many phantoms."""
+    contrasts = []
+    for seed in range(25):
+        picture = draw(np.random.default_rng(seed), t_score, height=400, width=300).astype(float)
+        row = np.sort(picture[40:60].mean(axis=0))
+        contrasts.append(row[-4:].mean() / np.median(row[row > row.mean()]))
+    return float(np.mean(contrasts))
+
+
+def test_bone_fades_with_the_t_score() -> None:
+    assert shaft_contrast(1.0) > shaft_contrast(-1.75) > shaft_contrast(-4.0)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_picture_has_the_size_asked_for_and_uses_its_range(both: bool) -> None:
+    picture = draw(np.random.default_rng(0), 0.0, height=256, width=320, both=both)
+    assert (picture.shape, picture.dtype) == ((256, 320), np.uint8)
+    assert picture.max() > 150
+    assert picture.std() > 30
+
+
+def test_mean_and_spread_alone_do_not_solve_it(tmp_path: Path) -> None:
+    write_archives(tmp_path / "p", seed=0, kaggle={"normal": 100, "osteoporosis": 100}, mendeley={})
+    files = content(tmp_path / "p")
+    pictures = [decode(data) for data in files.values()]
+    features = np.array([[picture.mean(), picture.std()] for picture in pictures])
+    labels = np.array(["osteoporosis" in name for name in files])
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    scores = cross_val_predict(model, features, labels, cv=5, method="predict_proba")[:, 1]
+    assert 0.4 < roc_auc_score(labels, scores) < 0.72
