@@ -7,6 +7,8 @@ import sys
 from osteo.errors import unknown
 
 COMMANDS = {
+    "prepare": "read the archives, decode every picture once, and show what is used",
+    "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
     "train": "train one model, or sweep many with -m",
 }
 

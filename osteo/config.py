@@ -63,6 +63,7 @@ class DataConfig:
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
     root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
+    download: bool = option(False, "fetch the archives that are not given (data=paper, data=clean)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
     fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))
@@ -151,6 +152,24 @@ class LoggerConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """What `osteo prepare` can be told."""
+
+    output_dir: str | None = option(None, "not used: what is prepared goes to data.cache")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class AuditConfig:
+    """What `osteo audit` can be told."""
+
+    seed: int = option(0, "seed of folds and forests", low=0, high=2**32 - 1)
+    output_dir: str | None = option(None, "where the audit is written; null for outputs/ by date and time")
+    against: str | None = option(None, "a split file or a run directory to search for leaks, instead of data.split")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
 class Config:
     """Everything that a training run can be told."""
 
@@ -180,8 +199,10 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{key}.")
         elif value is not None and entry.metadata:
             _check_value(key, value, entry.metadata)
+    if not prefix:
+        _check_data(config.data)
     if isinstance(config, Config):
-        _check_together(config)
+        _check_training(config)
 
 
 def _check_value(key: str, value: Any, allowed: Any) -> None:
@@ -196,8 +217,8 @@ def _check_value(key: str, value: Any, allowed: Any) -> None:
         raise UserError(f"{key}={value} is too small; it must be above {above}")
 
 
-def _check_together(config: Config) -> None:
-    data, split, model = config.data, config.data.split, config.model
+def _check_data(data: DataConfig) -> None:
+    split = data.split
     given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
     used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
     if given - used:
@@ -205,9 +226,11 @@ def _check_together(config: Config) -> None:
         right = "data=folder" if wrong == "root" else "data=paper or data=clean"
         raise UserError(f"data.{wrong} is not read by data={data.name}; it goes with {right}")
     for key in sorted(used):
-        if not (place := getattr(data, key)):
-            raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip")
-        if not Path(place).expanduser().exists():
+        place = getattr(data, key)
+        if not place and not (data.download and key != "root"):
+            hint = "" if key == "root" else ", or data.download=true"
+            raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
+        if place and not Path(place).expanduser().exists():
             raise UserError(f"data.{key}={place}: no such file or folder")
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
@@ -220,7 +243,12 @@ def _check_together(config: Config) -> None:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
     if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
         raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
-    if model.pretrained and model.weights_file:
+    if data.download and data.name not in ("paper", "clean"):
+        raise UserError(f"data.download=true goes with data=paper or data=clean, not with data={data.name}")
+
+
+def _check_training(config: Config) -> None:
+    if config.model.pretrained and config.model.weights_file:
         raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")

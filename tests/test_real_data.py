@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from osteo.config import DataConfig
-from osteo.data.manifest import duplicates
+from osteo.data.manifest import copies
 from osteo.data.prepare import prepare
 from tests.conftest import REAL_DATA
 
@@ -24,7 +24,7 @@ def test_what_is_known_of_the_files_is_found() -> None:
     assert manifest["class_name"].value_counts().to_dict() == {"osteoporosis": 116, "normal": 86}
     assert manifest["format"].value_counts().to_dict() == {"JPEG": 160, "PNG": 42}
     assert (manifest["mode"] == "L").sum() == 68
-    same, contradictory = duplicates(manifest)
+    same, contradictory = copies(manifest)
     assert (len(same), len(contradictory)) == (13, 7)
     assert store.unreadable == {}
     assert (manifest.groupby("group")["split"].nunique() == 1).all()

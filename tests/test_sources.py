@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from osteo.config import DataConfig
-from osteo.data.manifest import COLUMNS, build_manifest, clean, duplicates, exclude
+from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
 from osteo.data.prepare import prepare
 from osteo.data.sources import read_folder, read_kaggle, read_mendeley
 from osteo.errors import UserError
@@ -99,7 +99,7 @@ def test_the_ready_made_split_of_the_kaggle_archive_is_not_counted_twice(tmp_pat
     table = build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path / "cache")
     repeated = table[table["reason"] == "repeated in a ready-made split folder"]
     assert set(repeated["image_id"]) == {"kaggle/train/normal/1.png", "kaggle/test/osteoporosis/3.png"}
-    same, contradictory = duplicates(table)
+    same, contradictory = copies(table)
     assert same == [
         ["kaggle/normal/1.png", "kaggle/test/osteoporosis/1.png"],
         ["kaggle/normal/2 copy.png", "kaggle/normal/2.png"],

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,11 +20,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from osteo.config import Config, check
+from osteo.config import check
 from osteo.errors import UserError, unknown
 from osteo.runs import Run, runs_of, shown
 
 log = logging.getLogger(__name__)
+C = TypeVar("C")
+Task = Callable[[C, "Job"], bool]
+"""Does the work of one job; returns whether what it was to check is as it should be."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
@@ -50,20 +53,22 @@ class SweepStart(Callback):
             fail(config.hydra.job.name, UserError(f"{shown(directory)} holds runs already; choose another output_dir"))
 
 
-def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[Path], bool] | None = None) -> None:
+def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
     """Composes the configuration, checks it and runs the task; exits non-zero after a failure.
 
     Args:
         command: name of the command and of its file under conf/.
+        schema: the dataclass of its configuration.
         task: does the work of one job.
         finish: shows what a directory of runs holds, at the end, also after a failure; returns whether all went well.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=schema)
     # null stands for a directory by date and time, and a run's differs from a sweep's
     OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
     ran: list[tuple[Path, bool]] = []
     mistakes: list[UserError] = []
+    sound: list[bool] = []
 
     def job(raw: DictConfig) -> None:
         settings = HydraConfig.get()
@@ -71,7 +76,7 @@ def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[
         directory = Path(settings.runtime.output_dir)
         ran.append((sweep or directory, sweep is not None))
         try:
-            _run_job(raw, task, directory, sweep)
+            sound.append(_run_job(raw, task, directory, sweep))
         except UserError as error:
             mistakes.append(error)
 
@@ -79,7 +84,7 @@ def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        fail(command, UserError(explain(error)))
+        fail(command, UserError(explain(error, schema)))
     except KeyboardInterrupt:
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
@@ -92,9 +97,9 @@ def run(command: str, task: Callable[[Config, Job], None], *, finish: Callable[[
     directory, is_sweep = ran[0]
     if mistakes and not (is_sweep and runs_of(directory)):
         fail(command, mistakes[0])
-    if finish is not None and runs_of(directory) and not finish(directory):
-        code = code or 1
-    sys.exit(code)
+    if finish is not None and runs_of(directory):
+        sound.append(finish(directory))
+    sys.exit(code or int(not all(sound)))
 
 
 def fail(command: str, error: UserError) -> None:
@@ -103,7 +108,7 @@ def fail(command: str, error: UserError) -> None:
     sys.exit(2)
 
 
-def _run_job(raw: DictConfig, task: Callable[[Config, Job], None], directory: Path, sweep: Path | None) -> None:
+def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | None) -> bool:
     """Runs one job and leaves its end in the run record.
 
     A mistake in a single run, made before it began, leaves nothing behind. A job that fails within a sweep is logged
@@ -118,9 +123,8 @@ def _run_job(raw: DictConfig, task: Callable[[Config, Job], None], directory: Pa
     theirs = (directory / "status.json").exists()  # an earlier run's, not ours to change
     try:
         config = OmegaConf.to_object(raw)
-        assert isinstance(config, Config)
         check(config)
-        task(config, Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True)))
+        return task(config, Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True)))
     except BaseException as error:
         reason = _describe(error)
         begun = not theirs and (directory / "status.json").exists()
@@ -149,20 +153,21 @@ def _describe(error: BaseException) -> str:
 def _forget(directory: Path) -> None:
     """Removes the run directory and the folders of its date, as far as they hold nothing else."""
     logging.shutdown()
-    if {path.name for path in directory.iterdir()} <= {"train.log"}:
+    names = {path.name for path in directory.iterdir()}
+    if directory != Path.cwd() and all(name.endswith(".log") for name in names):
         shutil.rmtree(directory)
         for parent in list(directory.parents)[:2]:
             if parent.name and not any(parent.iterdir()) and parent != Path.cwd():
                 parent.rmdir()
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, schema: type[Any]) -> str:
     """One line of an error in the configuration: what was wrong and what is allowed."""
     text, cause = str(error), error.__cause__
     if match := re.match(r"Could not override '([^']+)'", text):
         parts = match[1].lstrip("+~").split(".")
         for depth, part in enumerate(parts):
-            known = keys_of(parts[:depth])
+            known = keys_of(schema, parts[:depth])
             if part not in known:
                 return str(unknown("key", ".".join(parts[: depth + 1]), known))
         return f"{match[1]}: {_first_line(cause or error)}"
@@ -181,9 +186,9 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def keys_of(parts: Sequence[str]) -> list[str]:
+def keys_of(schema: type[Any], parts: Sequence[str]) -> list[str]:
     """The keys of a group of the configuration, such as ["data", "split"]; of the whole where no part is given."""
-    node: Any = Config()
+    node: Any = schema()
     for part in parts:
         node = getattr(node, part, None)
     return [entry.name for entry in fields(node)] if is_dataclass(node) else []

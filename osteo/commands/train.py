@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point; everything slow is imported once the configuration is known to be right."""
-    application.run("train", train, finish=show)
+    application.run("train", Config, train, finish=show)
 
 
-def train(config: Config, job: Job) -> None:
+def train(config: Config, job: Job) -> bool:
     """Trains one model and leaves its run record."""
     started = time.perf_counter()
     import torch
@@ -123,6 +123,7 @@ def train(config: Config, job: Job) -> None:
         at_best = {f"best/{name}": value for name, value in history.rows[int(kept["epoch"])].items()}
         tracker.result({**results, **at_best}, predictions, facts)
     record.set_status("done")
+    return True
 
 
 def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":
@@ -166,6 +167,6 @@ def describe(config: Config) -> str:
 
 def show(directory: Path) -> bool:
     """Prints what the runs reached, where everything lies and what to type next; returns whether none failed."""
-    from osteo.summary import show_runs
+    from osteo.report.summary import show_runs
 
     return show_runs(directory)

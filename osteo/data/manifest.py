@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from scipy.sparse import coo_array
@@ -168,24 +169,37 @@ def assign_groups(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ())
 
     A group is named by the smallest SHA-256 in it, so that it does not depend on where the files lie.
     """
-    position = {image_id: row for row, image_id in enumerate(manifest["image_id"])}
-    edges = [(position[a], position[b]) for a, b in pairs]
     patient = (manifest["source"] + "/" + manifest["patient"]).where(manifest["patient"] != "")
-    for key in (manifest["sha256"], patient):
-        first: dict[str, int] = {}
-        edges += [(first.setdefault(value, row), row) for row, value in enumerate(key) if pd.notna(value)]
-    joined = coo_array((np.ones(len(edges)), tuple(np.array(edges or [(0, 0)]).T)), shape=(len(manifest),) * 2)
-    _, component = connected_components(joined, directed=False)
+    component = _connect(manifest, pairs, manifest["sha256"], patient)
     name = manifest["sha256"].fillna("none:" + manifest["image_id"])
     group = name.groupby(component).transform("min").str[:16]
     return manifest.assign(group=group.astype("string"))
 
 
-def duplicates(manifest: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
-    """Groups of byte-identical pictures that have a label, and those among them whose labels contradict each other."""
-    usable = manifest[(manifest["split"] != "excluded") & manifest["label"].notna()]
+def _connect(
+    manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]], *keys: "pd.Series[str]"
+) -> npt.NDArray[np.int32]:
+    """Numbers the sets of rows that are joined by pairs of image_ids or by an equal value of any key."""
+    position = {image_id: row for row, image_id in enumerate(manifest["image_id"])}
+    edges = [(position[a], position[b]) for a, b in pairs]
+    for key in keys:
+        first: dict[str, int] = {}
+        edges += [(first.setdefault(value, row), row) for row, value in enumerate(key) if pd.notna(value)]
+    joined = coo_array((np.ones(len(edges)), tuple(np.array(edges or [(0, 0)]).T)), shape=(len(manifest),) * 2)
+    return np.asarray(connected_components(joined, directed=False)[1], np.int32)
+
+
+def copies(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ()) -> tuple[list[list[str]], list[list[str]]]:
+    """Sets of pictures that have a label and are copies of each other, and those sets whose labels contradict.
+
+    Args:
+        manifest: rows that are excluded do not count.
+        pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
+    """
+    cluster = pd.Series(_connect(manifest, pairs, manifest["sha256"]), index=manifest.index)
+    usable = (manifest["split"] != "excluded") & manifest["label"].notna()
     same, contradictory = [], []
-    for _, rows in usable.groupby("sha256"):
+    for _, rows in manifest[usable].groupby(cluster[usable]):
         if len(rows) > 1:
             same.append(sorted(rows["image_id"]))
             if rows["label"].nunique() > 1:
@@ -193,10 +207,28 @@ def duplicates(manifest: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]
     return sorted(same), sorted(contradictory)
 
 
-def clean(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Sets aside every copy of a picture whose copies carry contradictory labels, and all but one of any other."""
-    same, contradictory = duplicates(manifest)
-    wrong = {image_id for group in contradictory for image_id in group}
-    copies = {image_id for group in same for image_id in group[1:]}
+def clean(
+    manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]] = (), t_scores: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Keeps one of every set of copies, and none where their labels contradict and no T-score decides.
+
+    Args:
+        manifest: rows that are excluded stay so.
+        pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
+        t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-off of -2.5.
+    """
+    same, contradictory = copies(manifest, pairs)
+    rows = manifest.set_index("image_id")
+    pixels = rows["width"] * rows["height"]
+    known = t_scores or {}
+    wrong: set[str] = set()
+    for members in contradictory:
+        scores = [known[image_id] for image_id in members if image_id in known]
+        right = int(scores[0] <= -2.5) if scores else None
+        wrong |= {image_id for image_id in members if rows["label"][image_id] != right}
     manifest = exclude(manifest, manifest["image_id"].isin(wrong), CONTRADICTORY)
-    return exclude(manifest, manifest["image_id"].isin(copies), COPY)
+    spare: set[str] = set()
+    for members in same:  # the largest is kept, the first by name where several are
+        left = [image_id for image_id in members if image_id not in wrong]
+        spare |= set(sorted(left, key=lambda image_id: (-pixels[image_id], image_id))[1:])
+    return exclude(manifest, manifest["image_id"].isin(spare), COPY)

@@ -22,6 +22,7 @@ from osteo.files import whole
 Map = npt.NDArray[np.floating[Any]]
 Grey = npt.NDArray[np.uint8]
 
+VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 T_SCORES = {"normal": (-0.9, 1.0), "osteopenia": (-2.4, -1.1), "osteoporosis": (-4.0, -2.5)}
 """Drawn evenly from these ranges; the WHO's cut-offs are -1 and -2.5."""
 MENDELEY_FOLDER = "Osteoporosis Knee X-ray"

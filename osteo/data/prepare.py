@@ -6,18 +6,22 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from osteo.config import DataConfig, PhantomConfig
+from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
-from osteo.data import phantom
+from osteo.data.duplicates import SAME, SIDE, find_pairs
 from osteo.data.sources import Source, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError
-from osteo.files import cache_dir
+from osteo.files import cache_dir, write_json
 
 log = logging.getLogger(__name__)
+
+PAIRS_VERSION = 1  # raise it when find_pairs changes what it returns
 
 
 def prepare(config: DataConfig) -> tuple[pd.DataFrame, Store]:
@@ -28,30 +32,36 @@ def prepare(config: DataConfig) -> tuple[pd.DataFrame, Store]:
     """
     cache = cache_dir(config.cache)
     sources = read_sources(config, cache)
-    manifest = table.assign_groups(table.build_manifest(sources, cache))
+    manifest = table.build_manifest(sources, cache)
+    read = reader(sources)
+    pairs = []
+    if config.clean or config.split.grouped:
+        pairs = [(first, second) for first, second, *_ in same_exposures(manifest, read, cache)]
+    manifest = table.assign_groups(manifest, pairs)
     if config.clean:
-        manifest = table.clean(manifest)
-    store = open_store(manifest, reader(sources), cache, image_size=config.image_size, fit=config.fit)
-    for sha256, reason in store.unreadable.items():
-        manifest = table.exclude(manifest, manifest["sha256"] == sha256, reason)
+        manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
+    store = open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
+    manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
     return assign_splits(manifest, config.split), store
 
 
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
-    """The sources of a data set, by name; phantom archives are drawn first where they are missing."""
+    """The sources of a data set, by name; archives are drawn or downloaded first where they are missing."""
     if config.name == "folder":
         return {"folder": read_folder(str(config.root))}
     kaggle, mendeley = config.kaggle, config.mendeley
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)
         kaggle, mendeley = str(root / "kaggle"), str(root / "mendeley")
+    if config.download:
+        kaggle, mendeley = kaggle or str(download.kaggle()), mendeley or str(download.mendeley(cache / "downloads"))
     return {"kaggle": read_kaggle(str(kaggle)), "mendeley": read_mendeley(str(mendeley))}
 
 
 def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
     """The folder with the phantom archives of this seed and these counts, drawn where it is missing."""
-    recipe = json.dumps([config.seed, config.kaggle, config.mendeley], sort_keys=True)
+    recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley], sort_keys=True)
     root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     if not root.is_dir():
         log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
@@ -67,6 +77,74 @@ def reader(sources: dict[str, Source]) -> Callable[[str], bytes]:
         return sources[source].read(name)
 
     return read
+
+
+def decodable(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose files can be used, osteopenia and copies among them, with an empty split."""
+    usable = (manifest["split"] != "excluded") | manifest["reason"].isin(table.DELIBERATE)
+    return manifest[usable].assign(split="")
+
+
+def open_thumbnails(manifest: pd.DataFrame, read: Callable[[str], bytes], cache: Path) -> Store:
+    """Small pictures of everything that can be decoded, without regard to their proportions."""
+    return open_store(decodable(manifest), read, cache, image_size=SIDE, fit="resize", twins=False)
+
+
+def same_exposures(
+    manifest: pd.DataFrame, read: Callable[[str], bytes], cache: Path
+) -> list[tuple[str, str, float, bool]]:
+    """Pairs of one exposure in different files, found once and then read back.
+
+    Returns:
+        Two image_ids, the first in alphabetical order first, their similarity and whether one is mirrored.
+    """
+    thumbnails = open_thumbnails(manifest, read, cache)
+    shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
+    recipe = f"{PAIRS_VERSION}:{SAME}:{','.join(shas)}"
+    kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
+    if not kept.exists():
+        log.info("comparing %d pictures", len(shas))
+        found = find_pairs(np.ascontiguousarray(thumbnails.pictures[0][[thumbnails.rows[sha] for sha in shas]]))
+        write_json(kept, [[shas[p.first], shas[p.second], p.similarity, p.mirrored] for p in found])
+    names = decodable(manifest).sort_values("image_id").drop_duplicates("sha256").set_index("sha256")["image_id"]
+    pairs = json.loads(kept.read_text(encoding="utf-8"))
+    return [(*sorted((names[a], names[b])), similarity, mirrored) for a, b, similarity, mirrored in pairs]
+
+
+def t_scores(manifest: pd.DataFrame, sources: dict[str, Source]) -> dict[str, float]:
+    """The T-score of a picture's patient by image_id, where a clinical sheet tells it."""
+    found: dict[str, float] = {}
+    for name, source in sources.items():
+        if source.clinical is not None:
+            rows = manifest[manifest["source"] == name]
+            scores = rows["patient"].map(source.clinical["t_score"])
+            found |= {i: float(t) for i, t in zip(rows["image_id"], scores, strict=True) if pd.notna(t)}
+    return found
+
+
+def clinical_table(sources: dict[str, Source]) -> pd.DataFrame | None:
+    """The clinical sheets of all sources, indexed by patient; None where there is none."""
+    sheets = [source.clinical for source in sources.values() if source.clinical is not None]
+    return pd.concat(sheets) if sheets else None
+
+
+def sheet_mismatches(sources: dict[str, Source]) -> list[str]:
+    """Lines on pictures without a row in their source's sheet, rows without a picture, and wrong diagnoses."""
+    lines = []
+    for name, source in sources.items():
+        if source.clinical is None:
+            continue
+        kinds = ("pictures without a row in the clinical sheet", "rows without a picture", "rows against the cut-offs")
+        found = clinical.mismatches(source.clinical, {picture.patient for picture in source.pictures})
+        lines += [f"{name}: {len(p)} {kind}: {', '.join(p[:10])}" for kind, p in zip(kinds, found, strict=True) if p]
+    return lines
+
+
+def set_unreadable_aside(manifest: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """The manifest without the files that a full decode refused."""
+    for sha256, reason in store.unreadable.items():
+        manifest = table.exclude(manifest, manifest["sha256"] == sha256, reason)
+    return manifest
 
 
 def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:

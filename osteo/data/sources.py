@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+import pandas as pd
+
+from osteo.data.clinical import SHEETS, read_sheet
 from osteo.errors import UserError
 
 CLASSES = {"normal": 0, "osteopenia": None, "osteoporosis": 1}
@@ -145,6 +148,8 @@ class Source:
     read: Callable[[str], bytes] = field(repr=False, default=lambda _: b"")
     stamp: str = ""
     """changes when a picture is added, removed or changed"""
+    clinical: pd.DataFrame | None = field(repr=False, default=None)
+    """what a clinical sheet says of the patients; see osteo.data.clinical"""
 
 
 def class_of(name: str) -> str | None:
@@ -173,6 +178,8 @@ def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str],
     for entry in archive.entries():
         name, path = entry.name, PurePosixPath(entry.name)
         class_name = class_of(name)
+        if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
+            found.clinical = read_sheet(archive.read(name))
         hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
         if class_name is None or hidden or path.suffix.lower() not in PICTURES:
             found.strays.append(name)

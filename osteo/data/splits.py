@@ -110,23 +110,33 @@ def _targets(totals: "np.ndarray[tuple[int], np.dtype[np.float64]]", shares: np.
     return wanted
 
 
-def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
+def read_split_file(path: Path, option: str) -> dict[str, str]:
+    """The split of every image_id in a CSV file.
+
+    Args:
+        path: of the file, with the columns image_id and split.
+        option: that named it, for errors.
+
+    Raises:
+        UserError: no such file, a column is missing, or a split has an unknown name.
+    """
     if not path.is_file():
-        raise UserError(f"data.split.file={path.name}: no such file")
+        raise UserError(f"{option}: no such file")
     table = pd.read_csv(path, dtype="string")
     if missing := {"image_id", "split"} - set(table.columns):
-        raise UserError(
-            f"data.split.file={path.name} lacks the column {sorted(missing)[0]}; it needs image_id and split"
-        )
-    given = table.drop_duplicates("image_id").set_index("image_id")["split"]
-    if wrong := sorted(set(given.dropna()) - {*SPLITS, "excluded"}):
+        raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
+    given = table.dropna(subset=["split"]).drop_duplicates("image_id").set_index("image_id")["split"].to_dict()
+    if wrong := sorted(set(given.values()) - {*SPLITS, "excluded"}):
         raise unknown("split", wrong[0], (*SPLITS, "excluded"))
-    chosen = usable["image_id"].map(given)
+    return {str(image_id): str(split) for image_id, split in given.items()}
+
+
+def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
+    option = f"data.split.file={path.name}"
+    chosen = usable["image_id"].map(read_split_file(path, option))
     if chosen.isna().any():
         example = usable.loc[chosen.isna(), "image_id"].iloc[0]
-        raise UserError(
-            f"data.split.file={path.name} has no row for {int(chosen.isna().sum())} pictures, {example} first"
-        )
+        raise UserError(f"{option} has no row for {int(chosen.isna().sum())} pictures, {example} first")
     return chosen
 
 

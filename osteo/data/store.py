@@ -30,8 +30,8 @@ Grey = npt.NDArray[np.uint8]
 class Store:
     """Pictures by content.
 
-    `pictures` is uint8, (2, N, S, S): plane 0 the pictures, plane 1 their CLAHE twins. It is mapped copy-on-write,
-    so that pages are shared between processes and nothing is read before it is used.
+    `pictures` is uint8, (2, N, S, S): plane 0 the pictures, plane 1 their CLAHE twins, which a store can do without.
+    It is mapped copy-on-write, so that pages are shared between processes and nothing is read before it is used.
     """
 
     pictures: Grey
@@ -42,7 +42,7 @@ class Store:
 
 
 def open_store(
-    manifest: pd.DataFrame, read: Callable[[str], bytes], folder: Path, *, image_size: int, fit: str
+    manifest: pd.DataFrame, read: Callable[[str], bytes], folder: Path, *, image_size: int, fit: str, twins: bool = True
 ) -> Store:
     """Opens the store of these pictures, and builds it first where it is missing.
 
@@ -55,22 +55,26 @@ def open_store(
         folder: where stores are kept.
         image_size: S, in pixels.
         fit: "pad" or "resize".
+        twins: keep CLAHE twins too.
     """
     kept = manifest[manifest["split"] != "excluded"].drop_duplicates("sha256").sort_values("sha256")
-    recipe = f"{VERSION}:{image_size}:{fit}:{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}:{','.join(kept['sha256'])}"
+    planes = f"{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}" if twins else "plain"
+    recipe = f"{VERSION}:{image_size}:{fit}:{planes}:{','.join(kept['sha256'])}"
     place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     if not place.is_dir():
         log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
         with whole(place) as aside:
-            _build(kept, read, aside, image_size=image_size, fit=fit)
+            _build(kept, read, aside, image_size=image_size, fit=fit, twins=twins)
     index = json.loads((place / "index.json").read_text(encoding="utf-8"))
     pictures = np.load(place / "pictures.npy", mmap_mode="c")
     return Store(pictures, {sha: row for row, sha in enumerate(index["sha256"])}, index["unreadable"])
 
 
-def _build(kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, image_size: int, fit: str) -> None:
+def _build(
+    kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, image_size: int, fit: str, twins: bool
+) -> None:
     place.mkdir()
-    shape = (2, len(kept), image_size, image_size)
+    shape = (2 if twins else 1, len(kept), image_size, image_size)
     pictures = np.lib.format.open_memmap(place / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
 
     def work(item: tuple[int, str]) -> str:
@@ -79,7 +83,9 @@ def _build(kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, ima
             picture = square(decode(read(image_id), image_size), image_size, fit)
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             return explain(error)
-        pictures[0, row], pictures[1, row] = picture, clahe(picture)
+        pictures[0, row] = picture
+        if twins:
+            pictures[1, row] = clahe(picture)
         return ""
 
     with ThreadPoolExecutor() as pool:

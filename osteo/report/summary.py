@@ -1,13 +1,12 @@
 """What the terminal shows at the end of a run or a sweep."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from osteo.files import write_table
+from osteo.report.tables import terminal
 from osteo.runs import leaderboard, runs_of, shown
 
 HEADINGS = {
@@ -33,7 +32,7 @@ def show_runs(directory: Path) -> bool:
     Returns:
         Whether every run is done.
     """
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = terminal()
     runs = runs_of(directory)
     board = leaderboard(directory)
     is_sweep = not (directory / "status.json").exists()

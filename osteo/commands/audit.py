@@ -1,0 +1,113 @@
+"""osteo audit: what is wrong with a data set, on the terminal, as audit.json and as audit.html."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.config import AuditConfig
+from osteo.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from osteo.data.audit import Audit
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("audit", AuditConfig, audit_data)
+
+
+def audit_data(config: AuditConfig, job: Job) -> bool:
+    """Audits the data; returns whether the split that was asked about keeps its sides apart."""
+    from osteo.files import write_json, write_text
+    from osteo.report import audit as report
+    from osteo.report.tables import terminal
+    from osteo.runs import shown
+
+    audit, read = look(config)
+    write_json(job.directory / "audit.json", audit.as_json())
+    write_text(job.directory / "audit.html", report.page(audit, read))
+    console = terminal()
+    report.show(audit, console)
+    console.print(f"audit        {shown(job.directory)}/audit.html", soft_wrap=True)
+    return not (config.against and any(audit.leaks.values()))
+
+
+def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
+    """Reads the data and finds what is wrong with it; also returns how a file is read by its image_id."""
+    import numpy as np
+
+    from osteo.data import audit, prepare
+    from osteo.data import manifest as table
+    from osteo.data.splits import assign_splits
+    from osteo.data.store import decode
+    from osteo.files import cache_dir
+
+    cache = cache_dir(config.data.cache)
+    sources = prepare.read_sources(config.data, cache)
+    read = prepare.reader(sources)
+    manifest = table.build_manifest(sources, cache)
+    small = prepare.open_thumbnails(manifest, read, cache)
+    manifest = prepare.set_unreadable_aside(manifest, small)
+    thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
+    pairs = prepare.same_exposures(manifest, read, cache)
+    manifest = table.assign_groups(manifest, [(first, second) for first, second, *_ in pairs])
+    labels = manifest.set_index("image_id")["class_name"]
+    exposures = [
+        audit.Exposure(
+            *pair,
+            same_pixels=pair[2] > 0.99 and np.array_equal(decode(read(pair[0])), decode(read(pair[1]))),
+            contradictory=labels[pair[0]] != labels[pair[1]],
+        )
+        for pair in pairs
+    ]
+    usable = prepare.decodable(manifest)
+    log.info("looking at %d files", len(usable))
+    facts = audit.read_facts(usable, read)
+    clinical = prepare.clinical_table(sources)
+    labelled = usable[usable["label"].notna()]
+    log.info("measuring what can be told without seeing bone")
+    shortcuts = audit.shortcuts(labelled, thumbnails, facts, clinical, seed=config.seed)
+    used = manifest
+    if config.data.clean:
+        used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
+    used = split_of(config.against, used) if config.against else assign_splits(used, config.data.split)
+    exact, contradictory = table.copies(manifest)
+    found = audit.Audit(
+        manifest=used,
+        exact=exact,
+        contradictory=contradictory,
+        exposures=exposures,
+        odd=audit.odd_pictures(usable, thumbnails, facts),
+        shortcuts=shortcuts,
+        leaks=audit.leaks(used, dict(zip(used["image_id"], used["split"], strict=True))),
+        flow=audit.flow(used, table.DELIBERATE),
+        by_split=audit.by_split(used, clinical),
+        notes=prepare.sheet_mismatches(sources),
+    )
+    return found, read
+
+
+def split_of(against: str, manifest: "pd.DataFrame") -> "pd.DataFrame":
+    """The manifest with the split of a file or of a run record; pictures that it does not name are left out.
+
+    Raises:
+        UserError: there is no such file or run, or it names none of the pictures.
+    """
+    from osteo.data.splits import read_split_file
+
+    path = Path(against).expanduser()
+    path = path / "manifest.csv" if path.is_dir() else path
+    given = manifest["image_id"].map(read_split_file(path, f"against={against}"))
+    if given.isna().all():
+        raise UserError(f"against={against} names none of the {len(manifest)} pictures of data={manifest['source'][0]}")
+    split = given.fillna("excluded").astype("string")
+    named = (split != "excluded") | (manifest["split"] == "excluded")
+    reason = manifest["reason"].where(named, "not in the split")
+    return manifest.assign(split=split.where(manifest["split"] != "excluded", "excluded"), reason=reason)
