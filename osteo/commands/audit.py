@@ -53,6 +53,7 @@ def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
     sources = prepare.read_sources(config.data, cache)
     read = prepare.reader(sources)
     manifest = table.build_manifest(sources, cache)
+    given = read_split(config.against, manifest) if config.against else None
     small = prepare.open_thumbnails(manifest, read, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
@@ -77,7 +78,7 @@ def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
     used = manifest
     if config.data.clean:
         used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
-    used = split_of(config.against, used) if config.against else assign_splits(used, config.data.split)
+    used = assign_splits(used, config.data.split) if given is None else with_split(used, given)
     exact, contradictory = table.copies(manifest)
     found = audit.Audit(
         manifest=used,
@@ -94,8 +95,8 @@ def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
     return found, read
 
 
-def split_of(against: str, manifest: "pd.DataFrame") -> "pd.DataFrame":
-    """The manifest with the split of a file or of a run record; pictures that it does not name are left out.
+def read_split(against: str, manifest: "pd.DataFrame") -> dict[str, str]:
+    """The split of a file or of a run record, by image_id.
 
     Raises:
         UserError: there is no such file or run, or it names none of the pictures.
@@ -103,11 +104,19 @@ def split_of(against: str, manifest: "pd.DataFrame") -> "pd.DataFrame":
     from osteo.data.splits import read_split_file
 
     path = Path(against).expanduser()
-    path = path / "manifest.csv" if path.is_dir() else path
-    given = manifest["image_id"].map(read_split_file(path, f"against={against}"))
-    if given.isna().all():
-        raise UserError(f"against={against} names none of the {len(manifest)} pictures of data={manifest['source'][0]}")
-    split = given.fillna("excluded").astype("string")
-    named = (split != "excluded") | (manifest["split"] == "excluded")
-    reason = manifest["reason"].where(named, "not in the split")
-    return manifest.assign(split=split.where(manifest["split"] != "excluded", "excluded"), reason=reason)
+    given = read_split_file(path / "manifest.csv" if path.is_dir() else path, f"against={against}")
+    if not manifest["image_id"].isin(list(given)).any():
+        raise UserError(
+            f"against={against} names none of the {len(manifest)} pictures, such as {manifest['image_id'][0]};"
+            " give the data that it was made from"
+        )
+    return given
+
+
+def with_split(manifest: "pd.DataFrame", given: dict[str, str]) -> "pd.DataFrame":
+    """The manifest with a given split; pictures that it does not name are left out, with that reason."""
+    from osteo.data.manifest import NOT_IN_SPLIT
+
+    split = manifest["image_id"].map(given).where(manifest["split"] != "excluded", "excluded")
+    reason = manifest["reason"].where(split.notna(), NOT_IN_SPLIT)
+    return manifest.assign(split=split.fillna("excluded").astype("string"), reason=reason)

@@ -18,7 +18,7 @@ from osteo.statistics import Interval, auroc, proportion
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
-FOLDS, TREES = 10, 200
+FOLDS, TREES = 10, 100
 MOST = 3000  # pictures that a shortcut is measured on; more change the second digit of an interval
 TINY = 100  # pixels
 USUAL_MODES = ("L", "RGB")
@@ -267,7 +267,7 @@ def _measure(
     target: str = "label",
 ) -> Shortcut:
     folds = min(FOLDS, int(truth.value_counts().min()), groups.nunique())
-    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=-1)
+    forest = RandomForestClassifier(TREES, random_state=seed)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     scores = cross_val_predict(forest, features, truth, groups=groups, cv=splitter, method="predict_proba")[:, 1]
     right = int(((scores > 0.5) == (truth.to_numpy() == 1)).sum())

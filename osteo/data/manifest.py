@@ -43,7 +43,8 @@ OSTEOPENIA = "osteopenia: not in the binary task"
 REPEATED = "repeated in a ready-made split folder"
 CONTRADICTORY = "copies with contradictory labels"
 COPY = "copy of another picture"
-DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY)
+NOT_IN_SPLIT = "not in the split"
+DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that say nothing against the file itself."""
 LARGEST_PICTURE = 100_000_000  # pixels; the largest knee in the two archives has 5 million
 
