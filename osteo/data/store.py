@@ -88,10 +88,13 @@ def _build(
             pictures[1, row] = clahe(picture)
         return ""
 
+    pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
+    largest_first = np.argsort(-pixels, kind="stable")  # so that no core is left alone with a large one
+    images, shas = list(kept["image_id"]), list(kept["sha256"])
     with ThreadPoolExecutor() as pool:
-        reasons = list(pool.map(work, enumerate(kept["image_id"])))
+        reasons = list(pool.map(work, [(int(row), images[row]) for row in largest_first]))
     pictures.flush()
-    unreadable = {sha: reason for sha, reason in zip(kept["sha256"], reasons, strict=True) if reason}
+    unreadable = {shas[row]: reason for row, reason in zip(largest_first, reasons, strict=True) if reason}
     index = {"sha256": list(kept["sha256"]), "unreadable": unreadable}
     (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
 

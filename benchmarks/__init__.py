@@ -1,0 +1,1 @@
+"""Measured speed, as a ratio to a baseline in the same run."""

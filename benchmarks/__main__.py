@@ -1,0 +1,56 @@
+"""python -m benchmarks [NAME ...]: runs benchmarks and writes benchmarks/results/NAME.json and .md."""
+
+import importlib
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = {"decode": "preparing pictures against a plain PIL loop", "audit": "an audit of 20 000 phantoms"}
+
+
+def main() -> None:
+    """Runs what is named, or all."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if wrong := [name for name in names if name not in BENCHMARKS]:
+        sys.exit(f"benchmark '{wrong[0]}' is unknown; choose one of: {', '.join(BENCHMARKS)}")
+    for name in names:
+        print(f"{name}: {BENCHMARKS[name]}", flush=True)
+        rows = importlib.import_module(f"benchmarks.{name}").measure()
+        write(name, rows)
+
+
+def write(name: str, rows: list[dict]) -> None:
+    """Prints the rows as a Markdown table and keeps them with machine and versions."""
+    machine = {"system": platform.system(), "machine": platform.machine(), "cores": cores(), "processor": processor()}
+    versions = {library: version(library) for library in ("torch", "opencv-python-headless", "pillow", "numpy")}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2)
+    )
+    head = list(rows[0])
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(str(row[key]) for key in head)} |" for row in rows]
+    note = f"{machine['cores']} cores, {machine['processor']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    (RESULTS / f"{name}.md").write_text("\n".join([*lines, "", note, ""]))
+    print("\n".join(lines), flush=True)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
