@@ -5,14 +5,25 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import kornia.augmentation as K
+import kornia.enhance as enhance
 import kornia.geometry.transform as geometry
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-PAPER_VARIANTS = ("original", "horizontal flip", "vertical flip", "brightness", "CLAHE", "rotation 90", "rotation 45")
-PAPER_BRIGHTNESS, PAPER_CONTRAST = 0.1, 1.2  # the paper names the variant, not the amount
+from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
+
+PAPER_VARIANTS = (
+    "original",
+    "horizontal flip",
+    "vertical flip",
+    "brightness and contrast",
+    "CLAHE",
+    "rotation by 90 degrees",
+    "rotation by 45 degrees",
+)
+"""What an epoch of the paper holds of every picture, in this order."""
 
 
 class Ranges(Protocol):
@@ -64,55 +75,89 @@ class Online(Augmentation):
 
 
 class Paper(Augmentation):
-    """The paper's six variants beside the original, chosen by index: nothing here is random."""
+    """The paper's six variants beside the original, chosen by index: nothing here is random.
+
+    The paper names brightness and contrast, not their amount: `contrast` scales every intensity by 1 + contrast, and
+    `brightness` is added to it.
+    """
 
     variants = len(PAPER_VARIANTS)
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self.brightness, self.contrast = ranges.brightness, ranges.contrast
 
     def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor) -> Tensor:
         """Returns of every picture the variant asked for, in the order of `PAPER_VARIANTS`."""
         made = pictures.clone()
-        for number, change in enumerate(self._changes()):
+        for number in set(variant.tolist()):
             chosen = variant == number
-            if number and bool(chosen.any()):
-                made[chosen] = twins[chosen] if number == 4 else change(pictures[chosen])
+            made[chosen] = self._change(int(number), pictures[chosen], twins[chosen])
         return made
 
-    @staticmethod
-    def _changes() -> tuple[Callable[[Tensor], Tensor], ...]:
-        return (
-            lambda x: x,
-            lambda x: x.flip(-1),
-            lambda x: x.flip(-2),
-            lambda x: ((x - 0.5) * PAPER_CONTRAST + 0.5 + PAPER_BRIGHTNESS).clamp(0.0, 1.0),
-            lambda x: x,  # the stored CLAHE twin
-            lambda x: x.rot90(1, (-2, -1)),
-            lambda x: geometry.rotate(x, torch.full((len(x),), 45.0, device=x.device)),
-        )
+    def _change(self, number: int, pictures: Tensor, twins: Tensor) -> Tensor:
+        if number == 1:
+            return geometry.hflip(pictures)
+        if number == 2:
+            return geometry.vflip(pictures)
+        if number == 3:
+            return enhance.adjust_brightness(enhance.adjust_contrast(pictures, 1.0 + self.contrast), self.brightness)
+        if number == 4:
+            return twins
+        if number == 5:
+            return pictures.rot90(1, (-2, -1))  # Kornia would interpolate
+        if number == 6:
+            return geometry.rotate(pictures, torch.full((len(pictures),), 45.0, device=pictures.device))
+        return pictures
 
 
 def make_augmentation(ranges: Ranges) -> Augmentation:
     """The pipeline that runs on the batch's device; albumentations runs before it, in the workers."""
     if ranges.name == "online":
         return Online(ranges)
-    return Paper() if ranges.name == "paper" else Augmentation()
+    return Paper(ranges) if ranges.name == "paper" else Augmentation()
+
+
+def paper_twins(ranges: Ranges) -> dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
+    """The six variants of `Paper` by albumentations, for one uint8 picture (H, W), by their names."""
+    albumentations = _albumentations()
+    limits = (ranges.brightness, ranges.brightness), (ranges.contrast, ranges.contrast)
+    steps: dict[str, list[Any]] = {
+        "horizontal flip": [albumentations.HorizontalFlip(p=1.0)],
+        "vertical flip": [albumentations.VerticalFlip(p=1.0)],
+        "brightness and contrast": [albumentations.RandomBrightnessContrast(*limits, p=1.0)],
+        "CLAHE": [albumentations.CLAHE((CLAHE_CLIP_LIMIT, CLAHE_CLIP_LIMIT), CLAHE_TILES, p=1.0)],
+        "rotation by 90 degrees": [albumentations.Transpose(p=1.0), albumentations.VerticalFlip(p=1.0)],
+        "rotation by 45 degrees": [albumentations.Rotate((45, 45), p=1.0)],
+    }
+    return {name: _as_function(albumentations.Compose(made)) for name, made in steps.items()}
+
+
+def _as_function(pipeline: Any) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
+    return lambda picture: np.asarray(pipeline(image=picture)["image"], np.uint8)
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version at import
+    import albumentations
+
+    return albumentations
 
 
 def make_cpu_twin(ranges: Ranges) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
     """The transforms of `Online` by albumentations, for one uint8 picture (H, W) on the CPU, for comparison."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its newest version at import
-    import albumentations as A
-
-    pipeline: Any = A.Compose(
+    albumentations = _albumentations()
+    pipeline: Any = albumentations.Compose(
         [
-            A.HorizontalFlip(p=ranges.flip),
-            A.Affine(
+            albumentations.HorizontalFlip(p=ranges.flip),
+            albumentations.Affine(
                 rotate=(-ranges.rotate, ranges.rotate),
                 translate_percent=dict.fromkeys("xy", (-ranges.translate, ranges.translate)),
                 scale=(1.0 - ranges.scale, 1.0 + ranges.scale),
                 p=1.0,
             ),
-            A.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=1.0),
+            albumentations.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=1.0),
         ],
         seed=int(torch.initial_seed() % 2**32),
     )
-    return lambda picture: np.asarray(pipeline(image=picture)["image"], np.uint8)
+    return _as_function(pipeline)

@@ -10,7 +10,11 @@ COMMANDS = {
     "prepare": "read the archives, decode every picture once, and show what is used",
     "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
     "train": "train one model, or sweep many with -m",
+    "report": "figures and tables of a sweep, beside the paper's",
 }
+
+POSITIONAL = {"report": "runs"}
+"""The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
 
@@ -45,6 +49,9 @@ def main() -> None:
 
 
 def _run(command: str, arguments: list[str]) -> None:
+    if command in POSITIONAL and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        quoted = arguments[0].replace("\\", "\\\\").replace("'", "\\'")
+        arguments = [f"{POSITIONAL[command]}='{quoted}'", *arguments[1:]]
     sys.argv = [f"osteo {command}", *arguments]
     importlib.import_module(f"osteo.commands.{command}").main()
 

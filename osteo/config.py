@@ -11,6 +11,8 @@ from typing import Any
 
 from osteo.errors import UserError, unknown
 
+CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
+
 
 def option(
     default: Any,
@@ -94,6 +96,7 @@ class ModelConfig:
     backbone: str = option("resnet18", "any name that timm knows")
     pretrained: bool = option(False, "start from timm's weights, fetched from the model hub once")
     weights_file: str | None = option(None, "start from a local file of weights, .safetensors or .pth")
+    channels: int = option(1, "1: one grey channel; 3: the grey picture thrice, as RGB", low=1, high=3)
     drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
 
 
@@ -156,7 +159,17 @@ class PrepareConfig:
     """What `osteo prepare` can be told."""
 
     output_dir: str | None = option(None, "not used: what is prepared goes to data.cache")
+    export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class ReportConfig:
+    """What `osteo report` can be told."""
+
+    output_dir: str | None = option(None, "not used: a report lies beside its runs")
+    runs: str = option("???", "a sweep or run directory; `osteo report DIRECTORY` is short for it")
 
 
 @dataclass
@@ -199,8 +212,8 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{key}.")
         elif value is not None and entry.metadata:
             _check_value(key, value, entry.metadata)
-    if not prefix:
-        _check_data(config.data)
+    if isinstance(config, Config | PrepareConfig | AuditConfig):
+        check_data(config.data)
     if isinstance(config, Config):
         _check_training(config)
 
@@ -217,7 +230,12 @@ def _check_value(key: str, value: Any, allowed: Any) -> None:
         raise UserError(f"{key}={value} is too small; it must be above {above}")
 
 
-def _check_data(data: DataConfig) -> None:
+def check_data(data: DataConfig) -> None:
+    """Refuses what does not go together in the data, and archives that are not there.
+
+    Raises:
+        UserError: one line that says what to change.
+    """
     split = data.split
     given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
     used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
@@ -250,5 +268,7 @@ def _check_data(data: DataConfig) -> None:
 def _check_training(config: Config) -> None:
     if config.model.pretrained and config.model.weights_file:
         raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
+    if config.model.channels == 2:
+        raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")

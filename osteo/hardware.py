@@ -1,5 +1,7 @@
 """What a run computes on, chosen after a look at the machine."""
 
+import resource
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +47,26 @@ def _check_devices(devices: Any, present: int | None) -> None:
     wanted = len(devices) if isinstance(devices, list) else devices
     if present is not None and devices != "auto" and wanted > present:
         raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")
+
+
+def reset_peak_memory(accelerator: str) -> None:
+    """Starts to measure peak memory anew, where the system can (CUDA, Linux)."""
+    if accelerator == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(accelerator: str) -> int:
+    """Peak memory since the reset, in MiB: what torch took of the GPU, else what the process had resident."""
+    if accelerator == "cuda":
+        return int(torch.cuda.max_memory_allocated() // 2**20)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) // 1024
+        )
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 2**20  # in bytes on macOS
 
 
 def choose_precision(wishes: Wishes, accelerator: str) -> str:

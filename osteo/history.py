@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -28,12 +29,21 @@ class History(Callback):
     ) -> None:
         self.rows: list[dict[str, float]] = []
         self._write, self._tell, self._level = write, tell, level
-        self._since = self._lr = 0.0
+        self._since = self._trained = self._lr = 0.0
+        self._pictures = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock and notes the learning rate of the epoch's first step."""
         self._since = time.perf_counter()
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self._pictures = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts pictures; validation follows the last batch and is not training time."""
+        self._pictures += len(batch.labels)
+        self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has run by now: Lightning runs it inside the training epoch."""
@@ -42,6 +52,7 @@ class History(Callback):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "seconds": round(time.perf_counter() - self._since, 3),
+            "pictures_per_second": round(self._pictures / (self._trained - self._since), 1),
             "lr": self._lr,
             **values,
         }

@@ -22,6 +22,7 @@ class Network(nn.Module):
         image_size: side of the pictures, in pixels; backbones of a fixed input size are built for it.
         pretrained: start from timm's weights.
         weights_file: start from a local file of weights instead, .safetensors or .pth.
+        channels: 1, or 3 to show the backbone the grey picture three times.
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -38,19 +39,22 @@ class Network(nn.Module):
         image_size: int,
         pretrained: bool = False,
         weights_file: str | None = None,
+        channels: int = 1,
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         check_backbone(backbone, image_size)
-        self.backbone = _create(backbone, image_size, drop_rate, pretrained=pretrained, weights_file=weights_file)
+        shape = {"in_chans": channels, "drop_rate": drop_rate}
+        self.channels = channels
+        self.backbone = _create(backbone, image_size, shape, pretrained=pretrained, weights_file=weights_file)
         # One grey channel stands for three equal ones: timm sums the kernels, we average what they subtract.
         usual = usual_input(backbone)
-        self.register_buffer("mean", torch.tensor(usual.mean).mean())
-        self.register_buffer("std", torch.tensor(usual.std).mean())
+        for name, values in (("mean", torch.tensor(usual.mean)), ("std", torch.tensor(usual.std))):
+            self.register_buffer(name, values.mean() if channels == 1 else values.view(3, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis."""
-        logits: Tensor = self.backbone((pictures - self.mean) / self.std)
+        logits: Tensor = self.backbone((pictures.expand(-1, self.channels, -1, -1) - self.mean) / self.std)
         return logits.squeeze(1)
 
 
@@ -76,7 +80,7 @@ def check_backbone(backbone: str, image_size: int) -> None:
     usual = usual_input(backbone)
     try:
         with torch.device("meta"):
-            shadow = _create(backbone, image_size)
+            shadow = _create(backbone, image_size, {"in_chans": 1})
             shadow.eval()(torch.empty(2, 1, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(
@@ -88,12 +92,12 @@ def check_backbone(backbone: str, image_size: int) -> None:
 def _create(
     backbone: str,
     image_size: int,
-    drop_rate: float = 0.0,
+    shape: dict[str, Any],
     *,
     pretrained: bool = False,
     weights_file: str | None = None,
 ) -> nn.Module:
-    shape: dict[str, Any] = {"in_chans": 1, "num_classes": 1, "drop_rate": drop_rate}
+    shape = {"num_classes": 1, **shape}
     if usual_input(backbone).fixed_input_size:
         shape["img_size"] = image_size
     if weights_file:

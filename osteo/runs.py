@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
 from osteo.files import write_json, write_table, write_text
 
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
+COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Run:
         """Keeps versions and hardware, and the given facts; no name of the machine or its user."""
         write_json(self.directory / "environment.json", {**environment(), **facts})
 
+    def read_manifest(self) -> pd.DataFrame:
+        """The manifest with its splits, typed."""
+        return read_manifest(self.directory / "manifest.csv")
+
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files of the record."""
         content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
@@ -116,7 +122,8 @@ def runs_of(sweep: Path) -> list[Run]:
 def leaderboard(sweep: Path) -> pd.DataFrame:
     """One row a finished run, the best test AUROC first.
 
-    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, the metrics as test/..., seconds.
+    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, the metrics as test/..., and the
+    cost: seconds in all and an epoch, pictures trained on a second, peak memory in MiB.
     """
     rows = []
     for run in runs_of(sweep):
@@ -131,7 +138,7 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
                 for name, value in metrics.items()
                 if name.startswith("test/") and not isinstance(value, list)
             }
-            | {"seconds": facts["seconds"]}
+            | {key: facts.get(key) for key in COSTS}
         )
     table = pd.DataFrame(rows)
     if rows:

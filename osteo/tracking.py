@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ from typing import Any, Self
 import pandas as pd
 import wandb
 
-from osteo.config import Config
+from osteo.config import WandbConfig
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,15 @@ def public(value: Any) -> Any:
     return value
 
 
+def group_of(settings: WandbConfig, folder: Path) -> str:
+    """The group of a sweep's runs: as configured, else its folder, with the date where it is named by the time.
+
+    A folder further up is never used, since it may name a person.
+    """
+    by_date = re.fullmatch(r"\d{4}-\d{2}-\d{2}", folder.parent.name)
+    return settings.group or ("-".join(folder.parts[-2:]) if by_date else folder.name)
+
+
 def choose_mode(mode: str) -> str:
     """What "auto" stands for: online where a key of W&B is found, else offline."""
     if mode != "auto":
@@ -60,10 +69,10 @@ class Tracker:
     Curves are kept against the epoch, one point each.
     """
 
-    def __init__(self, config: Config, place: Place) -> None:
-        mode = choose_mode(config.logger.wandb.mode)
+    def __init__(self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place) -> None:
+        mode = choose_mode(settings.mode)
         try:
-            self._run = self._start(config, place, mode)
+            self._run = self._start(settings, configuration, place, mode)
         except (
             wandb.errors.CommError,
             wandb.errors.AuthenticationError,
@@ -75,12 +84,12 @@ class Tracker:
                 type(error).__name__,
             )
             wandb.teardown()
-            self._run = self._start(config, place, "offline")
+            self._run = self._start(settings, configuration, place, "offline")
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
 
     @staticmethod
-    def _start(config: Config, place: Place, mode: str) -> "wandb.Run":
+    def _start(wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
         settings = wandb.Settings(
             console="off",  # the terminal may show paths
             disable_code=True,
@@ -98,13 +107,13 @@ class Tracker:
         )
         place.folder.mkdir(parents=True, exist_ok=True)
         return wandb.init(
-            entity=config.logger.wandb.entity,
-            project=config.logger.wandb.project,
+            entity=wanted.entity,
+            project=wanted.project,
             group=place.group,
             name=place.name,
             job_type=place.job_type,
             tags=place.tags,
-            config=public(asdict(config)),
+            config=public(configuration),
             dir=str(place.folder),
             mode=mode,  # type: ignore[arg-type]
             reinit="finish_previous",
@@ -138,6 +147,14 @@ class Tracker:
             "test/predictions": wandb.Table(dataframe=test),
         }
         self._run.log(plots)
+
+    def figures(self, paths: Mapping[str, Path]) -> None:
+        """Adds pictures, by their names."""
+        self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
+
+    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Adds tables, by their names."""
+        self._run.log({f"tables/{name}": wandb.Table(dataframe=table) for name, table in tables.items()})
 
     def __enter__(self) -> Self:
         return self

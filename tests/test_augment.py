@@ -41,16 +41,16 @@ def test_flips_only_flip() -> None:
 def test_paper_variants_are_exact_and_chosen_by_index() -> None:
     picture = PICTURES[:1].expand(7, -1, -1, -1)
     twin = 1.0 - picture
-    made = Paper()(picture, twin, torch.arange(7))
+    made = Paper(AugmentConfig(brightness=0.05, contrast=0.1))(picture, twin, torch.arange(7))
     assert len(PAPER_VARIANTS) == Paper.variants == 7
     assert torch.equal(made[0], picture[0])
     assert torch.equal(made[1], picture[0].flip(-1))
     assert torch.equal(made[2], picture[0].flip(-2))
-    assert torch.allclose(made[3], (1.2 * (picture[0] - 0.5) + 0.6).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(made[3], (1.1 * picture[0]).clamp(0, 1).add(0.05).clamp(0, 1), atol=1e-6)
     assert torch.equal(made[4], twin[0])
     assert torch.equal(made[5], picture[0].rot90(1, (-2, -1)))
     assert float(made[6, 0, 0, 0]) == 0.0  # a corner that turned in from outside
-    assert torch.equal(Paper()(picture, twin, torch.arange(7)), made)
+    assert torch.equal(Paper(AugmentConfig(brightness=0.05, contrast=0.1))(picture, twin, torch.arange(7)), made)
 
 
 def test_names_choose_pipelines() -> None:

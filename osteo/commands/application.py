@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from osteo.config import check
+from osteo.config import Config, check
 from osteo.errors import UserError, unknown
 from osteo.runs import Run, runs_of, shown
 
@@ -100,6 +100,13 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     if finish is not None and runs_of(directory):
         sound.append(finish(directory))
     sys.exit(code or int(not all(sound)))
+
+
+def read_config(path: Path) -> Config:
+    """The configuration that a run has recorded."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    assert isinstance(config, Config)
+    return config
 
 
 def fail(command: str, error: UserError) -> None:

@@ -1,6 +1,7 @@
 """osteo train: one run, or a sweep of them with -m."""
 
 import logging
+import statistics
 import sys
 import time
 import warnings
@@ -67,10 +68,11 @@ def train(config: Config, job: Job) -> bool:
         augment_val=config.augment.val,
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
     )
+    hardware.reset_peak_memory(accelerator)
     record = Run(job.directory)
     record.start(job.config_yaml)
     record.write_manifest(manifest)
-    with Tracker(config, place_of(config, job)) as tracker:
+    with Tracker(config.logger.wandb, asdict(config), place_of(config, job)) as tracker:
         best = ModelCheckpoint(
             job.directory / "checkpoints",
             filename="best",
@@ -115,6 +117,10 @@ def train(config: Config, job: Job) -> bool:
             "best_epoch": int(kept["epoch"]),
             "seconds": round(time.perf_counter() - started, 1),
             "seconds_fit": round(fitted - started, 1),
+            "seconds_per_epoch": round(statistics.median(row["seconds"] for row in history.rows), 2),
+            "pictures_per_second": statistics.median(row["pictures_per_second"] for row in history.rows),
+            "peak_memory_mib": hardware.peak_memory(accelerator),
+            "channels": model.channels,
             "accelerator": accelerator,
             "precision": precision,
         }
@@ -140,14 +146,13 @@ def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModul
 
 def place_of(config: Config, job: Job) -> Any:
     """Where the run stands in W&B: the sweep's group, named by backbone and seed."""
-    from osteo.tracking import Place
+    from osteo.tracking import Place, group_of
 
     folder = job.sweep or job.directory
     fold = config.data.split.fold
     return Place(
         folder=folder,
-        # by date and time where the folder is named so; never by a folder above, which may name a person
-        group=config.logger.wandb.group or (folder.name if config.output_dir else "-".join(folder.parts[-2:])),
+        group=group_of(config.logger.wandb, folder),
         name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
         job_type="train",
         tags=[config.experiment or "train", config.model.backbone, config.data.name, *config.logger.wandb.tags],

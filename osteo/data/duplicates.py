@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Grey = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -22,7 +23,7 @@ SAME = 0.9
 the least alike of 500 altered copies 0.93; the nearest strangers among 202 real knees reach 0.88."""
 
 _COARSE, _MIDDLE = 32, 96  # sides, in pixels, at which candidates are searched and alignment starts
-_LIKELY, _NEAREST = 0.85, 4  # least correlation of a candidate, and how many a picture may have
+_LIKELY, _NEAREST = 0.87, 4  # least correlation of a candidate, and how many a picture may have
 _MARGIN = 0.05  # assumed crops, as a share of the side
 _WINDOWS: tuple[Window, ...] = (
     (0.0, 0.0, 1.0, 1.0),
@@ -59,15 +60,11 @@ def find_pairs(thumbnails: Grey) -> list[Pair]:
     middle = np.stack([_resize(picture, _MIDDLE) for picture in thumbnails]) if len(thumbnails) else thumbnails
 
     def confirm(candidate: Candidate) -> Pair | None:
-        first, second, _, mirrored = candidate
-        # alignment goes astray from some starts, and rarely from all
-        starts = dict.fromkeys(
-            [candidate, Candidate(first, second, 0, mirrored), Candidate(second, first, 0, mirrored)]
-        )
-        similarity = next((s for start in starts if (s := _similarity(thumbnails, middle, start)) >= SAME), None)
-        if similarity is None:
+        similarity = _similarity(thumbnails, middle, candidate)
+        if similarity < SAME:
             return None
-        return Pair(min(first, second), max(first, second), round(similarity, 4), mirrored)
+        first, second = sorted(candidate[:2])
+        return Pair(first, second, round(similarity, 4), candidate.mirrored)
 
     with ThreadPoolExecutor() as pool:
         return sorted(pair for pair in pool.map(confirm, _candidates(middle)) if pair is not None)
@@ -102,11 +99,10 @@ def _candidates(middle: Grey) -> list[Candidate]:
 
 def _nearest(queries: Floats, plain: Floats, start: int, window: int, *, mirrored: bool) -> npt.NDArray[np.float64]:
     """The likeliest partners of these queries, which are pictures start, start + 1, and so on."""
-    alike = queries @ plain.T
-    alike[np.arange(len(queries)), start + np.arange(len(queries))] = -1.0
-    count = min(_NEAREST, alike.shape[1] - 1)
-    columns = np.argpartition(-alike, count - 1, axis=1)[:, :count]
-    values = np.take_along_axis(alike, columns, axis=1)
+    alike = torch.from_numpy(queries) @ torch.from_numpy(plain).T  # torch, since NumPy has no topk
+    alike[torch.arange(len(queries)), start + torch.arange(len(queries))] = -1.0
+    best = alike.topk(min(_NEAREST, alike.shape[1] - 1), dim=1)
+    values, columns = best.values.numpy(), best.indices.numpy()
     row, place = np.nonzero(values >= _LIKELY)
     fixed = np.full(len(row), float(window)), np.full(len(row), float(mirrored))
     return np.column_stack([row + start, columns[row, place], values[row, place], *fixed]).astype(np.float64)
@@ -139,29 +135,41 @@ def _resize(picture: Grey, side: int) -> Grey:
 
 
 def _similarity(thumbnails: Grey, middle: Grey, candidate: Candidate) -> float:
-    """How well the fine detail of two pictures agrees once the first is warped onto the second, -1 to 1."""
-    window = _WINDOWS[candidate.window]
-    if candidate.mirrored:
-        window = (1 - window[2], window[1], 1 - window[0], window[3])
-    warp = _crop(window, _MIDDLE, _MIDDLE)
-    # first coarsely, then to a fraction of a pixel; more steps and a finer end find no more pairs
-    for pictures, steps, gain in ((middle, 15, 1e-3), (thumbnails, 20, 1e-4)):
-        first, second = pictures[candidate.first].astype(np.float32), pictures[candidate.second].astype(np.float32)
-        first = np.ascontiguousarray(first[:, ::-1]) if candidate.mirrored else first
-        side = len(second)
-        warp[:, 2] *= side / _MIDDLE if pictures is thumbnails else 1.0
-        stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, gain)
-        try:
-            found = cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, stop, _inner(first), 5)
-            warp = np.asarray(found[1], np.float32)
-        except cv2.error:  # it did not converge: these two cannot be laid over each other
-            return 0.0
-        aligned = cv2.warpAffine(first, warp, (side, side), flags=_INVERSE)
-        inside = cv2.warpAffine(np.ones_like(first), warp, (side, side), flags=_INVERSE) > 0.99
-        similarity = _agreement(np.asarray(aligned, np.float32), second, inside)
-        if similarity < 0.7:
-            return similarity
-    return similarity
+    """How well the fine detail of two pictures agrees once one is warped onto the other, -1 to 1."""
+    first, second, _, mirrored = candidate
+    best = -1.0, candidate, _crop(_WINDOWS[0], _MIDDLE, _MIDDLE)
+    # alignment goes astray from some starts, and rarely from all
+    for start in (candidate, Candidate(first, second, 0, mirrored), Candidate(second, first, 0, mirrored)):
+        window = _WINDOWS[start.window]
+        if mirrored:
+            window = (1 - window[2], window[1], 1 - window[0], window[3])
+        # more steps and a finer end find no more pairs
+        agreement, warp = _align(middle, start, _crop(window, _MIDDLE, _MIDDLE), steps=15, gain=1e-3)
+        if agreement > best[0]:
+            best = agreement, start, warp
+        if agreement > 0.9:
+            break
+    agreement, start, warp = best
+    if agreement < 0.7:
+        return agreement
+    warp[:, 2] *= SIDE / _MIDDLE
+    return _align(thumbnails, start, warp, steps=20, gain=1e-4)[0]
+
+
+def _align(pictures: Grey, start: Candidate, warp: Floats, *, steps: int, gain: float) -> tuple[float, Floats]:
+    """Warps the first picture of a candidate onto the second: how well they agree then, and the warp."""
+    first, second = pictures[start.first].astype(np.float32), pictures[start.second].astype(np.float32)
+    first = np.ascontiguousarray(first[:, ::-1]) if start.mirrored else first
+    side = len(second)
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, gain)
+    try:
+        found = cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, stop, _inner(first), 5)
+    except cv2.error:  # it did not converge: these two cannot be laid over each other
+        return -1.0, warp
+    warp = np.asarray(found[1], np.float32)
+    aligned = cv2.warpAffine(first, warp, (side, side), flags=_INVERSE)
+    inside = cv2.warpAffine(np.ones_like(first), warp, (side, side), flags=_INVERSE) > 0.99
+    return _agreement(np.asarray(aligned, np.float32), second, inside), warp
 
 
 def _inner(picture: Floats) -> Grey:

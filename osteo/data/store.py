@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageOps
 
+from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import explain, header
 from osteo.files import whole
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the pixels: raise it when decode, square or clahe change what they return
-CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)
 
 Grey = npt.NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""Tables on a terminal."""
+"""Tables on a terminal, in Markdown and in LaTeX."""
 
 import sys
 
@@ -19,7 +19,23 @@ def as_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         table.add_column(str(name), justify="right" if numeric else "left")
     for row in frame.itertuples(index=False, name=None):
-        table.add_row(
-            *("-" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row)
-        )
+        table.add_row(*map(_cell, row))
     return table
+
+
+def _cell(value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A data frame as a Markdown table."""
+    lines = [[str(name) for name in frame], ["---"] * len(frame.columns)]
+    lines += [[_cell(value).replace("|", "\\|") for value in row] for row in frame.itertuples(index=False, name=None)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_latex(frame: pd.DataFrame) -> str:
+    """A data frame as a LaTeX table with rules of the booktabs package."""
+    return frame.map(_cell).to_latex(index=False, escape=True)

@@ -1,0 +1,177 @@
+"""The figures of a paper, from run records and the manifest; each is returned as a matplotlib figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from osteo.files import whole
+
+Grey = npt.NDArray[np.uint8]
+
+BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
+"""Okabe and Ito's colours, which most colour-blind readers tell apart."""
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "osteo",  # the same figure gives the same file
+}
+METRICS = {
+    "test/accuracy": "accuracy",
+    "test/precision_macro": "precision",
+    "test/recall_macro": "recall",
+    "test/f1_macro": "F1-score",
+}
+
+
+class Shown(NamedTuple):
+    """A picture on a figure."""
+
+    picture: Grey
+    title: str
+    right: bool | None = None
+    """whether the prediction was right; None where there is none"""
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes NAME.png and NAME.svg, each whole."""
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with rc_context(STYLE):
+        for path in paths:
+            with whole(path) as aside:
+                metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+                figure.savefig(aside, dpi=200, bbox_inches="tight", facecolor="white", metadata=metadata)
+    return paths
+
+
+def collection(manifest: pd.DataFrame) -> Figure:
+    """From the sources to the data set: how many pictures of each class came, were left out and are used."""
+    with rc_context(STYLE):
+        sources = sorted(manifest["source"].unique())
+        figure = Figure(figsize=(7.2, 1.2 + 1.5 * len(sources)))
+        axes = figure.add_subplot()
+        axes.set(xlim=(0, 12), ylim=(0, 2 * len(sources)))
+        axes.axis("off")
+        used = manifest[manifest["split"] != "excluded"]
+        middle = len(sources)
+        total = f"{len(used)} pictures\n" + _by_class(used)
+        _box(axes, 9.9, middle, f"used\n{total}", PALE, BLUE, height=1.3)
+        for place, source in enumerate(reversed(sources)):
+            height = 2 * place + 1
+            rows = manifest[manifest["source"] == source]
+            out = rows[rows["split"] == "excluded"]
+            _box(axes, 1.9, height, f"{source}\n{len(rows)} pictures\n{_by_class(rows)}", "white", INK, height=1.3)
+            if len(out):
+                reasons = out["reason"].value_counts()
+                text = "\n".join(f"{count} {reason.split(':')[0]}" for reason, count in reasons.head(4).items())
+                _box(axes, 5.9, height - 0.45, f"left out\n{text}", "white", RED, height=0.85, small=True)
+            axes.annotate(
+                "",
+                xy=(8.1, middle + (height - middle) * 0.25),
+                xytext=(3.8, height + 0.3),
+                arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1},
+            )
+        return figure
+
+
+def _by_class(rows: pd.DataFrame) -> str:
+    counts = rows["class_name"].value_counts()
+    order = [name for name in ("normal", "osteopenia", "osteoporosis") if name in counts]
+    return "\n".join(f"{counts[name]} {name}" for name in order)
+
+
+def _box(
+    axes: Axes, x: float, y: float, text: str, fill: str, edge: str, *, height: float, small: bool = False
+) -> None:
+    width = 3.6
+    corner = (x - width / 2, y - height / 2)
+    axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0.05", facecolor=fill, edgecolor=edge, lw=1))
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.5 if small else 8.5, linespacing=1.35)
+
+
+def pictures(rows: Sequence[tuple[str, Sequence[Shown]]]) -> Figure:
+    """Rows of pictures, each row with a name at its left; wrong predictions are framed and marked."""
+    with rc_context(STYLE):
+        columns = max(len(shown) for _, shown in rows)
+        figure = Figure(figsize=(1.45 * columns + 0.5, 1.75 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for line, (name, shown) in zip(grid, rows, strict=True):
+            for place, axes in enumerate(line):
+                axes.set(xticks=[], yticks=[])
+                for spine in axes.spines.values():
+                    spine.set_visible(False)
+                if place < len(shown):
+                    _picture(axes, shown[place])
+            line[0].set_ylabel(name, fontsize=9)
+        return figure
+
+
+def _picture(axes: Axes, shown: Shown) -> None:
+    axes.imshow(shown.picture, cmap="gray", vmin=0, vmax=255)
+    if shown.right is None:
+        axes.set_title(shown.title, fontsize=7.5)
+        return
+    colour, mark = (GREEN, "\N{CHECK MARK}") if shown.right else (RED, "\N{MULTIPLICATION X}")
+    axes.set_title(f"{mark} {shown.title}", fontsize=7.5, color=colour)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=1.8)
+
+
+def bars(board: pd.DataFrame) -> Figure:
+    """Accuracy, macro precision, recall and F1 of every run side by side; where seeds differ, their mean."""
+    with rc_context(STYLE):
+        means = board.groupby("backbone", sort=False)[list(METRICS)].mean()
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        width = 0.8 / len(means)
+        for number, (backbone, row) in enumerate(means.iterrows()):
+            places = np.arange(len(METRICS)) + (number - (len(means) - 1) / 2) * width
+            colour = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")[number % 8]
+            made = axes.bar(places, row.to_numpy(float), width * 0.92, label=str(backbone), color=colour)
+            axes.bar_label(made, fmt="%.2f", fontsize=7, padding=2)
+        axes.set(
+            xticks=range(len(METRICS)), xticklabels=list(METRICS.values()), ylim=(0, 1.1), ylabel="on the test split"
+        )
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.legend(frameon=False, ncols=min(4, len(means)), loc="upper center", bbox_to_anchor=(0.5, 1.18))
+        return figure
+
+
+def confusion(matrices: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+    """Confusion matrices side by side, truth down, prediction across, with counts and shares of the true class."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * len(matrices) + 0.4, 2.7), layout="constrained")
+        names = ["normal", "osteoporosis"]
+        for place, (title, matrix) in enumerate(matrices.items()):
+            counts = np.asarray(matrix, float)
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            axes = figure.add_subplot(1, len(matrices), place + 1)
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            for (row, column), count in np.ndenumerate(counts):
+                colour = "white" if shares[row, column] > 0.55 else INK
+                text = f"{int(count)}\n{shares[row, column]:.0%}"
+                axes.text(column, row, text, ha="center", va="center", color=colour)
+            axes.set(title=title, xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
+            axes.set_xticklabels(names, fontsize=8)
+            axes.set_yticklabels(names if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
+            if place == 0:
+                axes.set_ylabel("true")
+            axes.tick_params(length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        return figure
