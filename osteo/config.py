@@ -169,7 +169,7 @@ class ReportConfig:
     """What `osteo report` can be told."""
 
     output_dir: str | None = option(None, "not used: a report lies beside its runs")
-    runs: str = option("???", "a sweep or run directory; `osteo report DIRECTORY` is short for it")
+    runs: str | None = option(None, "a sweep or run directory; `osteo report DIRECTORY` is short for it")
 
 
 @dataclass

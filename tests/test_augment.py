@@ -1,9 +1,13 @@
 """Augmentation: in range, in shape, drawn a picture, and reproducible."""
 
+import numpy as np
+import pytest
 import torch
 
-from osteo.augment import PAPER_VARIANTS, Online, Paper, make_augmentation, make_cpu_twin
+from osteo.augment import PAPER_VARIANTS, Online, Paper, make_augmentation, make_cpu_twin, paper_twins
 from osteo.config import AugmentConfig
+from osteo.data.phantom import draw
+from osteo.data.store import clahe, square
 
 PICTURES = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 SAME = torch.zeros(6, dtype=torch.int64)
@@ -65,3 +69,29 @@ def test_the_cpu_twin_flips_as_kornia_does() -> None:
     grey = (PICTURES[0, 0] * 255).round().to(torch.uint8)
     made = torch.from_numpy(make_cpu_twin(always)(grey.numpy()).copy())
     assert torch.equal(made, grey.flip(-1))
+
+
+TOLERANCE = {  # mean and largest difference in grey levels between Kornia's float and albumentations' eight bits
+    "horizontal flip": (0.0, 0.0),
+    "vertical flip": (0.0, 0.0),
+    "brightness and contrast": (0.6, 1.01),
+    "CLAHE": (0.0, 0.0),
+    "rotation by 90 degrees": (0.0, 0.0),
+    "rotation by 45 degrees": (1.0, 40.0),  # at the rim of the turned picture, one interpolates and the other does not
+}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_kornia_s_variants_are_albumentations_ones(number: int) -> None:
+    rng = np.random.default_rng([3, number])
+    knee = square(draw(rng, rng.uniform(-4.0, 1.0), height=500, width=int(rng.integers(250, 500))), 224, "resize")
+    ranges = AugmentConfig(name="paper", brightness=0.05, contrast=0.1)
+    picture, twin = (torch.from_numpy(grey)[None, None].float() / 255 for grey in (knee, clahe(knee)))
+    made = Paper(ranges)(picture.expand(7, -1, -1, -1), twin.expand(7, -1, -1, -1), torch.arange(7))
+    others = paper_twins(ranges)
+    assert list(others) == list(PAPER_VARIANTS[1:]) == list(TOLERANCE)
+    for place, (name, change) in enumerate(others.items(), start=1):
+        difference = (made[place, 0] * 255 - torch.from_numpy(change(knee).copy()).float()).abs()
+        mean, largest = TOLERANCE[name]
+        assert float(difference.mean()) <= mean + 1e-4, name
+        assert float(difference.max()) <= largest + 1e-3, name

@@ -17,7 +17,7 @@ def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
     assert osteo().code == 2
     done = osteo("trian")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "osteo: command 'trian' is unknown; choose one of: prepare, audit, train\n"
+    assert done.err == "osteo: command 'trian' is unknown; choose one of: prepare, audit, train, report\n"
 
 
 def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:

@@ -99,3 +99,20 @@ def test_an_unreachable_hub_is_one_line_with_both_ways_out() -> None:
 def test_a_backbone_without_pretrained_weights_says_so() -> None:
     with pytest.raises(UserError, match="timm has no pretrained weights for convnext_atto_rms"):
         Network("convnext_atto_rms", image_size=64, pretrained=True)
+
+
+def test_a_grey_picture_as_rgb_gives_what_one_summed_channel_gives() -> None:
+    torch.manual_seed(2)
+    colour = Network("test_resnet", image_size=64, channels=3).eval()
+    torch.manual_seed(2)
+    grey = Network("test_resnet", image_size=64).eval()
+    state = colour.state_dict()
+    first = next(name for name, weights in state.items() if weights.ndim == 4)
+    assert state[first].shape[1] == 3
+    state[first] = state[first].sum(1, keepdim=True)
+    mean = colour.mean.mean(), colour.std.mean()
+    colour.mean, colour.std = mean[0].expand(3, 1, 1), mean[1].expand(3, 1, 1)
+    state["mean"], state["std"] = mean
+    grey.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.allclose(colour(GREY), grey(GREY), atol=1e-5)

@@ -68,12 +68,12 @@ def test_tables_in_markdown_and_latex() -> None:
 
 def test_a_report_of_a_sweep(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     words = [word for word in tiny if not word.startswith("model.backbone")]
-    sweep = osteo("train", "-m", *words, "model.backbone=test_resnet,test_vit", "output_dir=my sweep's",
+    sweep = osteo("train", "-m", *words, "model.backbone=test_resnet,test_vit", "output_dir='my sweep'",
                   "logger.wandb.mode=offline")  # fmt: skip
     assert sweep.code == 0, sweep.err
-    done = osteo("report", "my sweep's")
+    done = osteo("report", "my sweep")
     assert done.code == 0, done.err
-    folder = tmp_path / "my sweep's"
+    folder = tmp_path / "my sweep"
     names = ("collection", "samples", "augmentations", "metrics", "confusion", "predictions")
     for name in names:
         picture = cv2.imread(str(folder / "figures" / f"{name}.png"))
@@ -98,7 +98,7 @@ def test_a_report_of_a_sweep(osteo: Callable, tiny: list[str], tmp_path: Path) -
     ("arguments", "message"),
     [
         (["nowhere"], "runs=nowhere holds no finished run"),
-        ([], "runs"),
+        ([], "name a sweep or a run directory: osteo report DIRECTORY"),
     ],
 )
 def test_a_report_of_nothing_is_one_line(osteo: Callable, tmp_path: Path, arguments: list[str], message: str) -> None:

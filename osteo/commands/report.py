@@ -34,6 +34,8 @@ def report(config: ReportConfig, job: Job) -> bool:
     from osteo.runs import leaderboard, runs_of, shown
     from osteo.tracking import Place, Tracker, group_of
 
+    if not config.runs:
+        raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
     directory = Path(config.runs).expanduser()
     runs = {run.directory.name: run for run in runs_of(directory)}
     board = leaderboard(directory)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from osteo.config import DataConfig, PhantomConfig
@@ -21,7 +20,7 @@ from osteo.files import cache_dir, write_json
 
 log = logging.getLogger(__name__)
 
-PAIRS_VERSION = 2  # raise it when find_pairs changes what it returns
+PAIRS_VERSION = 3  # raise it when find_pairs changes what it returns
 
 
 def prepare(config: DataConfig) -> tuple[pd.DataFrame, Store]:
@@ -104,7 +103,8 @@ def same_exposures(
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if not kept.exists():
         log.info("comparing %d pictures", len(shas))
-        found = find_pairs(np.ascontiguousarray(thumbnails.pictures[0][[thumbnails.rows[sha] for sha in shas]]))
+        plane = thumbnails.pictures[0]  # mapped: not copied where all of it is used
+        found = find_pairs(plane if not thumbnails.unreadable else plane[[thumbnails.rows[sha] for sha in shas]])
         write_json(kept, [[shas[p.first], shas[p.second], p.similarity, p.mirrored] for p in found])
     names = decodable(manifest).sort_values("image_id").drop_duplicates("sha256").set_index("sha256")["image_id"]
     pairs = json.loads(kept.read_text(encoding="utf-8"))
