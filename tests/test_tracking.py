@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +40,9 @@ def sweep(
         "model.backbone=test_resnet,test_vit,test_convnext", "logger.wandb.mode=offline", "output_dir=sweep",
         "logger.wandb.tags=[mine]",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # a service that W&B started for runs in this process is not theirs
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "sweep", offline_runs(folder / "sweep")
 
