@@ -7,6 +7,10 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+
+from osteo.report.tables import as_markdown
+
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "decode": "preparing pictures against a plain PIL loop",
@@ -34,12 +38,10 @@ def write(name: str, rows: list[dict]) -> None:
     (RESULTS / f"{name}.json").write_text(
         json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2)
     )
-    head = list(rows[0])
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(str(row[key]) for key in head)} |" for row in rows]
+    table = as_markdown(pd.DataFrame(rows).astype(str))
     note = f"{machine['cores']} cores, {machine['processor']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    (RESULTS / f"{name}.md").write_text("\n".join([*lines, "", note, ""]))
-    print("\n".join(lines), flush=True)
+    (RESULTS / f"{name}.md").write_text(f"{table}\n{note}\n")
+    print(table, flush=True)
 
 
 def cores() -> int:

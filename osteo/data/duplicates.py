@@ -20,7 +20,7 @@ SIDE = 256
 """Side of the thumbnails, in pixels; the picture is stretched to a square."""
 SAME = 0.9
 """From this similarity on, two pictures are one exposure. Measured: the nearest of 2000 phantom strangers reach 0.80,
-the least alike of 500 altered copies 0.93; the nearest strangers among 202 real knees reach 0.88."""
+the least alike of 500 altered copies 0.93; the nearest strangers among 202 real knees reach 0.86."""
 
 _COARSE, _MIDDLE = 32, 96  # sides, in pixels, at which candidates are searched and alignment starts
 _LIKELY, _NEAREST = 0.85, 4  # least correlation of a candidate, and how many a picture may have

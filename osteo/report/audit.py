@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from osteo.data.audit import Audit
 from osteo.data.store import decode
-from osteo.report.tables import as_table
+from osteo.report.tables import as_table, cell
 
 SHOWN = 60  # sets of pictures a section; audit.json lists all
 HEIGHT = 220  # of a picture on the page, in pixels
@@ -28,7 +27,7 @@ def verdict(audit: Audit) -> list[str]:
     near = [pair for pair in audit.exposures if pair.contradictory]
     lines = [
         f"Contradictory labels: {_count(len(audit.contradictory), 'set')} of identical files and"
-        f" {_count(len(near), 'pair')} of altered copies are labelled both normal and osteoporosis.",
+        f" {_count(len(near), 'pair')} of altered copies are filed under two different classes.",
         f"{_count(len(audit.exact), 'set')} of identical files and {_count(len(audit.exposures), 'pair')} of altered"
         f" copies ({sum(pair.mirrored for pair in audit.exposures)} mirrored).",
     ]
@@ -152,13 +151,9 @@ def page(audit: Audit, read: Callable[[str], bytes]) -> str:
         odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:SHOWN]],
         tables=[("Flow", audit.flow), ("By split", audit.by_split), ("Shortcuts", shortcut_table(audit))],
         leaked=[(LEAKED[name], sets) for name, sets in audit.leaks.items() if sets],
-        cell=_cell,
+        cell=cell,
         shown=SHOWN,
     )
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _embed(content: bytes) -> str:

@@ -19,11 +19,12 @@ def as_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
         numeric = pd.api.types.is_numeric_dtype(frame[name])
         table.add_column(str(name), justify="right" if numeric else "left")
     for row in frame.itertuples(index=False, name=None):
-        table.add_row(*map(_cell, row))
+        table.add_row(*map(cell, row))
     return table
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A number to three digits, a missing value as a dash, anything else as it is."""
     if pd.isna(value):  # type: ignore[call-overload]
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -32,10 +33,10 @@ def _cell(value: object) -> str:
 def as_markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
     lines = [[str(name) for name in frame], ["---"] * len(frame.columns)]
-    lines += [[_cell(value).replace("|", "\\|") for value in row] for row in frame.itertuples(index=False, name=None)]
+    lines += [[cell(value).replace("|", "\\|") for value in row] for row in frame.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_latex(frame: pd.DataFrame) -> str:
     """A data frame as a LaTeX table with rules of the booktabs package."""
-    return frame.map(_cell).to_latex(index=False, escape=True)
+    return frame.map(cell).to_latex(index=False, escape=True)
