@@ -143,8 +143,11 @@ def test_a_random_split_leaks_and_a_grouped_one_does_not(
     leaky = manifest.assign(split="train").set_index("image_id")["split"]
     leaky["kaggle/normal/2nn.jpg"] = "test"
     leaky.reset_index().to_csv(tmp_path / "leaky.csv", index=False)
-    done = osteo("audit", *arguments(planted), "against=leaky.csv", "output_dir=b")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "leaky.csv").rename(tmp_path / "run" / "manifest.csv")  # as a run keeps its split
+    done = osteo("audit", *arguments(planted), "against=run", "output_dir=b")
     assert done.code == 1
+    assert "The split leaks: 1 sets of files with the same bytes stand on more than one side." in done.out
     pair = ["kaggle/normal/2nn.jpg", "kaggle/normal/again.png"]
     assert audit_json(tmp_path / "b")["leaks"] == {"pictures": [pair], "clusters": [pair], "patients": []}
 

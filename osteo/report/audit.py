@@ -16,8 +16,8 @@ from osteo.report.tables import as_table, cell
 SHOWN = 60  # sets of pictures a section; audit.json lists all
 HEIGHT = 220  # of a picture on the page, in pixels
 LEAKED = {
-    "pictures": "pictures with the same bytes",
-    "clusters": "pictures of one exposure or one patient",
+    "pictures": "sets of files with the same bytes",
+    "clusters": "sets of pictures of one exposure or one patient",
     "patients": "patients",
 }
 
