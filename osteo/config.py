@@ -158,7 +158,6 @@ class LoggerConfig:
 class PrepareConfig:
     """What `osteo prepare` can be told."""
 
-    output_dir: str | None = option(None, "not used: what is prepared goes to data.cache")
     export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -168,7 +167,6 @@ class PrepareConfig:
 class ReportConfig:
     """What `osteo report` can be told."""
 
-    output_dir: str | None = option(None, "not used: a report lies beside its runs")
     runs: str | None = option(None, "a sweep or run directory; `osteo report DIRECTORY` is short for it")
 
 

@@ -253,6 +253,12 @@ def test_intervals_on_known_values() -> None:
     assert clustered.high - clustered.low < 1e-9  # every group is the same
 
 
+def test_an_audit_decodes_every_file_once(osteo: Callable, planted: Path, tmp_path: Path) -> None:
+    done = osteo("audit", *arguments(planted), "data.cache=cache", "output_dir=audit")  # with a torn file among them
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
+
+
 def test_prepare_shows_the_flow(osteo: Callable, planted: Path, tmp_path: Path) -> None:
     done = osteo("prepare", *arguments(planted, "clean"), "data.image_size=32")
     assert done.code == 0, done.err

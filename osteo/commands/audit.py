@@ -55,9 +55,9 @@ def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
     manifest = table.build_manifest(sources, cache)
     given = read_split(config.against, manifest) if config.against else None
     small = prepare.open_thumbnails(manifest, read, cache)
+    pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
-    pairs = prepare.same_exposures(manifest, read, cache)
     manifest = table.assign_groups(manifest, [(first, second) for first, second, *_ in pairs])
     labels = manifest.set_index("image_id")["class_name"]
     exposures = [

@@ -1,6 +1,5 @@
 """osteo prepare: from archives to a store that every later run opens at once."""
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from osteo.data.store import Store
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -38,8 +35,8 @@ def prepare_data(config: PrepareConfig, job: Job) -> bool:
     console = terminal()
     if config.export_augmented and Path(config.export_augmented).expanduser().exists():
         raise UserError(f"export_augmented={config.export_augmented} is there already; name a new folder")
-    manifest, store = prepare.prepare(config.data)
     sources = prepare.read_sources(config.data, cache_dir(config.data.cache))
+    manifest, store = prepare.prepare(config.data, sources)
     console.print(as_table(flow(manifest, DELIBERATE), title="pictures"))
     used = manifest[manifest["split"].isin(SPLITS)]
     counts = pd.crosstab(used["split"], used["class_name"]).reindex(list(SPLITS)).reset_index()

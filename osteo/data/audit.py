@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from osteo.data.manifest import DELIBERATE, SPLITS
+from osteo.data.manifest import SPLITS, unusable
 from osteo.statistics import Interval, auroc, proportion
 
 Grey = npt.NDArray[np.uint8]
@@ -112,7 +112,7 @@ class Audit:
     @property
     def unreadable(self) -> dict[str, str]:
         """Reason by image_id of every file that cannot be used."""
-        rows = self.manifest[(self.manifest["split"] == "excluded") & ~self.manifest["reason"].isin(DELIBERATE)]
+        rows = self.manifest[unusable(self.manifest)]
         return dict(zip(rows["image_id"], rows["reason"], strict=True))
 
     def as_json(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def shortcuts(
     label = table["label"].astype(int)
     found = []
     for name, values in features.items():
-        if (name != "source" or table["source"].nunique() > 1) and len(values):
+        if name != "source" or table["source"].nunique() > 1:
             found.append(_measure(name, SHORTCUTS[name], values, label, table["group"], seed))
     if clinical is not None:
         known = table["patient"].map(clinical["age"]).notna() & table["patient"].map(clinical["sex"]).notna()

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from osteo.data.clinical import who_class
 from osteo.data.sources import CLASSES, SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
 from osteo.files import write_table
@@ -84,6 +85,11 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 def read_manifest(path: Path) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
     return typed(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]))
+
+
+def unusable(manifest: pd.DataFrame) -> "pd.Series[bool]":
+    """The rows that are set aside for a reason that lies in the file itself."""
+    return (manifest["split"] == "excluded") & ~manifest["reason"].isin(DELIBERATE)
 
 
 def exclude(manifest: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> pd.DataFrame:
@@ -216,7 +222,7 @@ def clean(
     Args:
         manifest: rows that are excluded stay so.
         pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
-        t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-off of -2.5.
+        t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-offs.
     """
     same, contradictory = copies(manifest, pairs)
     rows = manifest.set_index("image_id")
@@ -225,7 +231,7 @@ def clean(
     wrong: set[str] = set()
     for members in contradictory:
         scores = [known[image_id] for image_id in members if image_id in known]
-        right = int(scores[0] <= -2.5) if scores else None
+        right = CLASSES[who_class(scores[0])] if scores else None
         wrong |= {image_id for image_id in members if rows["label"][image_id] != right}
     manifest = exclude(manifest, manifest["image_id"].isin(wrong), CONTRADICTORY)
     spare: set[str] = set()

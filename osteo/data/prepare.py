@@ -23,19 +23,24 @@ log = logging.getLogger(__name__)
 PAIRS_VERSION = 4  # raise it when find_pairs changes what it returns
 
 
-def prepare(config: DataConfig) -> tuple[pd.DataFrame, Store]:
+def prepare(config: DataConfig, sources: dict[str, Source] | None = None) -> tuple[pd.DataFrame, Store]:
     """Reads the sources, sets aside what cannot be used, decodes the rest once and splits it.
+
+    Args:
+        config: what to prepare.
+        sources: of the same configuration, where they have been read already.
 
     Raises:
         UserError: nothing there, a class missing, a split empty, or an unusable file while `strict`.
     """
     cache = cache_dir(config.cache)
-    sources = read_sources(config, cache)
+    sources = sources or read_sources(config, cache)
     manifest = table.build_manifest(sources, cache)
     read = reader(sources)
     pairs = []
     if config.clean or config.split.grouped:
-        pairs = [(first, second) for first, second, *_ in same_exposures(manifest, read, cache)]
+        thumbnails = open_thumbnails(manifest, read, cache)
+        pairs = [(first, second) for first, second, *_ in same_exposures(manifest, thumbnails, cache)]
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
         manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
@@ -80,8 +85,7 @@ def reader(sources: dict[str, Source]) -> Callable[[str], bytes]:
 
 def decodable(manifest: pd.DataFrame) -> pd.DataFrame:
     """The rows whose files can be used, osteopenia and copies among them, with an empty split."""
-    usable = (manifest["split"] != "excluded") | manifest["reason"].isin(table.DELIBERATE)
-    return manifest[usable].assign(split="")
+    return manifest[~table.unusable(manifest)].assign(split="")
 
 
 def open_thumbnails(manifest: pd.DataFrame, read: Callable[[str], bytes], cache: Path) -> Store:
@@ -89,15 +93,17 @@ def open_thumbnails(manifest: pd.DataFrame, read: Callable[[str], bytes], cache:
     return open_store(decodable(manifest), read, cache, image_size=SIDE, fit="resize", twins=False)
 
 
-def same_exposures(
-    manifest: pd.DataFrame, read: Callable[[str], bytes], cache: Path
-) -> list[tuple[str, str, float, bool]]:
+def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> list[tuple[str, str, float, bool]]:
     """Pairs of one exposure in different files, found once and then read back.
+
+    Args:
+        manifest: names the pictures.
+        thumbnails: as `open_thumbnails` gives them.
+        cache: folder in which the pairs are kept.
 
     Returns:
         Two image_ids, the first in alphabetical order first, their similarity and whether one is mirrored.
     """
-    thumbnails = open_thumbnails(manifest, read, cache)
     shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
     recipe = f"{PAIRS_VERSION}:{SAME}:{','.join(shas)}"
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
@@ -148,7 +154,7 @@ def set_unreadable_aside(manifest: pd.DataFrame, store: Store) -> pd.DataFrame:
 
 
 def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
-    unusable = manifest[(manifest["split"] == "excluded") & ~manifest["reason"].isin(table.DELIBERATE)]
+    unusable = manifest[table.unusable(manifest)]
     if strict and len(unusable):
         first = unusable.iloc[0]
         raise UserError(
