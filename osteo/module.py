@@ -1,5 +1,7 @@
 """How a network learns: one step, three thin hooks."""
 
+import pickle
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -111,3 +113,22 @@ class Classifier(LightningModule):
             pct_start=chosen["warmup"],
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load(checkpoint: Path) -> Classifier:
+    """The module of a checkpoint, on the CPU; nothing but tensors and plain values is read from it.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of osteo.
+    """
+    if not checkpoint.is_file():
+        raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
+    try:
+        kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        given = dict(kept["hyper_parameters"])
+        given["network"] = {**given["network"], "pretrained": False, "weights_file": None}
+        module = Classifier(**given)
+        module.load_state_dict(kept["state_dict"])
+    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{checkpoint.name} is no checkpoint of osteo ({type(error).__name__})") from error
+    return module

@@ -45,7 +45,7 @@ class Network(nn.Module):
         super().__init__()
         check_backbone(backbone, image_size)
         shape = {"in_chans": channels, "drop_rate": drop_rate}
-        self.channels = channels
+        self.name, self.image_size, self.channels = backbone, image_size, channels
         self.backbone = _create(backbone, image_size, shape, pretrained=pretrained, weights_file=weights_file)
         # One grey channel stands for three equal ones: timm sums the kernels, we average what they subtract.
         usual = usual_input(backbone)
@@ -54,8 +54,12 @@ class Network(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis."""
-        logits: Tensor = self.backbone((pictures.expand(-1, self.channels, -1, -1) - self.mean) / self.std)
+        logits: Tensor = self.backbone(self.normalise(pictures))
         return logits.squeeze(1)
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """What the backbone sees of float (B, 1, S, S) in [0, 1]: (B, channels, S, S)."""
+        return (pictures.expand(-1, self.channels, -1, -1) - self.mean) / self.std
 
 
 def usual_input(backbone: str) -> PretrainedCfg:

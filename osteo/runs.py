@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
@@ -75,6 +76,12 @@ class Run:
     def read_manifest(self) -> pd.DataFrame:
         """The manifest with its splits, typed."""
         return read_manifest(self.directory / "manifest.csv")
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration, as plain values."""
+        content = OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+        assert isinstance(content, dict)
+        return {str(key): value for key, value in content.items()}
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files of the record."""

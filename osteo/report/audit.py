@@ -1,20 +1,16 @@
 """The audit as a person reads it: a page with pictures side by side, and tables on the terminal."""
 
-import base64
 from collections.abc import Callable
 
-import cv2
-import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 
 from osteo.data.audit import Audit
 from osteo.data.store import decode
-from osteo.report.tables import as_table, cell
+from osteo.report.html import HEIGHT, embed, render
+from osteo.report.tables import as_table
 
 SHOWN = 60  # sets of pictures a section; audit.json lists all
-HEIGHT = 220  # of a picture on the page, in pixels
 LEAKED = {
     "pictures": "sets of files with the same bytes",
     "clusters": "sets of pictures of one exposure or one patient",
@@ -119,7 +115,12 @@ def page(audit: Audit, read: Callable[[str], bytes]) -> str:
     labels = audit.manifest.set_index("image_id")["class_name"].to_dict()
 
     def figure(image_id: str, note: str = "") -> dict[str, str]:
-        return {"name": image_id, "label": labels[image_id], "picture": _embed(read(image_id)), "note": note}
+        return {
+            "name": image_id,
+            "label": labels[image_id],
+            "picture": embed(decode(read(image_id), HEIGHT)),
+            "note": note,
+        }
 
     near = sorted(audit.exposures, key=lambda pair: (not pair.contradictory, pair.similarity))
     pairs = [
@@ -140,8 +141,8 @@ def page(audit: Audit, read: Callable[[str], bytes]) -> str:
         }
         for group in exact[:SHOWN]
     ]
-    environment = Environment(loader=PackageLoader("osteo.report", "."), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("audit.html.jinja").render(
+    return render(
+        "audit.html.jinja",
         audit=audit,
         verdict=verdict(audit),
         sections=[
@@ -151,15 +152,5 @@ def page(audit: Audit, read: Callable[[str], bytes]) -> str:
         odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:SHOWN]],
         tables=[("Flow", audit.flow), ("By split", audit.by_split), ("Shortcuts", shortcut_table(audit))],
         leaked=[(LEAKED[name], sets) for name, sets in audit.leaks.items() if sets],
-        cell=cell,
         shown=SHOWN,
     )
-
-
-def _embed(content: bytes) -> str:
-    """A small JPEG of a picture as a data URL."""
-    grey = decode(content, HEIGHT)
-    size = (max(1, round(grey.shape[1] * HEIGHT / grey.shape[0])), HEIGHT)
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", np.asarray(small), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

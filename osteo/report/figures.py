@@ -18,6 +18,7 @@ Grey = npt.NDArray[np.uint8]
 
 BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
 """Okabe and Ito's colours, which most colour-blind readers tell apart."""
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -141,7 +142,7 @@ def bars(board: pd.DataFrame) -> Figure:
         width = 0.8 / len(means)
         for number, (backbone, row) in enumerate(means.iterrows()):
             places = np.arange(len(METRICS)) + (number - (len(means) - 1) / 2) * width
-            colour = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")[number % 8]
+            colour = COLOURS[number % len(COLOURS)]
             made = axes.bar(places, row.to_numpy(float), width * 0.92, label=str(backbone), color=colour)
             axes.bar_label(made, fmt="%.2f", fontsize=7, padding=2)
         axes.set(

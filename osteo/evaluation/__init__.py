@@ -1,0 +1,1 @@
+"""What records and checkpoints say once training is over."""

@@ -1,0 +1,49 @@
+"""What validation says of a run: the temperature of its logits and the thresholds of its calls."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int_]
+
+RULES = ("0.5", "Youden", "sensitivity")
+"""How a threshold is chosen: as given, by the largest sensitivity + specificity, or by a wanted sensitivity."""
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+def log_loss(logits: Floats, labels: Labels) -> float:
+    """The mean negative log likelihood."""
+    return float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -logits, logits))))
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
+    """The number that logits are divided by so that their log loss is least (Guo et al. 2017), from 0.05 to 20."""
+    span = np.log([COLDEST, HOTTEST])
+    found = minimize_scalar(lambda u: log_loss(logits / np.exp(u), labels), bounds=tuple(span), method="bounded")
+    return float(np.exp(found.x))
+
+
+def calibrate(logits: Floats, temperature: float) -> Floats:
+    """Probabilities of osteoporosis at a temperature."""
+    return np.asarray(expit(logits / temperature))
+
+
+def choose_thresholds(probabilities: Floats, labels: Labels, *, sensitivity: float = 0.9) -> dict[str, float]:
+    """A threshold by each of `RULES`; a picture is called osteoporosis where its probability is above.
+
+    Args:
+        probabilities: of validation pictures, (N,).
+        labels: theirs, 0 or 1, (N,).
+        sensitivity: the least that the third rule keeps, with the best specificity that it leaves.
+    """
+    values = np.unique(probabilities)
+    between = np.r_[values[0] / 2, (values[1:] + values[:-1]) / 2, (1.0 + values[-1]) / 2]
+    above = probabilities[None, :] > between[:, None]
+    cases = labels == 1
+    found, spared = above[:, cases].mean(axis=1), (~above)[:, ~cases].mean(axis=1)
+    best = np.flatnonzero(np.isclose(found + spared, (found + spared).max()))
+    youden = between[best[np.argmin(np.abs(between[best] - 0.5))]]  # of equally good ones the least unusual
+    wanted = between[np.flatnonzero(found >= sensitivity - 1e-12)[-1]]
+    return {"0.5": 0.5, "Youden": float(youden), "sensitivity": float(wanted)}

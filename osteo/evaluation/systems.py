@@ -1,0 +1,263 @@
+"""Runs that differ only in fold and seed are one system; its out-of-fold predictions are pooled within each repeat."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn.ensemble import RandomForestClassifier
+
+from osteo.errors import UserError
+from osteo.evaluation.calibration import RULES, calibrate, choose_thresholds, fit_temperature, log_loss
+from osteo.runs import Run
+
+Floats = npt.NDArray[np.float64]
+
+REPEATED = ("seed", "output_dir", "experiment", "logger", "data.cache", "data.split.seed", "data.split.fold",
+            "data.split.test_source")  # fmt: skip
+"""Keys that may differ between runs of one system."""
+PICTURE = ["image_id", "label", "group", "source", "patient", "width", "height", "format", "mode", "sha256"]
+
+
+class Validated(NamedTuple):
+    """What a run's validation pictures say; its test pictures have no part in it."""
+
+    temperature: float
+    thresholds: dict[str, float]
+    """by rule, on calibrated probabilities"""
+    skill: float
+    """how far the calibrated log loss is below that of the share of cases, at least 0"""
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: a backbone with its recipe, an ensemble of some, or a shortcut.
+
+    R repeats by N pictures; NaN where a repeat did not test a picture.
+    """
+
+    name: str
+    kind: str
+    """model, ensemble or shortcut"""
+    probabilities: Floats
+    calibrated: Floats
+    """after the temperature that validation asks for"""
+    thresholds: dict[str, Floats]
+    """by rule of `calibration.RULES`, on calibrated probabilities"""
+    skill: Floats
+    """of the run that tested the picture, on its validation pictures"""
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def tested(self) -> int:
+        """Pictures that at least one repeat tested."""
+        return int(np.isfinite(self.probabilities).any(axis=0).sum())
+
+    @property
+    def repeats(self) -> int:
+        """Repeats that tested something."""
+        return int(np.isfinite(self.probabilities).any(axis=1).sum())
+
+    @property
+    def best_run(self) -> Run:
+        """The run with the best validation AUROC: its checkpoint is the one to use."""
+        return max(self.runs, key=lambda run: run.read_json("metrics.json")["val/auroc"] or 0.0)
+
+    def right(self, labels: npt.NDArray[np.int_]) -> Floats:
+        """1 where the call at 0.5 is right, 0 where it is wrong, NaN where there is none, (R, N)."""
+        return np.where(np.isfinite(self.probabilities), (self.probabilities > 0.5) == (labels == 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The systems of a sweep on the same pictures."""
+
+    pictures: pd.DataFrame
+    """a row a tested picture, the columns of `PICTURE`"""
+    repeats: list[str]
+    systems: list[System]
+    notes: list[str]
+    """what is missing"""
+    design: str
+    """how pictures came to be tested, in words"""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int_]:
+        """0 normal, 1 osteoporosis, (N,)."""
+        return self.pictures["label"].to_numpy(int)
+
+    @property
+    def groups(self) -> list[str]:
+        """Pictures of one patient or one exposure share a group, (N,)."""
+        return [str(group) for group in self.pictures["group"]]
+
+    def of_kind(self, kind: str) -> list[System]:
+        """The systems that are models, ensembles or shortcuts."""
+        return [system for system in self.systems if system.kind == kind]
+
+
+def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
+    """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
+    rows = predictions[predictions["split"] == "val"]
+    logits, labels = rows["logit"].to_numpy(float), rows["label"].to_numpy(int)
+    temperature = fit_temperature(logits, labels)
+    thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
+    share = labels.mean()
+    known = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
+    return Validated(temperature, thresholds, max(0.0, known - log_loss(logits / temperature, labels)))
+
+
+def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experiment:
+    """The systems of finished runs, their ensembles, and the shortcut of width and height on the same folds.
+
+    Args:
+        runs: finished, of one sweep.
+        sensitivity: that the third threshold rule keeps on validation.
+
+    Raises:
+        UserError: no test picture has been predicted.
+    """
+    read = [_Read.of(run, sensitivity) for run in runs]
+    names = _names([one.settings for one in read])
+    repeats = sorted({one.repeat for one in read})
+    pictures = pd.concat([one.manifest for one in read]).drop_duplicates("image_id")
+    tested = set().union(*(one.test["image_id"] for one in read))
+    pictures = pictures[pictures["image_id"].isin(tested)][PICTURE].sort_values("image_id").reset_index(drop=True)
+    if pictures.empty:
+        raise UserError("no run has predicted a test picture")
+    place = pd.Series(pictures.index, index=pictures["image_id"])
+    shape = (len(repeats), len(pictures))
+    models = []
+    for name in dict.fromkeys(names):
+        members = [one for one, its in zip(read, names, strict=True) if its == name]
+        logits, temperature, skill = (np.full(shape, np.nan) for _ in range(3))
+        thresholds = {rule: np.full(shape, np.nan) for rule in RULES}
+        for one in members:
+            at = repeats.index(one.repeat), place[one.test["image_id"]].to_numpy()
+            logits[at], temperature[at], skill[at] = one.test["logit"], one.said.temperature, one.said.skill
+            for rule, value in one.said.thresholds.items():
+                thresholds[rule][at] = value
+        calibrated = calibrate(logits, temperature)  # type: ignore[arg-type]
+        models.append(
+            System(name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, [one.run for one in members])
+        )
+    notes = [
+        f"{name}, {repeats[row][0]}: {count} of {int(known.sum(axis=1).max())} pictures were tested; the rest of its"
+        " folds is missing"
+        for name, known in ((model.name, np.isfinite(model.probabilities)) for model in models)
+        for row, count in enumerate(known.sum(axis=1))
+        if 0 < count < known.sum(axis=1).max() and read[0].repeat[1] != "hold-out"
+    ]
+    return Experiment(
+        pictures,
+        [label for label, _ in repeats],
+        [*models, *ensembles(models), _shortcut(read, repeats, place)],
+        notes,
+        _design(read),
+    )
+
+
+class _Read(NamedTuple):
+    run: Run
+    settings: dict[str, Any]
+    repeat: tuple[str, str]
+    manifest: pd.DataFrame
+    test: pd.DataFrame
+    said: Validated
+
+    @staticmethod
+    def of(run: Run, sensitivity: float) -> "_Read":
+        settings = flat(run.read_config())
+        split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source", "file")}
+        kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
+        seed = settings["seed"]
+        label = f"seed {seed}" if split["seed"] in (seed, 0) else f"seed {seed}, split {split['seed']}"
+        predictions = run.read_table("predictions.csv")
+        test = predictions[predictions["split"] == "test"]
+        return _Read(
+            run, settings, (label, kind), run.read_manifest(), test, validate(predictions, sensitivity=sensitivity)
+        )
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The backbone, and every other key in which the systems differ."""
+    kept = [{key: str(value) for key, value in one.items() if not key.startswith(REPEATED)} for one in settings]
+    keys = [key for key in kept[0] if len({one.get(key) for one in kept}) > 1 and key != "model.backbone"]
+    return [" ".join([one["model.backbone"], *(f"{key}={one[key]}" for key in keys)]) for one in kept]
+
+
+def _design(read: Sequence[_Read]) -> str:
+    kinds, repeats = {one.repeat[1] for one in read}, len({one.repeat for one in read})
+    times = "once" if repeats == 1 else f"{repeats} times"
+    if kinds == {"folds"}:
+        folds = read[0].settings["data.split.folds"]
+        return f"{folds}-fold cross-validation, {times}; out-of-fold predictions are pooled within a repeat"
+    if kinds == {"sources"}:
+        sources = sorted({str(one.settings["data.split.test_source"]) for one in read})
+        return (
+            f"leave one source out ({', '.join(sources)}), {times}; each source is tested by networks that never saw it"
+        )
+    return f"one hold-out split, trained {times}" if kinds == {"hold-out"} else "different kinds of splits, mixed"
+
+
+def ensembles(models: Sequence[System]) -> list[System]:
+    """Means of calibrated probabilities over models, over repeats, and over both; plain, and weighted by skill.
+
+    The weight of a run is its skill on its own validation pictures. Thresholds are averaged like probabilities.
+    """
+    several = [model for model in models if model.repeats > 1]
+    made = [_mean(f"{one.name}, mean of {one.repeats} repeats", [one], over_repeats=True) for one in several]
+    for over_repeats in (False, True):
+        if len(models) > 1 and (several or not over_repeats):
+            name = f"mean of {len(models)} models"
+            name += f" and {max(model.repeats for model in several)} repeats" if over_repeats else ""
+            made.append(_mean(name, models, over_repeats=over_repeats))
+            made.append(_mean(f"{name}, weighted", models, over_repeats=over_repeats, weighted=True))
+    return made
+
+
+def _mean(name: str, members: Sequence[System], *, over_repeats: bool, weighted: bool = False) -> System:
+    """One system of several; a mean over repeats stands in every repeat, so that it can be compared with each."""
+    skill = np.stack([member.skill for member in members])  # (S, R, N)
+    axis = (0, 1) if over_repeats else (0,)
+    weights = np.where(np.isfinite(skill), skill if weighted else 1.0, 0.0)
+    none = weights.sum(axis=axis, keepdims=True) == 0  # no member has learnt anything: all count alike
+    weights = np.where(none & np.isfinite(skill), 1.0, weights)
+
+    def mean(of: Sequence[Floats]) -> Floats:
+        total = (weights * np.nan_to_num(np.stack(of))).sum(axis=axis)
+        with np.errstate(invalid="ignore"):
+            return np.array(np.broadcast_to(total / weights.sum(axis=axis), members[0].skill.shape))
+
+    calibrated = mean([member.calibrated for member in members])
+    thresholds = {rule: mean([member.thresholds[rule] for member in members]) for rule in RULES}
+    return System(name, "ensemble", calibrated, calibrated, thresholds, mean([member.skill for member in members]))
+
+
+def _shortcut(read: Sequence[_Read], repeats: Sequence[tuple[str, str]], place: "pd.Series[int]") -> System:
+    """A forest that sees a picture's width and height, trained and tested on the same folds."""
+    scores = np.full((len(repeats), len(place)), np.nan)
+    done = set()
+    for one in read:
+        tested = tuple(one.test["image_id"])
+        if (one.repeat, tested) not in done:
+            done.add((one.repeat, tested))
+            rows = one.manifest.set_index("image_id")
+            train = rows[rows["split"] == "train"]
+            forest = RandomForestClassifier(100, random_state=0).fit(train[["width", "height"]], train["label"])
+            reached = forest.predict_proba(rows.loc[list(tested), ["width", "height"]])[:, 1]
+            scores[repeats.index(one.repeat), place[list(tested)]] = reached
+    half = np.where(np.isfinite(scores), 0.5, np.nan)
+    return System(
+        "width and height alone", "shortcut", scores, scores, dict.fromkeys(RULES, half), np.zeros_like(scores)
+    )

@@ -1,0 +1,271 @@
+"""report.html, report.md and a model card for the best checkpoint of each model."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from osteo.data import audit
+from osteo.data.manifest import DELIBERATE, copies
+from osteo.data.prepare import decodable
+from osteo.evaluation.systems import System, validate
+from osteo.report import plots, rows
+from osteo.report.html import inline, render
+from osteo.report.results import Results
+from osteo.report.verdict import verdict
+from osteo.runs import Run
+from osteo.statistics import METRICS
+
+CAPTIONS = {
+    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
+    "roc_pr": "ROC and precision-recall curves, the mean over repeats, with pointwise 95 % bands.",
+    "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
+    "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
+    "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
+}
+SECTIONS = {
+    "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
+    "decisions": "Thresholds", "subgroups": "Subgroups", "mistakes": "Mistakes", "data": "Data",
+    "record": "Record", "limits": "Limits",
+}  # fmt: skip
+LIMITS = [
+    "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
+    " would change the networks too; the range over repeats shows a part of that.",
+    "A repeat pools the predictions of several networks, one a fold, whose probabilities need not be on one scale.",
+    "The Mendeley labels follow T-scores of quantitative ultrasound, not of DXA; how the Kaggle labels came about is"
+    " not published.",
+    "Archives are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
+    "Grad-CAM shows a few cells of the last feature map, enlarged: it tells regions, not structures.",
+    "Research use only; not a medical device.",
+]  # fmt: skip
+PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen in the pictures themselves."""
+
+    mistakes: list[dict[str, str]] = field(default_factory=list)
+    """name, picture and map as data URLs, label, call and sure"""
+    findings: list[str] = field(default_factory=list)
+    note: str = ""
+    """why something is missing"""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A sweep with everything that its pages show."""
+
+    title: str
+    results: Results
+    figures: dict[str, Figure]
+    tables: dict[str, pd.DataFrame]
+    looked: Looked
+    verdict: list[str]
+    audit: list[str]
+    limits: list[str]
+    configuration: str
+    """of the best run, without what tells of a machine"""
+
+    def context(self) -> dict[str, Any]:
+        """What the templates read."""
+        best = self.results.best.system.best_run
+        return {
+            "title": self.title,
+            "results": self.results,
+            "tables": self.tables,
+            "looked": self.looked,
+            "verdict": self.verdict,
+            "notes": self.results.experiment.notes,
+            "audit": self.audit,
+            "limits": self.limits,
+            "record": {
+                "run": best.directory.name,
+                "configuration": self.configuration,
+                "osteo": best.read_json("environment.json")["osteo"],
+            },
+        }
+
+    def html(self) -> str:
+        """One HTML file with everything in it."""
+        figures = {name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()}
+        return render(
+            "report.html.jinja",
+            figures=figures,
+            captions=CAPTIONS,
+            sections=list(SECTIONS.items()),
+            **self.context(),
+        )
+
+    def markdown(self) -> str:
+        """The same as Markdown, without pictures of patients; its figures lie in figures/."""
+        return render("report.md.jinja", **self.context())
+
+
+def tell(
+    title: str,
+    results: Results,
+    board: pd.DataFrame,
+    looked: Looked,
+    configuration: str,
+    clinical: pd.DataFrame | None = None,
+) -> Story:
+    """Puts a report together from results and records.
+
+    Args:
+        title: of the report.
+        results: of the sweep.
+        board: its leaderboard.
+        looked: what was seen in the pictures.
+        configuration: of the best run, as YAML.
+        clinical: the clinical sheet, indexed by patient, where it is at hand.
+    """
+    runs = [run for result in results.models for run in result.system.runs]
+    best = results.best.system.best_run
+    manifest = best.read_manifest()
+    leaks, contradictions, lines = data_findings(runs, manifest)
+    figures = {
+        "forest": plots.forest(results),
+        "roc_pr": plots.roc_and_pr(results),
+        "training": plots.training(
+            {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
+        ),
+        "reliability": plots.reliability(results),
+        "decision": plots.decision(results),
+    }
+    tables = {
+        "comparison": rows.comparison_table(results),
+        "methods": rows.methods_table(results),
+        "between": rows.tests_table(results.between),
+        "shortcut": rows.tests_table(results.against_shortcut),
+        "calibration": rows.calibration_table(results),
+        "thresholds": rows.thresholds_table(results),
+        "subgroups": rows.subgroup_table(results, results.best, clinical),
+        "flow": audit.flow(manifest, DELIBERATE),
+        "by_split": audit.by_split(manifest, None),
+        "runs": _runs(board),
+        "versions": _versions(runs),
+        "hashes": _hashes(results, manifest),
+    }
+    is_phantom = best.read_config()["data"]["name"] == "phantom"
+    limits = [PHANTOM, *LIMITS] if is_phantom else LIMITS
+    told = verdict(results, leaks, contradictions) + ([PHANTOM] if is_phantom else [])
+    return Story(title, results, figures, tables, looked, told, lines, limits, configuration)
+
+
+def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
+    """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
+    leaks = {"clusters": 0, "patients": 0, "pictures": 0}
+    for run in runs:
+        table = run.read_manifest()
+        found = audit.leaks(table, dict(zip(table["image_id"], table["split"], strict=True)))
+        leaks = {name: max(leaks[name], len(found[name])) for name in leaks}
+    exact, contradictory = copies(decodable(manifest))
+    used = manifest[manifest["split"] != "excluded"]
+    used_exact, used_contradictory = copies(used)
+    lines = [
+        f"{len(exact)} sets of identical files came with the data, {len(contradictory)} of them under contradictory"
+        f" labels; among the pictures used are {len(used_exact)}, and {len(used_contradictory)} contradictory.",
+        f"{used['group'].nunique()} groups (patients, or copies of one exposure) among {len(used)} pictures used.",
+        f"Splits: {leaks['pictures']} sets of identical files, {leaks['clusters']} sets of one exposure or patient and"
+        f" {leaks['patients']} patients stand on more than one side of a run's split, at most.",
+    ]
+    return leaks["clusters"], len(used_contradictory), lines
+
+
+def _runs(board: pd.DataFrame) -> pd.DataFrame:
+    columns = ["run", "backbone", "seed", "fold", "best_epoch", "test/accuracy", "test/auroc", "seconds",
+               "peak_memory_mib"]  # fmt: skip
+    table = board[columns].copy()
+    table["fold"] = table["fold"].astype("Int64")
+    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
+        columns=lambda name: name.replace("_", " ")
+    )
+
+
+def _versions(runs: Sequence[Run]) -> pd.DataFrame:
+    found = [run.read_json("environment.json") for run in runs]
+    flat = [
+        {
+            "osteo": one["osteo"], "Python": one["python"], **one["libraries"], "system": one["system"],
+            "machine": one["machine"], "accelerator": one["accelerator"], "precision": one["precision"],
+        }
+        for one in found
+    ]  # fmt: skip
+    return pd.DataFrame(
+        {"name": name, "version": ", ".join(sorted({str(one[name]) for one in flat}))} for name in flat[0]
+    )
+
+
+def data_sha256(manifest: pd.DataFrame) -> str:
+    """A hash of the used pictures and their labels, whatever their names and order."""
+    used = manifest[manifest["split"] != "excluded"]
+    lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
+    found = [("data", data_sha256(manifest))]
+    for result in results.models:
+        run = result.system.best_run
+        found.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
+    return pd.DataFrame(found, columns=["of", "SHA-256"])
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file, or a dash where it is gone."""
+    if not path.is_file():
+        return "-"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_card(story: Story, system: System) -> str:
+    """The card of a system's best checkpoint, as Markdown."""
+    run = system.best_run
+    facts, settings = run.read_json("environment.json"), run.read_config()
+    manifest = run.read_manifest()
+    result = next(result for result in story.results.models if result.system is system)
+    model, data = settings["model"], settings["data"]
+    start = "random numbers"
+    if model["weights_file"]:
+        start = f"the file {Path(model['weights_file']).name}"
+    elif model["pretrained"]:
+        start = "timm's pretrained weights"
+    reached = pd.DataFrame(
+        {"metric": rows.TITLES[name], "95 % interval": rows.shown(result.intervals[name])} for name in METRICS
+    )
+    rules: Mapping[str, str] = {
+        "0.5": "as given",
+        "Youden": "largest sensitivity + specificity",
+        "sensitivity": f"sensitivity of at least {story.results.sensitivity:.2f}",
+    }
+    return render(
+        "model_card.md.jinja",
+        name=system.name,
+        run=run.directory.name,
+        validation=run.read_json("metrics.json")["val/auroc"],
+        facts=facts,
+        size=data["image_size"],
+        channels=model["channels"],
+        fit={"pad": "padded to a square", "resize": "stretched to a square"}[data["fit"]],
+        start=start,
+        sha256=file_sha256(run.best_checkpoint),
+        osteo=facts["osteo"],
+        torch=facts["libraries"]["torch"],
+        timm=facts["libraries"]["timm"],
+        by_split=audit.by_split(manifest, None),
+        data=data["name"],
+        data_sha256=data_sha256(manifest),
+        audit=story.audit,
+        design=story.results.experiment.design,
+        reached=reached,
+        shortcut=rows.shown(story.results.shortcut.intervals["auroc"]),
+        said=validate(run.read_table("predictions.csv"), sensitivity=story.results.sensitivity),
+        rules=rules,
+        limits=story.limits,
+    )

@@ -1,0 +1,167 @@
+"""The figures of the report page, from its results; each is returned as a matplotlib figure."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from osteo.evaluation import curves
+from osteo.report.figures import COLOURS, STYLE
+from osteo.report.paper import TABLE_2
+from osteo.report.results import Results
+from osteo.report.verdict import PAPER_TEST
+from osteo.statistics import Interval, Statistic, bootstrap, proportion
+
+GRID = np.linspace(0.0, 1.0, 101)
+LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities at which a decision is looked at
+BINS = 6  # of the reliability curve, each with the same number of pictures
+MOST = 6  # models on one figure
+SOFT = "#888888"
+
+
+def forest(results: Results) -> Figure:
+    """AUROC and accuracy of every system with 95 % intervals, and the paper's accuracies."""
+    rows: dict[str, list[tuple[str, str, Interval]]] = {
+        name: [(r.system.name, r.system.kind, r.intervals[name]) for r in results.results]
+        for name in ("auroc", "accuracy")
+    }
+    rows["accuracy"] += [
+        (f"{backbone}, paper", "paper", proportion(round(reported["Accuracy"] * PAPER_TEST), PAPER_TEST))
+        for backbone, reported in TABLE_2.items()
+    ]
+    height = 1.1 + 0.24 * len(rows["accuracy"])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.5, height), layout="constrained")
+        names = [name for name, *_ in rows["accuracy"]]
+        for axes, (metric, title) in zip(
+            figure.subplots(1, 2, sharey=True), (("auroc", "AUROC"), ("accuracy", "accuracy")), strict=True
+        ):
+            for place, (_, kind, interval) in enumerate(rows[metric]):
+                colour = {"model": COLOURS[0], "ensemble": COLOURS[2], "shortcut": COLOURS[3]}.get(kind, SOFT)
+                axes.plot(interval[1:], [place, place], color=colour, lw=2)
+                axes.plot(interval.value, place, "o", color=colour, ms=5)
+            axes.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{title} with 95 % interval")
+            axes.axvline(0.5, color=SOFT, lw=0.8, ls=":")
+            axes.grid(axis="x", color=SOFT, lw=0.4, alpha=0.4)
+            axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        return figure
+
+
+def roc_and_pr(results: Results) -> Figure:
+    """ROC and precision-recall curves with pointwise 95 % bands."""
+    labels, drawn = results.experiment.labels, results.models[:MOST]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+        roc, pr = figure.subplots(1, 2)
+        for number, result in enumerate(drawn):
+            value, low, high = _bands(results, curves.roc_and_pr(labels, result.system.probabilities, GRID))
+            for axes, part in ((roc, slice(0, len(GRID))), (pr, slice(len(GRID), None))):
+                _line(axes, GRID, value[part], low[part], high[part], COLOURS[number], result.system.name)
+        roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+        pr.axhline(float(labels.mean()), color=SOFT, lw=0.8, ls=":")
+        roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.02))
+        pr.set(
+            xlabel="sensitivity (recall)", ylabel="precision", title="precision and recall", xlim=(0, 1), ylim=(0, 1.02)
+        )
+        roc.legend(frameon=False, loc="lower right")
+        return figure
+
+
+def reliability(results: Results) -> Figure:
+    """Share of cases against probability, before and after the temperature of validation, a panel a model."""
+    labels, drawn = results.experiment.labels, results.models[:MOST]
+    with rc_context(STYLE):
+        columns = min(3, len(drawn))
+        lines = -(-len(drawn) // columns)
+        figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes in panels[len(drawn) :]:
+            axes.axis("off")
+        for axes, result in zip(panels, drawn, strict=False):
+            for scores, name, colour in (
+                (result.system.probabilities, "as trained", COLOURS[1]),
+                (result.system.calibrated, "after temperature", COLOURS[0]),
+            ):
+                known = scores[np.isfinite(scores)]
+                edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)))
+                edges[-1] += 1e-9
+                value, low, high = _bands(results, curves.reliability(labels, scores, edges))
+                middle = [known[(known >= a) & (known < b)].mean() for a, b in pairwise(edges)]
+                bars = np.nan_to_num(np.clip([value - low, high - value], 0, None))
+                axes.errorbar(middle, value, bars, color=colour, marker="o", ms=4, lw=1.3, capsize=2, label=name)
+            axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+            axes.set(title=result.system.name, xlim=(0, 1), ylim=(0, 1), xlabel="probability")
+        panels[0].set_ylabel("share with osteoporosis")
+        panels[0].legend(frameon=False, loc="upper left")
+        return figure
+
+
+def decision(results: Results) -> Figure:
+    """Net benefit of calling pictures above a probability, beside calling all and calling none."""
+    labels, drawn = results.experiment.labels, results.models[:MOST]
+    share = float(labels.mean())
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, result in enumerate(drawn):
+            value, low, high = _bands(results, curves.net_benefit(labels, result.system.calibrated, LIMITS))
+            _line(axes, LIMITS, value, low, high, COLOURS[number], result.system.name, band=number == 0)
+        everyone = share - (1 - share) * LIMITS / (1 - LIMITS)
+        axes.plot(LIMITS, everyone, color=SOFT, lw=1, ls="--", label="call every picture")
+        axes.axhline(0.0, color=SOFT, lw=1, label="call none")
+        axes.set(xlabel="probability above which a picture is called", ylabel="net benefit a picture")
+        axes.set(xlim=(0, 1), ylim=(-0.08, share * 1.08))
+        axes.legend(frameon=False)
+        return figure
+
+
+def training(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
+    """Loss and AUROC by epoch, the mean over a system's runs with their range."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+        loss, area = figure.subplots(1, 2)
+        for number, (name, runs) in enumerate(list(histories.items())[:MOST]):
+            for axes, column, style in ((loss, "train/loss", "--"), (loss, "val/loss", "-"), (area, "val/auroc", "-")):
+                table = pd.concat([run.set_index("epoch")[column] for run in runs], axis=1)
+                label = name if column == "val/auroc" else None
+                low, high = table.min(axis=1), table.max(axis=1)
+                band = column != "train/loss" and len(runs) > 1
+                _line(axes, table.index, table.mean(axis=1), low, high, COLOURS[number], label, band=band, style=style)
+        loss.set(xlabel="epoch", ylabel="loss", title="loss: validation (solid), training (dashed)")
+        top = np.nanquantile(
+            [float(run["val/loss"].quantile(0.95)) for runs in histories.values() for run in runs], 0.9
+        )
+        loss.set_ylim(0, max(1.0, 1.2 * float(top)))
+        area.set(xlabel="epoch", ylabel="AUROC", title="AUROC on validation", ylim=(0, 1.02))
+        area.legend(frameon=False, loc="lower right")
+        return figure
+
+
+def _bands(results: Results, statistic: Statistic) -> npt.NDArray[np.float64]:
+    """Values, and the 2.5 and 97.5 percent points of the draws, (3, M)."""
+    experiment = results.experiment
+    made = bootstrap(statistic, experiment.labels, experiment.groups, draws=min(results.draws, 500), seed=results.seed)
+    return np.vstack([made.value, np.nanquantile(made.draws, [0.025, 0.975], axis=0)])
+
+
+def _line(
+    axes: Axes,
+    x: npt.ArrayLike,
+    value: npt.ArrayLike,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    colour: str,
+    name: str | None,
+    *,
+    band: bool = True,
+    style: str = "-",
+) -> None:
+    axes.plot(x, value, color=colour, lw=1.6, ls=style, label=name)
+    if band:
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
