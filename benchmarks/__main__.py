@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
     "decode": "preparing pictures against a plain PIL loop",
     "audit": "an audit of 20 000 phantoms",
+    "coverage": "intervals and tests against a known truth",
     "channels": "the backbones on one grey channel against RGB",
 }
 

@@ -106,11 +106,11 @@ class Classifier(LightningModule):
             optimizer = torch.optim.AdamW(groups, lr=chosen["lr"], fused=True)
         if chosen["schedule"] == "constant":
             return optimizer
+        steps, warmup = int(self.trainer.estimated_stepping_batches), chosen["warmup"]
+        if warmup * steps == 1.0:  # a rise that ends at its first step is divided by its length, zero
+            warmup *= 1.001
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=chosen["lr"],
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=chosen["warmup"],
+            optimizer, max_lr=chosen["lr"], total_steps=steps, pct_start=warmup
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -17,7 +17,6 @@ Statistic = Callable[[Floats], Floats]
 """Weights of pictures (D, N) -> values (D, M)."""
 
 DRAWS = 2000
-BINS = 10  # of the expected calibration error, equally wide
 CELLS = 4_000_000  # of a matrix of draws that is held at once
 BLOCKS = 500  # clusters are left out one by one, or in so many blocks
 
@@ -31,7 +30,6 @@ METRICS = (
     "sensitivity",
     "specificity",
     "brier",
-    "calibration_error",
 )
 
 
@@ -217,7 +215,6 @@ def _metrics(weights: Floats, truth: npt.NDArray[np.int_], scores: Floats, calle
             sensitivity,
             specificity,
             weights @ (scores - truth) ** 2 / total,
-            _calibration_error(weights, truth, scores) / total,
         ]
     return np.column_stack(columns)
 
@@ -237,13 +234,6 @@ def cumulated(weights: Floats, truth: npt.NDArray[np.int_], scores: Floats) -> t
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])  # of each set of equal scores
     weights, truth = weights[:, order], truth[order]
     return np.cumsum(weights * truth, axis=1)[:, ends], np.cumsum(weights * (1 - truth), axis=1)[:, ends]
-
-
-def _calibration_error(weights: Floats, truth: npt.NDArray[np.int_], scores: Floats) -> Floats:
-    """How far the mean probability is from the share of cases, summed over bins, in pictures."""
-    which = np.minimum((scores * BINS).astype(int), BINS - 1)
-    bins = (which[:, None] == np.arange(BINS)).astype(float)
-    return np.asarray(np.abs(weights @ (bins * (scores - truth)[:, None])).sum(axis=1))
 
 
 def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: Sequence[object], *, seed: int = 0) -> Interval:

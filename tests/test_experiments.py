@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from osteo.commands.application import CONF
 
@@ -24,7 +25,10 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+WHOLE = [name for name in EXPERIMENTS if name not in ("cross_validation", "external")]
+
+
+@pytest.mark.parametrize("experiment", WHOLE)
 def test_an_experiment_runs_for_one_step(osteo: Callable, archives: Path, experiment: str) -> None:
     given = [f"data.kaggle={archives / 'kaggle'}", f"data.mendeley={archives / 'mendeley'}"]
     data = PHANTOMS if experiment == "quickstart" else given
@@ -37,10 +41,46 @@ def test_an_experiment_runs_for_one_step(osteo: Callable, archives: Path, experi
     assert "records      sweep/<run>/" in done.out
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_sweeps_the_paper_s_backbones(experiment: str) -> None:
+    inherited = "paper" if experiment == "paper_clean" else experiment
+    chosen = yaml.safe_load((CONF / "experiment" / f"{inherited}.yaml").read_text())
+    assert chosen["hydra"]["sweeper"]["params"]["model.backbone"] == "densenet201,resnet50,densenet121"
+
+
+def test_cross_validation_sweeps_folds_and_seeds(osteo: Callable, archives: Path) -> None:
+    done = osteo(
+        "train", "-m", "experiment=cross_validation", "output_dir=sweep", *SMALL, "model.backbone=test_resnet",
+        f"data.kaggle={archives / 'kaggle'}", f"data.mendeley={archives / 'mendeley'}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    board = pd.read_csv("sweep/leaderboard.csv").sort_values("run")
+    assert board["fold"].tolist() == [0, 1, 2, 3, 4] * 2
+    assert board["seed"].tolist() == [0] * 5 + [1] * 5
+    manifests = [pd.read_csv(f"sweep/{run}/manifest.csv") for run in range(10)]
+    for repeat in (manifests[:5], manifests[5:]):
+        tested = pd.concat([table.loc[table["split"] == "test", "image_id"] for table in repeat])
+        assert sorted(tested) == sorted(repeat[0].loc[repeat[0]["split"] != "excluded", "image_id"])
+    assert (manifests[0]["split"] != manifests[5]["split"]).any()  # another seed, other folds
+
+
+def test_external_tests_on_a_source_that_was_never_seen(osteo: Callable, archives: Path) -> None:
+    done = osteo(
+        "train", "-m", "experiment=external", "output_dir=sweep", *SMALL, "model.backbone=test_resnet", "seed=0",
+        f"data.kaggle={archives / 'kaggle'}", f"data.mendeley={archives / 'mendeley'}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    for run, source in enumerate(("kaggle", "mendeley")):
+        manifest = pd.read_csv(f"sweep/{run}/manifest.csv")
+        used = manifest[manifest["split"] != "excluded"]
+        assert ((used["split"] == "test") == (used["source"] == source)).all()
+    report = osteo("report", "sweep", "draws=100", "pictures=false")
+    assert report.code == 0, report.err
+    assert "leave one source out (kaggle, mendeley), once" in Path("sweep/report.md").read_text().lower()
+
+
 def test_the_paper_s_choices_stand_in_its_file(osteo: Callable) -> None:
     done = osteo("train", "--cfg", "job", "experiment=paper", "data.kaggle=.", "data.mendeley=.")
-    import yaml
-
     chosen = yaml.safe_load(done.out)
     assert (chosen["data"]["image_size"], chosen["data"]["batch_size"], chosen["trainer"]["max_epochs"]) == (
         224,

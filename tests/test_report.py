@@ -1,6 +1,11 @@
 """The paper's tables and figures from run records."""
 
+import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +18,12 @@ from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
 from osteo.report.paper import TABLE_2, table_1, table_2
 from osteo.report.tables import as_latex, as_markdown
+from tests.conftest import REAL_DATA
 from tests.test_tracking import of_type, offline_runs
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,32 +76,182 @@ def test_tables_in_markdown_and_latex() -> None:
     assert "50 \\% & - \\\\" in as_latex(frame)
 
 
-def test_a_report_of_a_sweep(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
-    words = [word for word in tiny if not word.startswith("model.backbone")]
-    sweep = osteo("train", "-m", *words, "model.backbone=test_resnet,test_vit", "output_dir='my sweep'",
-                  "logger.wandb.mode=offline")  # fmt: skip
-    assert sweep.code == 0, sweep.err
-    done = osteo("report", "my sweep")
-    assert done.code == 0, done.err
-    folder = tmp_path / "my sweep"
-    names = ("collection", "samples", "augmentations", "metrics", "confusion", "predictions")
-    for name in names:
-        picture = cv2.imread(str(folder / "figures" / f"{name}.png"))
+@pytest.fixture(
+    scope="module",
+    params=[
+        "phantoms",
+        pytest.param(
+            "real",
+            marks=[
+                pytest.mark.real_data,
+                pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the original X-rays are not at hand"),
+            ],
+        ),
+    ],
+)
+def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, archives: Path) -> Path:
+    """A sweep of two backbones, two folds and two seeds, and the report on it, run as a user would."""
+    folder = tmp_path_factory.mktemp("reported")
+    data = [f"data.kaggle={archives / 'kaggle'}", f"data.mendeley={archives / 'mendeley'}"]
+    if request.param == "real":
+        data = ["data=folder", f"data.root={REAL_DATA / 'kaggle'}"]
+    sweep = [
+        "train", "-m", "experiment=cross_validation", *data, "data.split.folds=2", "data.image_size=64",
+        "data.batch_size=8", "model.backbone=test_resnet,test_convnext", "trainer.max_epochs=2",
+        "trainer.accelerator=cpu", "logger.wandb.mode=offline", "output_dir='my sweep'",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    for command in (sweep, ["report", "my sweep", "draws=300"]):
+        command = [str(Path(sys.executable).with_name("osteo")), *command]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder / "my sweep"
+
+
+FIGURES = {
+    "collection", "samples", "augmentations", "metrics", "confusion", "predictions",
+    "forest", "roc_pr", "training", "reliability", "decision",
+}  # fmt: skip
+
+
+def test_a_report_leaves_figures_and_tables(reported: Path) -> None:
+    for name in FIGURES:
+        picture = cv2.imread(str(reported / "figures" / f"{name}.png"))
         assert min(picture.shape[:2]) > 150, name
         assert picture.std() > 5, name
-        assert (folder / "figures" / f"{name}.svg").read_text().startswith("<?xml")
-    assert {path.name for path in (folder / "tables").iterdir()} == {
-        f"{name}.{ending}" for name in ("table1", "table2", "costs") for ending in ("md", "tex")
-    }
-    told = offline_runs(folder)
-    assert [of_type(records, "run")[0]["job_type"] for records in told] == ["train", "train", "report"]
+        assert (reported / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+    tables = ("table1", "table2", "costs", "comparison", "between", "thresholds", "subgroups")
+    names = {f"{name}.{ending}" for name in tables for ending in ("md", "tex")} | {"comparison.csv"}
+    assert {path.name for path in (reported / "tables").iterdir()} == names
+    board = pd.read_csv(reported / "leaderboard.csv")
+    assert len(board) == 8
+    assert sorted(board["fold"].unique()) == [0, 1]
+    comparison = pd.read_csv(reported / "tables" / "comparison.csv")
+    assert comparison["kind"].tolist() == ["model"] * 2 + ["ensemble"] * 6 + ["shortcut"]
+    assert (comparison["auroc_low"] <= comparison["auroc"]).all()
+    assert (comparison["auroc"] <= comparison["auroc_high"]).all()
+
+
+def test_every_picture_is_tested_once_a_repeat(reported: Path) -> None:
+    board = pd.read_csv(reported / "leaderboard.csv")
+    for _, runs in board.groupby(["backbone", "seed"]):
+        tables = [pd.read_csv(reported / str(run) / "predictions.csv") for run in runs["run"]]
+        tested = pd.concat([table.loc[table["split"] == "test", "image_id"] for table in tables])
+        manifest = pd.read_csv(reported / str(runs["run"].iloc[0]) / "manifest.csv")
+        assert sorted(tested) == sorted(manifest.loc[manifest["split"] != "excluded", "image_id"])
+
+
+def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
+    html, markdown = (reported / "report.html").read_text(), (reported / "report.md").read_text()
+    for text in (html, markdown):
+        assert "reaches an AUROC of" in text
+        assert "A forest that sees only a picture" in text
+        assert "The paper reports an accuracy of 0.851 for densenet201" in text
+        assert "2-fold cross-validation, 2 times" in text
+        assert "0 sets of one exposure or patient" in text
+        assert "quantitative ultrasound" in text
+        assert "lies outside the knee" in text
+        assert "Spearman" in text
+    assert len(html) < 5_000_000
+    assert html.count("<svg") == 5
+    assert html.count('alt="the same with Grad-CAM"') == 8
+    said = (reported.parent / "said.txt").read_text()
+    assert "report       my sweep/report.html" in said
+
+
+def test_nothing_of_the_machine_stands_in_what_is_shared(reported: Path) -> None:
+    cards = list(reported.glob("*/model_card.md"))
+    assert len(cards) == 2
+    for path in [reported / "report.html", reported / "report.md", *cards, *reported.glob("tables/*")]:
+        text = path.read_text()
+        assert str(reported.parent) not in text, path
+        assert str(REAL_DATA) not in text, path
+        assert str(Path.home()) + "/" not in text, path
+    for card in cards:
+        text = card.read_text()
+        checkpoint = card.parent / "checkpoints" / "best.ckpt"
+        assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in text
+        assert "Not a medical device" in text
+        assert "| AUROC | 0." in text
+        assert "sensitivity of at least 0.90: 0." in text
+
+
+def test_wandb_gets_the_report_in_the_group_of_its_runs(reported: Path) -> None:
+    told = offline_runs(reported)
+    assert [of_type(records, "run")[0]["job_type"] for records in told] == ["train"] * 8 + ["report"]
     assert len({of_type(records, "run")[0]["run_group"] for records in told}) == 1
-    logged = {path.name.rsplit("_", 2)[0] for path in folder.glob("wandb/*/files/media/images/figures/*.png")}
-    assert logged == set(names)
-    costs = json.loads((folder / "0" / "environment.json").read_text())
+    logged = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/images/figures/*.png")}
+    assert logged == FIGURES
+    tables = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/table/tables/*.json")}
+    assert {"comparison", "between", "thresholds", "subgroups", "costs"} <= tables
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(reported: Path, scheme: str, size: tuple[int, int]) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run"]  # fmt: skip
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((reported / "report.html").as_uri())
+        images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+        assert len(images) == 16
+        assert all(images)
+        assert said == []
+        assert [url for url in asked if not url.startswith("data:")] == [(reported / "report.html").as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 27)"}[scheme]
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+        found = Axe().run(page).response["violations"]
+        assert [(one["id"], one["impact"]) for one in found if one["impact"] in ("serious", "critical")] == []
+        browser.close()
+
+
+def test_a_report_without_pictures(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
+    assert osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled").code == 0
+    done = osteo("report", "run", "pictures=false", "draws=100")
+    assert done.code == 0, done.err
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "data:image" not in html
+    assert "Radiographs are left out, as asked" in html
+    assert not (tmp_path / "run" / "figures" / "samples.png").exists()
+    assert "one hold-out split, trained once" in html.lower()
+    costs = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert costs["peak_memory_mib"] > 100
     assert costs["pictures_per_second"] > 0
     assert 0 < costs["seconds_per_epoch"] <= costs["seconds"]
+
+
+def test_a_report_of_a_transformer_whose_pictures_are_gone(
+    osteo: Callable, tiny: list[str], archives: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(archives / "kaggle", tmp_path / "pictures")
+    words = [word for word in tiny if not word.startswith(("model.backbone", "data.root"))]
+    words += [f"data.root={copy}", "model.backbone=test_vit", "output_dir=run", "logger.wandb.mode=disabled"]
+    assert osteo("train", *words).code == 0
+    refused = osteo("report", "run", "draws=100")
+    assert refused.code == 0, refused.err
+    assert "Grad-CAM needs a spatial feature map, and test_vit has none" in (tmp_path / "run/report.html").read_text()
+    shutil.rmtree(copy)
+    gone = osteo("report", "run", "draws=100")
+    assert gone.code == 0, gone.err
+    page = (tmp_path / "run/report.html").read_text()
+    assert "What needs the pictures is left out" in page
+    assert "reaches an AUROC of" in page
 
 
 @pytest.mark.parametrize(
@@ -99,6 +259,8 @@ def test_a_report_of_a_sweep(osteo: Callable, tiny: list[str], tmp_path: Path) -
     [
         (["nowhere"], "runs=nowhere holds no finished run"),
         ([], "name a sweep or a run directory: osteo report DIRECTORY"),
+        (["nowhere", "draws=10"], "draws=10 is too small; the smallest allowed is 100"),
+        (["nowhere", "prevalence=1.5"], "prevalence=1.5 is too large; the largest allowed is 0.999"),
     ],
 )
 def test_a_report_of_nothing_is_one_line(osteo: Callable, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ Labels = npt.NDArray[np.int_]
 
 RULES = ("0.5", "Youden", "sensitivity")
 """How a threshold is chosen: as given, by the largest sensitivity + specificity, or by a wanted sensitivity."""
+BINS = 10  # of the expected calibration error, equally wide
 COLDEST, HOTTEST = 0.05, 20.0
 
 
@@ -47,3 +48,22 @@ def choose_thresholds(probabilities: Floats, labels: Labels, *, sensitivity: flo
     youden = between[best[np.argmin(np.abs(between[best] - 0.5))]]  # of equally good ones the least unusual
     wanted = between[np.flatnonzero(found >= sensitivity - 1e-12)[-1]]
     return {"0.5": 0.5, "Youden": float(youden), "sensitivity": float(wanted)}
+
+
+def calibration_error(labels: Labels, probabilities: Floats) -> float:
+    """The expected calibration error in ten equal bins, the mean over repeats.
+
+    It comes without an interval: few pictures make it too large, and the bootstrap makes it larger still.
+
+    Args:
+        labels: 0 or 1, (N,).
+        probabilities: (R, N), NaN where a repeat did not test a picture.
+    """
+    errors = []
+    for row in probabilities:
+        known = np.isfinite(row)
+        if known.any():
+            which = np.minimum((row[known] * BINS).astype(int), BINS - 1)
+            apart = np.bincount(which, weights=row[known] - labels[known], minlength=BINS)
+            errors.append(np.abs(apart).sum() / known.sum())
+    return float(np.mean(errors))

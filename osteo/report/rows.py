@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from osteo.evaluation import curves
+from osteo.evaluation.calibration import calibration_error
 from osteo.evaluation.systems import Experiment
 from osteo.report.results import Paired, Result, Results, mean
 from osteo.statistics import METRICS, Bootstrapped, Interval, Statistic, bootstrap, holm, metrics
@@ -20,7 +21,6 @@ TITLES = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "brier": "Brier score",
-    "calibration_error": "calibration error",
 }
 SMALLEST = 10  # pictures of a subgroup that is shown
 
@@ -125,8 +125,8 @@ def calibration_table(results: Results) -> pd.DataFrame:
                 "system": result.system.name,
                 "Brier score": shown(result.intervals["brier"]),
                 "after temperature": shown(after.interval(METRICS.index("brier"))),
-                "calibration error": shown(result.intervals["calibration_error"]),
-                "after temperature ": shown(after.interval(METRICS.index("calibration_error"))),
+                "calibration error": calibration_error(results.experiment.labels, result.system.probabilities),
+                "after temperature ": calibration_error(results.experiment.labels, result.system.calibrated),
             }
         )
     return pd.DataFrame(rows)

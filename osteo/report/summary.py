@@ -1,5 +1,6 @@
 """What the terminal shows at the end of a run or a sweep."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +51,7 @@ def show_runs(directory: Path) -> bool:
     place = shown(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", f"leaderboard  {place}/leaderboard.csv"]
+        lines += [f"report       osteo report {shlex.quote(place)}"] if len(board) else []
     else:
         lines = [f"record       {place}/"]
     if (directory / "wandb").is_dir():

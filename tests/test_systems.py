@@ -1,0 +1,224 @@
+"""Runs become systems, and systems ensembles, from records alone."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from scipy.special import expit
+
+from osteo.config import Config
+from osteo.errors import UserError
+from osteo.evaluation.systems import read_experiment, validate
+from osteo.report import rows
+from osteo.report.results import compute
+from osteo.report.verdict import verdict
+from osteo.runs import Run
+from osteo.statistics import METRICS
+
+PICTURES = 60
+
+
+def manifest(fold: int | None, folds: int = 3) -> pd.DataFrame:
+    """Sixty pictures; the taller half of them has osteoporosis more often, so that the shortcut works."""
+    rng = np.random.default_rng(0)
+    label = np.arange(PICTURES) % 2
+    tall = (rng.random(PICTURES) < 0.25 + 0.5 * label).astype(int)
+    place = np.arange(PICTURES) // 2 % folds
+    split = np.where(place == (fold or 0), "test", np.where(place == ((fold or 0) + 1) % folds, "val", "train"))
+    return pd.DataFrame(
+        {
+            "image_id": [f"folder/{i}.png" for i in range(PICTURES)], "path": "x", "source": "folder", "label": label,
+            "class_name": np.where(label == 1, "osteoporosis", "normal"), "patient": "",
+            "sha256": [f"{i:064d}" for i in range(PICTURES)], "width": 300, "height": 400 + 300 * tall,
+            "format": "PNG", "mode": np.where(np.arange(PICTURES) < 30, "L", "RGB"),
+            "group": [f"g{i}" for i in range(PICTURES)], "split": split, "reason": "",
+        }
+    )  # fmt: skip
+
+
+def write_run(
+    folder: Path, backbone: str, *, seed: int = 0, fold: int | None = None, strength: float = 1.0, **changes: Any
+) -> Run:
+    """The record of a run whose logits are right with some strength, as training would leave it."""
+    config = Config()
+    config.seed, config.model.backbone = seed, backbone
+    config.data.name, config.data.split.fold, config.data.split.folds = "folder", fold, 3
+    config.data.split.seed = seed if fold is not None else 0
+    content = OmegaConf.create(asdict(config))
+    for key, value in changes.items():
+        OmegaConf.update(content, key.replace("__", "."), value)
+    run = Run(folder)
+    run.start(OmegaConf.to_yaml(content))
+    table = manifest(fold)
+    run.write_manifest(table)
+    rng = np.random.default_rng([seed, len(backbone), fold or 0])
+    logit = strength * (2.0 * table["label"] - 1.0) + rng.normal(size=PICTURES)
+    columns = ["image_id", "source", "group", "split", "label"]
+    shown = table[columns].assign(logit=logit, probability=expit(logit))
+    run.write_predictions(shown[shown["split"] != "train"])
+    run.write_history([{"epoch": i, "train/loss": 0.7, "val/loss": 0.7, "val/auroc": 0.5} for i in range(2)])
+    run.write_metrics({"val/auroc": 0.5 + strength / 10, "test/auroc": 0.5, "test/accuracy": 0.5,
+                       "test/confusion_matrix": [[1, 1], [1, 1]]})  # fmt: skip
+    run.set_status("done")
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> list[Run]:
+    """Two models of different strength, three folds, two repeats."""
+    return [
+        write_run(tmp_path / f"{name}{seed}{fold}", name, seed=seed, fold=fold, strength=strength)
+        for name, strength in (("resnet18", 0.4), ("densenet121", 1.2))
+        for seed in (0, 1)
+        for fold in range(3)
+    ]
+
+
+def test_folds_are_pooled_within_repeats(sweep: list[Run]) -> None:
+    found = read_experiment(sweep)
+    assert found.repeats == ["seed 0", "seed 1"]
+    assert found.design == "3-fold cross-validation, 2 times; out-of-fold predictions are pooled within a repeat"
+    assert found.notes == []
+    assert len(found.pictures) == PICTURES
+    models = found.of_kind("model")
+    assert [model.name for model in models] == ["resnet18", "densenet121"]
+    for model in models:
+        assert (model.tested, model.repeats, len(model.runs)) == (PICTURES, 2, 6)
+    run = sweep[4]  # resnet18, seed 1, fold 1
+    test = run.read_table("predictions.csv").query("split == 'test'").set_index("image_id")
+    said = validate(run.read_table("predictions.csv"))
+    for place, image_id in enumerate(found.pictures["image_id"]):
+        if image_id in test.index:
+            assert models[0].probabilities[1, place] == pytest.approx(test.loc[image_id, "probability"])
+            expected = expit(test.loc[image_id, "logit"] / said.temperature)
+            assert models[0].calibrated[1, place] == pytest.approx(expected)
+            assert models[0].thresholds["Youden"][1, place] == said.thresholds["Youden"]
+
+
+def test_what_differs_beside_folds_and_seeds_names_a_system(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", "resnet18", optimizer__lr=0.1),
+        write_run(tmp_path / "b", "resnet18", optimizer__lr=0.2),
+        write_run(tmp_path / "c", "resnet18", seed=1, optimizer__lr=0.2),
+    ]
+    found = read_experiment(runs)
+    assert [(m.name, m.repeats) for m in found.of_kind("model")] == [
+        ("resnet18 optimizer.lr=0.1", 1), ("resnet18 optimizer.lr=0.2", 2)
+    ]  # fmt: skip
+    assert found.design == "one hold-out split, trained 2 times"
+    assert len(found.pictures) == PICTURES // 3
+
+
+def test_leaving_sources_out_is_a_repeat_too(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, "resnet18", data__split__test_source=name) for name in ("kaggle", "mendeley")]
+    found = read_experiment(runs)
+    assert found.design.startswith("leave one source out (kaggle, mendeley), once")
+    assert found.of_kind("model")[0].name == "resnet18"
+
+
+def test_a_missing_fold_is_said(sweep: list[Run]) -> None:
+    found = read_experiment(sweep[:5] + sweep[6:])
+    assert found.notes == ["resnet18, seed 1: 40 of 60 pictures were tested; the rest of its folds is missing"]
+    results = compute(found, draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
+    assert np.isfinite(results.best.intervals["auroc"]).all()
+    assert results.between[0].delong is None
+
+
+def test_ensembles_are_means_of_calibrated_probabilities(sweep: list[Run]) -> None:
+    found = read_experiment(sweep)
+    by_name = {system.name: system for system in found.systems}
+    assert list(by_name) == [
+        "resnet18", "densenet121", "resnet18, mean of 2 repeats", "densenet121, mean of 2 repeats",
+        "mean of 2 models", "mean of 2 models, weighted", "mean of 2 models and 2 repeats",
+        "mean of 2 models and 2 repeats, weighted", "width and height alone",
+    ]  # fmt: skip
+    weak, strong = by_name["resnet18"], by_name["densenet121"]
+    assert by_name["mean of 2 models"].probabilities == pytest.approx((weak.calibrated + strong.calibrated) / 2)
+    both = by_name["mean of 2 models and 2 repeats"].probabilities
+    assert both[0] == pytest.approx((weak.calibrated + strong.calibrated).sum(axis=0) / 4)
+    assert (both[0] == both[1]).all()
+    weights = weak.skill / (weak.skill + strong.skill)
+    expected = weights * weak.calibrated + (1 - weights) * strong.calibrated
+    assert by_name["mean of 2 models, weighted"].probabilities == pytest.approx(expected)
+    assert (weights < 0.5).mean() > 0.8  # the stronger model counts more
+
+
+def test_the_shortcut_is_tested_on_the_same_folds(sweep: list[Run]) -> None:
+    found = read_experiment(sweep)
+    shortcut = found.systems[-1]
+    assert (shortcut.kind, shortcut.tested, shortcut.repeats) == ("shortcut", PICTURES, 2)
+    heights = found.pictures["height"].to_numpy()
+    for row in shortcut.probabilities:
+        assert row[heights == 700].mean() > row[heights == 400].mean() + 0.2
+
+
+def test_results_and_words(sweep: list[Run]) -> None:
+    found = read_experiment(sweep)
+    results = compute(found, draws=300, seed=0, prevalence=0.126, sensitivity=0.9)
+    assert results.best.system.name == "densenet121"
+    assert set(results.best.intervals) == set(METRICS)
+    for result in results.results:
+        for interval in result.intervals.values():
+            assert interval.low <= interval.value <= interval.high
+    assert results.best.confusion.sum() == pytest.approx(PICTURES)
+    lines = verdict(results, leaks=3, contradictions=2)
+    assert lines[0].startswith("densenet121 reaches an AUROC of 0.9")
+    assert "Its lead over resnet18 in AUROC" in lines[1]
+    assert "is significant" in lines[1]
+    assert "densenet121 is significantly better" in next(line for line in lines if "width and height" in line)
+    assert "0.851 for densenet201 on 47 pictures; their 95 % interval is 0.72 to 0.93" in lines[-3]
+    assert lines[-2].startswith("The split leaks: 3 sets")
+    assert "2 sets of identical files are used under two different labels" in lines[-1]
+    tests = rows.tests_table(results.between)
+    assert (tests["first"][0], tests["second"][0]) == ("densenet121", "resnet18")
+    assert tests["accuracy, difference"][0].startswith("0.")
+    assert len(rows.thresholds_table(results)) == 6
+    by_mode = rows.subgroup_table(results, results.best).query("by == 'file'")
+    assert by_mode["subgroup"].tolist() == ["PNG L", "PNG RGB"]
+    assert by_mode["pictures"].tolist() == [30, 30]
+
+
+def test_no_ranking_where_there_is_none(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, name, strength=1.0) for name in ("resnet18", "densenet121")]
+    results = compute(read_experiment(runs), draws=300, seed=0, prevalence=0.1, sensitivity=0.9)
+    lines = verdict(results, leaks=0, contradictions=0)
+    assert "is not significant" in lines[1]
+    assert lines[2] == "These pictures cannot rank the models."
+
+
+def test_the_surest_mistakes_come_first(sweep: list[Run]) -> None:
+    results = compute(read_experiment(sweep), draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
+    weak = next(result for result in results.models if result.system.name == "resnet18")
+    found = rows.mistakes(results, weak, 5)
+    assert len(found) == 5
+    assert ((found["probability"] > 0.5) != (found["label"] == 1)).all()
+    assert (found["probability"] - 0.5).abs().is_monotonic_decreasing
+
+
+def test_shuffled_test_labels_change_no_temperature_and_no_threshold(sweep: list[Run]) -> None:
+    before = read_experiment(sweep)
+    rng = np.random.default_rng(0)
+    for run in sweep:
+        table = run.read_table("predictions.csv")
+        on_test = table["split"] == "test"
+        table.loc[on_test, "label"] = rng.permutation(table.loc[on_test, "label"])
+        run.write_predictions(table)
+    after = read_experiment(sweep)
+    for one, other in zip(before.systems[:-1], after.systems[:-1], strict=True):
+        assert np.array_equal(one.calibrated, other.calibrated)
+        for rule, thresholds in one.thresholds.items():
+            assert np.array_equal(thresholds, other.thresholds[rule]), rule
+
+
+def test_runs_without_test_predictions_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "resnet18")
+    table = run.read_table("predictions.csv")
+    run.write_predictions(table[table["split"] == "val"])
+    with pytest.raises(UserError, match="no run has predicted a test picture"):
+        read_experiment([run])
+    assert json.loads((tmp_path / "a" / "status.json").read_text())["state"] == "done"
