@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import kornia.augmentation as K
 import kornia.enhance as enhance
 import kornia.geometry.transform as geometry
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import grid_sample
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 
@@ -41,37 +41,118 @@ class Ranges(Protocol):
 class Augmentation(nn.Module):
     """Base of all pipelines, and the one that changes nothing.
 
-    `forward` takes pictures and their CLAHE twins, both float (B, 1, H, W) in [0, 1], and the variant of each, int64
-    (B,), and returns float (B, 1, H, W) in [0, 1].
+    `forward` takes pictures and their CLAHE twins, both float (B, 1, S, S) in [0, 1], the variant of each, int64 (B,),
+    and a number that no other picture or epoch has, int64 (B,), and returns float (B, 1, S, S) in [0, 1].
     """
 
     variants = 1
     """How many fixed variants of each picture an epoch contains."""
 
-    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
         """Returns the pictures as they are."""
         return pictures
 
 
-class Online(Augmentation):
-    """Kornia's random flip, affine warp, brightness and contrast, drawn anew for every picture and epoch."""
+class Parameters(NamedTuple):
+    """What is done to each picture, float (B,); Kornia's names and meanings."""
 
-    def __init__(self, ranges: Ranges) -> None:
+    flip: Tensor
+    """1 where mirrored"""
+    angle: Tensor
+    """degrees, counter-clockwise"""
+    translate_x: Tensor
+    """pixels"""
+    translate_y: Tensor
+    scale: Tensor
+    brightness: Tensor
+    """less 1, added"""
+    contrast: Tensor
+    """multiplied"""
+
+
+class Online(Augmentation):
+    """Random flip, affine warp, brightness and contrast, drawn anew for every picture and epoch.
+
+    It is what Kornia's RandomHorizontalFlip, RandomAffine, RandomBrightness and RandomContrast give in this order, in
+    one warp and one pass. Parameters are a hash of the seed and the picture's number: the same on every device, in
+    every order of the pictures, and after a run was taken up again.
+    """
+
+    def __init__(self, ranges: Ranges, seed: int = 0) -> None:
         super().__init__()
-        shift = (ranges.translate, ranges.translate)
-        self.pipeline = K.AugmentationSequential(
-            K.RandomHorizontalFlip(p=ranges.flip),
-            K.RandomAffine(ranges.rotate, translate=shift, scale=(1.0 - ranges.scale, 1.0 + ranges.scale), p=1.0),
-            K.RandomBrightness((1.0 - ranges.brightness, 1.0 + ranges.brightness), p=1.0),
-            K.RandomContrast((1.0 - ranges.contrast, 1.0 + ranges.contrast), p=1.0),
-            data_keys=["input"],
+        self.ranges, self.seed = ranges, seed
+
+    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
+        """Augments every picture with parameters of its own."""
+        return warp_and_expose(pictures, self.drawn(draw.to(pictures.device), pictures.shape[-1]))
+
+    def drawn(self, draw: Tensor, side: int) -> Parameters:
+        """The parameters of these draws for pictures of this side, in pixels."""
+        share = hashed_uniform(self.seed, draw, len(Parameters._fields))  # (B, 7) in [0, 1)
+        around = share * 2.0 - 1.0
+        ranges = self.ranges
+        return Parameters(
+            flip=(share[:, 0] < ranges.flip).float(),
+            angle=around[:, 1] * ranges.rotate,
+            translate_x=around[:, 2] * ranges.translate * side,
+            translate_y=around[:, 3] * ranges.translate * side,
+            scale=1.0 + around[:, 4] * ranges.scale,
+            brightness=1.0 + around[:, 5] * ranges.brightness,
+            contrast=1.0 + around[:, 6] * ranges.contrast,
         )
 
-    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor) -> Tensor:
-        """Augments every picture with parameters of its own."""
-        augmented = self.pipeline(pictures)
-        assert isinstance(augmented, Tensor)
-        return augmented
+
+def hashed_uniform(seed: int, draw: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) by SplitMix64 (Steele, Lea and Flood 2014), float32 (B, count).
+
+    Args:
+        seed: of all draws.
+        draw: the number of each draw, int64 (B,).
+        count: numbers a draw.
+    """
+    golden = -7046029254386353131  # 2 ** 64 over the golden ratio, odd, as a signed integer
+    start = _mix(torch.tensor(seed, device=draw.device) + golden)
+    state = _mix(start + draw * golden)
+    numbers = _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
+    return _shifted(numbers, 40).float() * 2.0**-24
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * -4658895280553007687
+    z = (z ^ _shifted(z, 27)) * -7723592293110705685
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """A logical shift to the right: torch's own copies the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def warp_and_expose(pictures: Tensor, of: Parameters) -> Tensor:
+    """Mirrors, warps (bilinear, zeros outside), brightens and scales contrast, clamped to [0, 1] as Kornia does.
+
+    Args:
+        pictures: float (B, 1, S, S) in [0, 1].
+        of: parameters of each.
+    """
+    side = pictures.shape[-1]
+    angle = torch.deg2rad(of.angle)
+    cos, sin = torch.cos(angle) / of.scale, -torch.sin(angle) / of.scale
+    mirror = 1.0 - 2.0 * of.flip
+    # where each pixel comes from, in coordinates from -1 to 1 between the centres of the outermost pixels
+    x, y = of.translate_x * 2.0 / (side - 1), of.translate_y * 2.0 / (side - 1)
+    line = torch.linspace(-1.0, 1.0, side, device=pictures.device)
+    grid = torch.empty(len(pictures), side, side, 2, device=pictures.device)
+    rows = (
+        (mirror * cos, -mirror * sin, -mirror * (cos * x - sin * y)),
+        (sin, cos, -(sin * x + cos * y)),
+    )
+    for axis, (across, down, shift) in enumerate(rows):
+        by_column, by_row = across[:, None] * line, down[:, None] * line + shift[:, None]
+        torch.add(by_column[:, None, :], by_row[:, :, None], out=grid[..., axis])
+    warped = grid_sample(pictures, grid, align_corners=True)
+    brightness, contrast = ((of.brightness - 1.0).view(-1, 1, 1, 1), of.contrast.view(-1, 1, 1, 1))
+    return warped.add_(brightness).clamp_(0.0, 1.0).mul_(contrast).clamp_(0.0, 1.0)
 
 
 class Paper(Augmentation):
@@ -87,7 +168,7 @@ class Paper(Augmentation):
         super().__init__()
         self.brightness, self.contrast = ranges.brightness, ranges.contrast
 
-    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
         """Returns of every picture the variant asked for, in the order of `PAPER_VARIANTS`."""
         made = pictures.clone()
         for number in set(variant.tolist()):
@@ -111,10 +192,10 @@ class Paper(Augmentation):
         return pictures
 
 
-def make_augmentation(ranges: Ranges) -> Augmentation:
+def make_augmentation(ranges: Ranges, seed: int = 0) -> Augmentation:
     """The pipeline that runs on the batch's device; albumentations runs before it, in the workers."""
     if ranges.name == "online":
-        return Online(ranges)
+        return Online(ranges, seed)
     return Paper(ranges) if ranges.name == "paper" else Augmentation()
 
 

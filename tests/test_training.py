@@ -88,7 +88,7 @@ def test_variants_multiply_an_epoch_and_reach_the_augmentation() -> None:
     table, store = noise(5)
     seen: list[list[int]] = []
 
-    def augment(pictures: torch.Tensor, twins: torch.Tensor, variant: torch.Tensor) -> torch.Tensor:
+    def augment(pictures: torch.Tensor, twins: torch.Tensor, variant: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         seen.append(variant.tolist())
         return twins
 

@@ -57,7 +57,7 @@ def train(config: Config, job: Job) -> bool:
     network = {**asdict(model), "image_size": data.image_size}
     module = Classifier(network, asdict(config.optimizer))
     manifest, store = prepare(data)
-    augmentation = make_augmentation(config.augment)
+    augmentation = make_augmentation(config.augment, config.seed)
     datamodule = KneeDataModule(
         manifest,
         store,

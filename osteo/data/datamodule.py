@@ -15,8 +15,8 @@ from osteo.data.manifest import SPLITS
 from osteo.data.store import Store
 from osteo.errors import UserError
 
-Augment = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(pictures, CLAHE twins, variants) -> pictures; see osteo.augment.Augmentation."""
+Augment = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(pictures, CLAHE twins, variants, draws) -> pictures; see osteo.augment.Augmentation."""
 
 
 class Batch(NamedTuple):
@@ -124,11 +124,11 @@ class KneeDataModule(LightningDataModule):
         if self.trainer.predicting:
             return self.gather(batch, "predict", augmented=False)
         if self.trainer.training:
-            return self.gather(batch, "train", augmented=True)
+            return self.gather(batch, "train", augmented=True, epoch=self.trainer.current_epoch)
         return self.gather(batch, "val", augmented=self.augment_val)
 
-    def gather(self, items: Tensor, split: str, *, augmented: bool) -> Batch:
-        """The batch of these items of train, val or predict, on the items' device."""
+    def gather(self, items: Tensor, split: str, *, augmented: bool, epoch: int = 0) -> Batch:
+        """The batch of these items of train, val or predict, on the items' device; an epoch draws its own changes."""
         device, members = items.device, self._members[split]
         self._settle(device)
         rows = members[(items % len(members)).cpu()]
@@ -139,7 +139,9 @@ class KneeDataModule(LightningDataModule):
         pictures = _unit(self._store[0, stored].to(device))
         if augmented:
             twins = _unit(self._store[1, stored].to(device)) if self.variants > 1 else pictures
-            pictures = self.augment(pictures, twins, items // len(members))
+            variants = items // len(members)
+            draw = (epoch * self.variants + variants) * len(self.table) + rows.to(device)
+            pictures = self.augment(pictures, twins, variants, draw)
         return Batch(pictures, labels, rows)
 
     def _settle(self, device: torch.device) -> None:
