@@ -9,14 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.noise import other_jobs
 from osteo.report.tables import as_markdown
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {
+    "step": "a training step of osteo train over the bare model's",
+    "augment": "augmentation against Kornia's own chain and albumentations",
+    "data": "an epoch's data against ImageFolder",
+    "peers": "a training step against timm's script and a plain Lightning one",
+    "start": "how long a user waits before the first step",
+    "compile": "what torch.compile costs and gains",
+    "growth": "a thousand to a hundred thousand pictures",
     "decode": "preparing pictures against a plain PIL loop",
+    "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",
     "coverage": "intervals and tests against a known truth",
-    "channels": "the backbones on one grey channel against RGB",
 }
 
 
@@ -25,6 +33,8 @@ def main() -> None:
     names = sys.argv[1:] or list(BENCHMARKS)
     if wrong := [name for name in names if name not in BENCHMARKS]:
         sys.exit(f"benchmark '{wrong[0]}' is unknown; choose one of: {', '.join(BENCHMARKS)}")
+    if others := other_jobs():
+        sys.exit(f"another job of ours is running ({others[0]}): wait for its end, or nothing measured here is true")
     for name in names:
         print(f"{name}: {BENCHMARKS[name]}", flush=True)
         rows = importlib.import_module(f"benchmarks.{name}").measure()

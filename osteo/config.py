@@ -124,6 +124,9 @@ class TrainerConfig:
         "arithmetic; auto is bf16-mixed where the hardware computes bf16 faster",
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
+    fast: bool = option(
+        True, "channels_last, fused optimiser, and bf16 where precision is auto; false for none of them"
+    )
     accumulate_grad_batches: int = option(1, "batches an optimiser step", low=1)
     gradient_clip_val: float | None = option(None, "largest norm of the gradient", above=0.0)
     limit_train_batches: int | None = option(None, "batches an epoch at most, to try something out", low=1)

@@ -15,6 +15,7 @@ class Wishes(Protocol):
     accelerator: str
     devices: Any
     precision: str
+    fast: bool
 
 
 def choose_accelerator(wishes: Wishes) -> str:
@@ -73,6 +74,8 @@ def choose_precision(wishes: Wishes, accelerator: str) -> str:
     """The arithmetic to use: what was asked for, or bf16 where the hardware multiplies it faster than float32."""
     if wishes.precision != "auto":
         return wishes.precision
+    if not wishes.fast:
+        return "32-true"
     if accelerator == "cuda":
         fast = torch.cuda.get_device_capability() >= (8, 0)
     elif accelerator == "cpu":

@@ -44,21 +44,23 @@ class Classifier(LightningModule):
     Args:
         network: arguments of `Network`, plain values.
         optimizer: the fields of `OptimizerConfig`, plain values.
+        fast: channels_last and a fused optimiser.
 
     Raises:
         UserError: the network cannot be built, or the loss stops being finite.
     """
 
-    def __init__(self, network: dict[str, Any], optimizer: dict[str, Any]) -> None:
+    def __init__(self, network: dict[str, Any], optimizer: dict[str, Any], *, fast: bool = True) -> None:
         super().__init__()
-        self.save_hyperparameters({"network": network, "optimizer": optimizer})
-        self.network = Network(**network).to(memory_format=torch.channels_last)
+        self.save_hyperparameters({"network": network, "optimizer": optimizer, "fast": fast})
+        self.memory_format = torch.channels_last if fast else torch.contiguous_format
+        self.network = Network(**network).to(memory_format=self.memory_format)
         self.train_metrics = training_metrics().clone(prefix="train/")
         self.val_metrics = training_metrics().clone(prefix="val/")
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
-        logits: Tensor = self.network(pictures.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.network(pictures.contiguous(memory_format=self.memory_format))
         return logits
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
@@ -93,7 +95,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser; biases and norms are not decayed; the schedule moves by step."""
-        chosen = self.hparams["optimizer"]
+        chosen, fused = self.hparams["optimizer"], bool(self.hparams["fast"])
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
         for parameter in self.network.parameters():
@@ -101,9 +103,9 @@ class Classifier(LightningModule):
         groups = [{"params": decayed, "weight_decay": chosen["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
         optimizer: torch.optim.Optimizer
         if chosen["name"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=chosen["lr"], momentum=chosen["momentum"], fused=True)
+            optimizer = torch.optim.SGD(groups, lr=chosen["lr"], momentum=chosen["momentum"], fused=fused)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=chosen["lr"], fused=True)
+            optimizer = torch.optim.AdamW(groups, lr=chosen["lr"], fused=fused)
         if chosen["schedule"] == "constant":
             return optimizer
         steps, warmup = int(self.trainer.estimated_stepping_batches), chosen["warmup"]

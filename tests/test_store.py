@@ -1,7 +1,10 @@
 """Decoding, squaring and keeping pictures."""
 
 import io
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -147,39 +150,85 @@ def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
     assert len(list((tmp_path / "stores").iterdir())) == 2
 
 
-def test_two_builders_at_once_do_no_harm(tmp_path: Path) -> None:
+def test_two_builders_share_the_work(tmp_path: Path) -> None:
     table, content = pictures(6)
-    gate = threading.Barrier(2)
-    stores = []
+    begun, reads, stores = threading.Event(), [], []
 
-    def build() -> None:
+    def build(wait: bool) -> None:
         def read(image_id: str) -> bytes:
-            if image_id == "s/0":
-                gate.wait(10)  # both are in the middle of building
+            reads.append(image_id)
+            begun.set()
+            time.sleep(0.02)
             return content[image_id]
 
+        if wait:
+            begun.wait(10)  # the other is in the middle of building
         stores.append(open_store(table, read, tmp_path, image_size=16, fit="pad"))
 
-    threads = [threading.Thread(target=build) for _ in range(2)]
+    threads = [threading.Thread(target=build, args=(wait,)) for wait in (False, True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert sorted(reads) == sorted(content)  # each once
     assert np.array_equal(stores[0].pictures, stores[1].pictures)
     assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [False]
 
 
-def test_a_killed_builder_leaves_nothing_that_could_be_opened(tmp_path: Path) -> None:
-    table, content = pictures(3)
+def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("osteo.data.store.CHUNK", 2)
+    table, content = pictures(7)
+    reads: list[str] = []
 
     def die(image_id: str) -> bytes:
-        if image_id == "s/2":
+        if image_id == "s/4":
             raise KeyboardInterrupt
+        return content[image_id]
+
+    def read(image_id: str) -> bytes:
+        reads.append(image_id)
         return content[image_id]
 
     with pytest.raises(KeyboardInterrupt):
         open_store(table, die, tmp_path, image_size=16, fit="pad")
-    assert list((tmp_path / "stores").iterdir()) == []
+    assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [True]
+    store = open_store(table, read, tmp_path, image_size=16, fit="pad")
+    assert sorted(reads) == ["s/4", "s/5", "s/6"]
+    for i, name in enumerate(content):
+        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
+    assert sorted(path.name for path in next((tmp_path / "stores").iterdir()).iterdir()) == [
+        "index.json",
+        "pictures.npy",
+    ]
+
+
+def test_a_killed_process_leaves_a_store_that_the_next_one_finishes(tmp_path: Path) -> None:
+    """SIGKILL in the middle, in a process of its own."""
+    script = (
+        "import sys, time; from pathlib import Path; import osteo.data.store as s;"
+        "from tests.test_store import pictures;"
+        "s.CHUNK = 2; table, content = pictures(40);"
+        "read = lambda i: (print(i, flush=True), time.sleep(0.05), content[i])[-1];"
+        "s.open_store(table, read, Path(sys.argv[1]), image_size=16, fit='pad')"
+    )
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None
+    for _ in range(12):
+        process.stdout.readline()
+    process.kill()
+    process.wait()
+    table, content = pictures(40)
+    reads: list[str] = []
+
+    def read(image_id: str) -> bytes:
+        reads.append(image_id)
+        return content[image_id]
+
+    store = open_store(table, read, tmp_path, image_size=16, fit="pad")
+    assert 20 <= len(reads) <= 32
+    for i, name in enumerate(content):
+        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
 
 
 def test_real_archive_shape_gives_the_counts_of_the_paper(archives: Path) -> None:

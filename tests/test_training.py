@@ -14,7 +14,7 @@ from osteo.data.datamodule import KneeDataModule
 from osteo.data.manifest import typed
 from osteo.data.store import Store
 from osteo.errors import UserError
-from osteo.module import Classifier
+from osteo.module import Classifier, load
 from osteo.runs import Run
 
 OPTIMIZER = {
@@ -99,6 +99,24 @@ def test_variants_multiply_an_epoch_and_reach_the_augmentation() -> None:
     assert torch.equal(batch.pictures[0, 0], torch.from_numpy(store.pictures[1, batch.rows[0]]).float() / 255)
 
 
+def test_workers_stream_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, store = noise(9)
+
+    def augment(pictures: torch.Tensor, twins: torch.Tensor, variant: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+        return pictures + 2 * twins + draw.view(-1, 1, 1, 1)
+
+    made = [KneeDataModule(table, store, batch_size=4, seed=0, augment=augment, variants=2) for _ in range(2)]
+    monkeypatch.setattr(made[1], "_streams", lambda: True)
+    resident, streamed = (list(module_.train_dataloader()) for module_ in made)
+    assert len(resident) == len(streamed) == 5
+    for items, (same, pixels) in zip(resident, streamed, strict=True):
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape == (2, len(items), 64, 64)
+        one = made[0].gather(items, "train", augmented=True, epoch=3)
+        other = made[1].gather(same, "train", pixels, augmented=True, epoch=3)
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match=r"data.batch_size=9 is larger than the training split of 8 pictures"):
         data(8, batch_size=9)
@@ -127,6 +145,20 @@ def run(osteo: Callable, directory: str, *overrides: str) -> Run:
     done = osteo("train", f"output_dir={directory}", "logger.wandb.mode=disabled", *overrides)
     assert done.code == 0, done.err
     return Run(Path(directory))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_one_key_switches_what_is_fast(osteo: Callable, tiny: list[str], fast: bool) -> None:
+    words = [word for word in tiny if not word.startswith("trainer.precision")]
+    record = run(osteo, "run", *words, f"trainer.fast={str(fast).lower()}", "optimizer.schedule=constant")
+    facts = record.read_json("environment.json")
+    assert facts["memory_format"] == ("channels_last" if fast else "contiguous_format")
+    assert facts["fused_optimizer"] is fast
+    assert facts["precision"] in (("bf16-mixed", "32-true") if fast else ("32-true",))
+    learner = load(record.best_checkpoint)
+    assert learner.configure_optimizers().defaults["fused"] is fast
+    kernel = next(p for p in learner.network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last) is fast
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(osteo: Callable, tiny: list[str]) -> None:

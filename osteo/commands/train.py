@@ -55,7 +55,7 @@ def train(config: Config, job: Job) -> bool:
     seed_everything(config.seed, workers=True, verbose=False)
     model, data, limits = config.model, config.data, config.trainer
     network = {**asdict(model), "image_size": data.image_size}
-    module = Classifier(network, asdict(config.optimizer))
+    module = Classifier(network, asdict(config.optimizer), fast=limits.fast)
     manifest, store = prepare(data)
     augmentation = make_augmentation(config.augment, config.seed)
     datamodule = KneeDataModule(
@@ -123,6 +123,8 @@ def train(config: Config, job: Job) -> bool:
             "channels": model.channels,
             "accelerator": accelerator,
             "precision": precision,
+            "memory_format": str(module.memory_format).removeprefix("torch."),
+            "fused_optimizer": limits.fast,
         }
         record.write_metrics(results)
         record.write_environment(**facts)

@@ -1,6 +1,8 @@
 """Hands out indices; pictures are gathered where they are needed."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ from osteo.data.manifest import SPLITS
 from osteo.data.store import Store
 from osteo.errors import UserError
 
+WORKERS = 4  # that stream what a device cannot hold
+
 Augment = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(pictures, CLAHE twins, variants, draws) -> pictures; see osteo.augment.Augmentation."""
 
@@ -28,6 +32,17 @@ class Batch(NamedTuple):
     """float32 (B,), 0 normal, 1 osteoporosis"""
     rows: Tensor
     """int64 (B,), row of each picture in the data module's `table`"""
+
+
+class Index(NamedTuple):
+    """What is known of the rows of the table, on one device."""
+
+    labels: Tensor
+    """float32 (N,)"""
+    stored: Tensor
+    """int64 (N,), row in the store"""
+    members: dict[str, Tensor]
+    """int64, rows by split"""
 
 
 class Items(Dataset[int]):
@@ -47,8 +62,8 @@ class KneeDataModule(LightningDataModule):
     """Batches of a prepared data set.
 
     A loader yields int64 items alone. `on_after_batch_transfer` turns them into a `Batch` on their device, where the
-    pictures of the store live too when they take at most a quarter of its free memory; else they are gathered on the
-    CPU and sent.
+    pictures of the store live too when they take at most a quarter of its free memory. Where they take more, workers
+    gather the bytes of the next batches meanwhile. On the CPU they stay in the file, which is mapped.
 
     Args:
         manifest: with splits; rows that are excluded are dropped.
@@ -80,14 +95,17 @@ class KneeDataModule(LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
         self.augment, self.variants, self.augment_val = augment, variants, augment_val
         self.cpu_transform = cpu_transform
-        self._store = torch.from_numpy(store.pictures)  # uint8 (2, N, S, S)
-        self._labels = torch.tensor(self.table["label"].to_numpy(float), dtype=torch.float32)
-        self._stored = torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]])
-        self._members = {
+        self._store = torch.from_numpy(store.pictures[: 2 if variants > 1 else 1])  # uint8 (P, N, S, S)
+        members = {
             split: torch.tensor(np.flatnonzero(self.table["split"] == split), dtype=torch.int64) for split in SPLITS
         }
-        self._members["predict"] = torch.cat([self._members["val"], self._members["test"]])
-        training = len(self._members["train"])
+        self._cpu = Index(
+            torch.tensor(self.table["label"].to_numpy(float), dtype=torch.float32),
+            torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]]),
+            members | {"predict": torch.cat([members["val"], members["test"]])},
+        )
+        self._device = self._cpu  # the same where the batches are
+        training = len(members["train"])
         if batch_size > training * variants:
             raise UserError(
                 f"data.batch_size={batch_size} is larger than the training split of {training * variants} pictures;"
@@ -96,60 +114,94 @@ class KneeDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """Every training picture once, in each of its variants, in an order drawn from the seed."""
-        items = Items(len(self._members["train"]) * self.variants)
+        count = len(self._cpu.members["train"]) * self.variants
         # BatchNorm cannot be estimated from one picture, so a last batch of one is left out
-        return self._loader(items, shuffle=True, drop_last=len(items) % self.batch_size == 1)
+        return self._loader("train", count, shuffle=True, drop_last=count % self.batch_size == 1)
 
     def val_dataloader(self) -> DataLoader[int]:
         """The validation pictures, in their variants where validation is augmented too."""
-        return self._loader(Items(len(self._members["val"]) * (self.variants if self.augment_val else 1)))
+        return self._loader("val", len(self._cpu.members["val"]) * (self.variants if self.augment_val else 1))
 
     def predict_dataloader(self) -> DataLoader[int]:
         """The validation and then the test pictures, as they are."""
-        return self._loader(Items(len(self._members["predict"])))
+        return self._loader("predict", len(self._cpu.members["predict"]))
 
-    def _loader(self, items: Items, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[int]:
+    def _loader(self, split: str, count: int, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[int]:
+        streams = self._streams()
         return DataLoader(
-            items,
+            Items(count),
             batch_size=self.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
             generator=torch.Generator().manual_seed(self.seed),
-            collate_fn=torch.tensor,
+            collate_fn=partial(self._collect, split) if streams else torch.tensor,
+            num_workers=min(WORKERS, os.cpu_count() or 1) if streams else 0,
+            persistent_workers=streams,
+            pin_memory=streams,
         )
 
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Batch:
+    def _streams(self) -> bool:
+        """Whether the pictures neither fit the device nor lie there already, so that workers must send them."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return device.type == "cuda" and not self.cpu_transform and not self._fits(device)
+
+    def _collect(self, split: str, items: list[int]) -> tuple[Tensor, Tensor]:
+        """In a worker: items, and the bytes of their pictures, uint8 (P, B, S, S), with twins where they are used."""
+        chosen, members = torch.tensor(items), self._cpu.members[split]
+        return chosen, self._store[:, self._cpu.stored[members[chosen % len(members)]]]
+
+    def on_after_batch_transfer(self, batch: Tensor | Sequence[Tensor], dataloader_idx: int) -> Batch:
         """Gathers the pictures of a batch of items, and augments them where the stage asks for it."""
         assert self.trainer is not None
+        items, pixels = (batch, None) if isinstance(batch, Tensor) else batch
         if self.trainer.predicting:
-            return self.gather(batch, "predict", augmented=False)
+            return self.gather(items, "predict", pixels, augmented=False)
         if self.trainer.training:
-            return self.gather(batch, "train", augmented=True, epoch=self.trainer.current_epoch)
-        return self.gather(batch, "val", augmented=self.augment_val)
+            return self.gather(items, "train", pixels, augmented=True, epoch=self.trainer.current_epoch)
+        return self.gather(items, "val", pixels, augmented=self.augment_val)
 
-    def gather(self, items: Tensor, split: str, *, augmented: bool, epoch: int = 0) -> Batch:
-        """The batch of these items of train, val or predict, on the items' device; an epoch draws its own changes."""
-        device, members = items.device, self._members[split]
-        self._settle(device)
-        rows = members[(items % len(members)).cpu()]
-        labels, stored = self._labels[rows].to(device), self._stored[rows].to(self._store.device)
+    def gather(
+        self, items: Tensor, split: str, pixels: Tensor | None = None, *, augmented: bool, epoch: int = 0
+    ) -> Batch:
+        """The batch of these items of train, val or predict, on the items' device; an epoch draws its own changes.
+
+        Args:
+            items: int64 (B,).
+            split: train, val or predict.
+            pixels: their bytes, uint8 (P, B, S, S), where a worker has gathered them.
+            augmented: change them.
+            epoch: of the draws.
+        """
+        self._settle(items.device)
+        members = self._device.members[split]
+        rows = members[items % len(members)]
+        labels, stored = self._device.labels[rows], self._device.stored[rows]
         if augmented and self.cpu_transform:
             transformed = np.stack([self.cpu_transform(self._store[0, place].numpy()) for place in stored.tolist()])
-            return Batch(_unit(torch.from_numpy(transformed).to(device)), labels, rows)
-        pictures = _unit(self._store[0, stored].to(device))
+            return Batch(_unit(torch.from_numpy(transformed).to(items.device)), labels, rows)
+        if pixels is None:
+            pixels = self._store[:, stored.to(self._store.device)].to(items.device)
+        pictures = _unit(pixels[0])
         if augmented:
-            twins = _unit(self._store[1, stored].to(device)) if self.variants > 1 else pictures
+            twins = _unit(pixels[1]) if len(pixels) > 1 else pictures
             variants = items // len(members)
-            draw = (epoch * self.variants + variants) * len(self.table) + rows.to(device)
+            draw = (epoch * self.variants + variants) * len(self.table) + rows
             pictures = self.augment(pictures, twins, variants, draw)
         return Batch(pictures, labels, rows)
 
+    def _fits(self, device: torch.device) -> bool:
+        """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there."""
+        return self._store.device == device or self._store.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+
     def _settle(self, device: torch.device) -> None:
-        """Moves the store to a CUDA device once, where it takes at most a quarter of the free memory."""
-        if device.type != "cuda" or self._store.device == device or self.cpu_transform:
+        """Moves what a batch is gathered from to its device, once; of the store only what fits."""
+        if self._device.labels.device == device:
             return
-        free, _ = torch.cuda.mem_get_info(device)
-        if self._store.nbytes <= free // 4:
+        labels, stored, members = self._cpu
+        self._device = Index(
+            labels.to(device), stored.to(device), {split: rows.to(device) for split, rows in members.items()}
+        )
+        if device.type == "cuda" and not self.cpu_transform and self._fits(device):
             self._store = self._store.to(device)
 
 

@@ -1,11 +1,15 @@
 """Every picture decoded once: square, grey, eight bits, in one memory-mapped file beside its CLAHE twin."""
 
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +21,12 @@ from PIL import Image, ImageOps
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import explain, header
-from osteo.files import whole
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the pixels: raise it when decode, square or clahe change what they return
+
+CHUNK = 4096  # pictures after which what is done is safe on the disk
 
 Grey = npt.NDArray[np.uint8]
 
@@ -46,8 +51,8 @@ def open_store(
 ) -> Store:
     """Opens the store of these pictures, and builds it first where it is missing.
 
-    The name of the store is a hash of the pictures' content and of how they are decoded. It is built aside and
-    renamed, so that two processes may build it at once, and a killed one leaves nothing behind that could be opened.
+    The name of the store is a hash of the pictures' content and of how they are decoded. It is built aside, by one
+    process while others wait, and renamed; what a killed one had done is taken up by the next.
 
     Args:
         manifest: its rows with a `split` other than "excluded" are kept, each content once.
@@ -63,19 +68,43 @@ def open_store(
     place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     if not place.is_dir():
         log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
-        with whole(place) as aside:
-            _build(kept, read, aside, image_size=image_size, fit=fit, twins=twins)
+        with _aside(place) as part:
+            if not place.is_dir():
+                _build(kept, read, part, image_size=image_size, fit=fit, twins=twins)
+                part.rename(place)
     index = json.loads((place / "index.json").read_text(encoding="utf-8"))
     pictures = np.load(place / "pictures.npy", mmap_mode="c")
     return Store(pictures, {sha: row for row, sha in enumerate(index["sha256"])}, index["unreadable"])
 
 
+@contextmanager
+def _aside(place: Path) -> Iterator[Path]:
+    """Yields the folder beside `place` in which it is built, to one process at a time."""
+    part = place.with_name(f".{place.name}.part")
+    part.mkdir(parents=True, exist_ok=True)
+    lock = os.open(part, os.O_RDONLY)  # the folder itself: it keeps its lock when it is renamed
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is decoding these pictures; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: build in a folder of our own
+            part = place.with_name(f".{place.name}.{os.getpid()}.part")
+            part.mkdir(exist_ok=True)
+        yield part
+        if part.is_dir() and not any(part.iterdir()):
+            part.rmdir()  # made while another process finished
+    finally:
+        os.close(lock)
+
+
 def _build(
     kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, image_size: int, fit: str, twins: bool
 ) -> None:
-    place.mkdir()
+    """Decodes what is not done yet; `done` marks the rows whose pixels are safe on the disk."""
     shape = (2 if twins else 1, len(kept), image_size, image_size)
-    pictures = np.lib.format.open_memmap(place / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
+    pictures, done = _open_rows(place / "pictures.npy", shape), _open_rows(place / "done.npy", (len(kept),))
 
     def work(item: tuple[int, str]) -> str:
         row, image_id = item
@@ -90,13 +119,42 @@ def _build(
 
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
     largest_first = np.argsort(-pixels, kind="stable")  # so that no core is left alone with a large one
+    missing = largest_first[done[largest_first] == 0]
     images, shas = list(kept["image_id"]), list(kept["sha256"])
+    unreadable: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        reasons = list(pool.map(work, [(int(row), images[row]) for row in largest_first]))
-    pictures.flush()
-    unreadable = {shas[row]: reason for row, reason in zip(largest_first, reasons, strict=True) if reason}
-    index = {"sha256": list(kept["sha256"]), "unreadable": unreadable}
+        for start in range(0, len(missing), CHUNK):
+            rows = missing[start : start + CHUNK]
+            reasons = list(pool.map(work, [(int(row), images[row]) for row in rows]))
+            unreadable |= {shas[row]: reason for row, reason in zip(rows, reasons, strict=True) if reason}
+            pictures.flush()
+            done[[row for row, reason in zip(rows, reasons, strict=True) if not reason]] = 1
+            done.flush()
+    index = {"sha256": shas, "unreadable": unreadable}
     (place / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (place / "done.npy").unlink()
+
+
+def _open_rows(path: Path, shape: tuple[int, ...]) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
+    """A file of uint8 zeros of this shape, or the one that is there, mapped for writing.
+
+    Raises:
+        OSError: the disk is full; a write into the map of a file that has no room would kill the process.
+    """
+    if path.exists():
+        return np.lib.format.open_memmap(path, mode="r+")
+    fresh = path.with_suffix(".new")
+    np.lib.format.open_memmap(fresh, mode="w+", dtype=np.uint8, shape=shape).flush()
+    with fresh.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, fresh.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # these: a file system that reserves nothing
+                    fresh.unlink()
+                    raise OSError(error.errno, error.strerror, str(path)) from error
+    fresh.rename(path)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def decode(content: bytes, size: int = 0) -> Grey:

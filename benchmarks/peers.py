@@ -1,0 +1,94 @@
+"""A training step, data and augmentation included, against what a user would pick instead: the same files and backbone.
+
+timm's own training script is not part of its package: $OSTEO_TIMM_TRAIN names the train.py of a checkout.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.data import root
+from benchmarks.noise import note, python
+from benchmarks.step import BATCH
+
+BACKBONE, EPOCHS, ROUNDS = "resnet50", 3, 2
+GOALS = {224: 0.60, 128: 0.45}
+
+
+def osteo_seconds(folder: Path, side: int) -> float:
+    """Of a step of `osteo train`, the median of the epochs after the first."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [
+            *python("osteo"), "train", "data=folder", f"data.root={folder}", f"model.backbone={BACKBONE}",
+            f"data.image_size={side}", f"data.batch_size={BATCH}", f"trainer.max_epochs={EPOCHS}",
+            "logger.wandb.mode=offline", f"output_dir={temporary}/run",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+        lines = (Path(temporary) / "run" / "history.csv").read_text().splitlines()
+        column = lines[0].split(",").index("pictures_per_second")
+        return BATCH / statistics.median(float(line.split(",")[column]) for line in lines[2:])
+
+
+def plain_seconds(folder: Path, side: int) -> float:
+    """Of a step of a plain Lightning script."""
+    command = [*python("benchmarks.plain"), str(folder), BACKBONE, str(side), str(BATCH), str(EPOCHS)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return statistics.median(json.loads(done.stdout.splitlines()[-1]))
+
+
+def timm_seconds(script: Path, folder: Path, side: int) -> float:
+    """Of a step of timm's script at its best settings here: the average that it prints at the end of its last epoch."""
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary) / "data"
+        data.mkdir()
+        for split in ("train", "validation"):
+            (data / split).symlink_to(folder.resolve())
+        command = [
+            sys.executable, str(script), "--data-dir", str(data), "--model", BACKBONE, "--num-classes", "2",
+            "--in-chans", "1", "--input-img-mode", "L", "--img-size", str(side), "-b", str(BATCH), "--workers", "2",
+            "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--channels-last", "--opt", "adamw", "--lr", "1e-3",
+            "--epochs", str(EPOCHS - 1), "--warmup-epochs", "0", "--cooldown-epochs", "0", "--mean", "0.449",
+            "--std", "0.226", "--log-interval", "1", "--output", temporary, "--no-prefetcher",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
+        said = done.stdout + done.stderr
+        if done.returncode:
+            raise RuntimeError(said[-2000:])
+    averages = re.findall(rf"Train: {EPOCHS - 2} .*?Time: [\d.]+s, .*?\(([\d.]+)s,", said)
+    return float(averages[-1])
+
+
+def measure() -> list[dict]:
+    """A row a side."""
+    kind, folder = root()
+    script = os.environ.get("OSTEO_TIMM_TRAIN")
+    rows = []
+    for side, goal in GOALS.items():
+        found: dict[str, list[float]] = {"osteo": [], "Lightning": []} | ({"timm": []} if script else {})
+        for _ in range(ROUNDS):
+            found["osteo"].append(osteo_seconds(folder, side))
+            found["Lightning"].append(plain_seconds(folder, side))
+            if script:
+                found["timm"].append(timm_seconds(Path(script), folder, side))
+        middle = {name: statistics.median(values) for name, values in found.items()}
+        rows.append(
+            {
+                "pictures": kind,
+                "backbone": BACKBONE,
+                "side": side,
+                "osteo, s a step": round(middle["osteo"], 3),
+                "timm's script, s a step": round(middle["timm"], 3) if script else "-",
+                "Lightning and torchvision, s a step": round(middle["Lightning"], 3),
+                "osteo / timm": round(middle["osteo"] / middle["timm"], 3) if script else "-",
+                "goal": goal,
+                "osteo / Lightning": round(middle["osteo"] / middle["Lightning"], 3),
+                "noise": note(*found.values()),
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
