@@ -14,7 +14,7 @@ from benchmarks.noise import note
 from osteo.augment import Online, make_cpu_twin
 from osteo.config import AugmentConfig
 
-BATCH, BATCHES, ROUNDS = 16, 60, 5
+BATCH, BATCHES, ROUNDS = 16, 60, 9
 
 
 class Pictures(Dataset):

@@ -16,8 +16,11 @@ def python(module: str) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The range over the median."""
-    return (max(values) - min(values)) / statistics.median(values)
+    """How far the middle half of repeated measurements reaches, over their median; of fewer than four, the range."""
+    if len(values) < 4:
+        return (max(values) - min(values)) / statistics.median(values)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / statistics.median(values)
 
 
 def note(*series: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.noise import note, python
 
-ROUNDS = 5
+ROUNDS = 7
 RUN = ["data.image_size=64", "model.backbone=resnet18", "trainer.max_epochs=1", "logger.wandb.mode=offline"]
 
 
