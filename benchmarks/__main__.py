@@ -20,6 +20,7 @@ BENCHMARKS = {
     "peers": "a training step against timm's script and a plain Lightning one",
     "start": "how long a user waits before the first step",
     "compile": "what torch.compile costs and gains",
+    "faults": "runs and sweeps killed at random and taken up",
     "growth": "a thousand to a hundred thousand pictures",
     "decode": "preparing pictures against a plain PIL loop",
     "channels": "the backbones on one grey channel against RGB",

@@ -24,7 +24,8 @@ def osteo_seconds(backbone: str, size: int, steps: int) -> float:
         command = [
             *python("osteo"), "train", f"model.backbone={backbone}", f"data.image_size={size}",
             f"data.batch_size={BATCH}", f"trainer.max_epochs={EPOCHS}", f"trainer.limit_train_batches={steps}",
-            "augment=online", "logger.wandb.mode=offline", f"output_dir={folder}/run",
+            "augment=online", "logger.wandb.mode=offline", "data.split.train=0.9", "data.split.val=0.05",
+            f"output_dir={folder}/run",
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
         with (Path(folder) / "run" / "history.csv").open() as file:

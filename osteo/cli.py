@@ -10,10 +10,12 @@ COMMANDS = {
     "prepare": "read the archives, decode every picture once, and show what is used",
     "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
     "train": "train one model, or sweep many with -m",
+    "status": "how far the runs of a sweep are, and what failed",
+    "rerun": "repeat a recorded run and compare the metrics",
     "report": "figures and tables of a sweep, beside the paper's",
 }
 
-POSITIONAL = {"report": "runs"}
+POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run"}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

@@ -167,6 +167,21 @@ class PrepareConfig:
 
 
 @dataclass
+class StatusConfig:
+    """What `osteo status` can be told."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo status DIRECTORY` is short for it")
+
+
+@dataclass
+class RerunConfig:
+    """What `osteo rerun` can be told."""
+
+    run: str | None = option(None, "a run directory; `osteo rerun DIRECTORY` is short for it")
+    output_dir: str | None = option(None, "directory of the repetition; null for outputs/ by date and time")
+
+
+@dataclass
 class ReportConfig:
     """What `osteo report` can be told."""
 
@@ -197,6 +212,8 @@ class Config:
 
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
+    resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
+    fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

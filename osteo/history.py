@@ -32,6 +32,14 @@ class History(Callback):
         self._since = self._trained = self._lr = 0.0
         self._pictures = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after these rows."""
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock and notes the learning rate of the epoch's first step."""
         self._since = time.perf_counter()

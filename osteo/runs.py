@@ -1,7 +1,11 @@
 """The run record: everything that later steps need, written whole, read back with types."""
 
+import fcntl
 import json
+import os
 import platform
+import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +19,8 @@ from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
 from osteo.files import write_json, write_table, write_text
 
+_held: dict[Path, int] = {}
+"""Locks of this process by run directory, as file descriptors."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
 COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
 
@@ -26,9 +32,14 @@ class Run:
     directory: Path
 
     @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
     def best_checkpoint(self) -> Path:
         """The checkpoint of the best epoch."""
-        return self.directory / "checkpoints" / "best.ckpt"
+        return self.checkpoints / "best.ckpt"
 
     def start(self, config_yaml: str) -> None:
         """Marks the run as running and keeps its configuration.
@@ -37,21 +48,88 @@ class Run:
             UserError: the directory holds a run already, or cannot be written.
         """
         if (self.directory / "status.json").exists():
-            raise UserError(f"{shown(self.directory)} holds a run already; choose another output_dir")
+            raise UserError(
+                f"{shown(self.directory)} holds a run already; choose another output_dir, or go on with it:"
+                f" osteo train resume={shown(self.directory)}"
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self.hold()
             write_text(self.directory / "config.yaml", config_yaml)
             self.set_status("running")
         except OSError as error:
             raise UserError(f"output_dir {shown(self.directory)} cannot be written: {error.strerror}") from error
 
+    def go_on(self) -> None:
+        """Marks a run that has begun as running again.
+
+        Raises:
+            UserError: another process works on it.
+        """
+        self.hold()
+        self.set_status("running")
+
+    def clear(self) -> None:
+        """Removes what a failed run has left, its log and its W&B files aside."""
+        for path in self.directory.iterdir():
+            if path.name == "checkpoints":
+                shutil.rmtree(path)
+            elif path.suffix in (".json", ".csv", ".yaml", ".md"):
+                path.unlink()
+
+    def hold(self) -> None:
+        """Tells other processes that this one works on the run, until it ends or lets go.
+
+        Raises:
+            UserError: another process does.
+        """
+        lock = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise UserError(f"another process works on {shown(self.directory)}; wait for it or stop it") from error
+        except OSError:  # a file system without locks
+            pass
+        _held[self.directory.resolve()] = lock
+
+    def release(self) -> None:
+        """Lets go of the run."""
+        if (lock := _held.pop(self.directory.resolve(), None)) is not None:
+            os.close(lock)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process works on the run."""
+        if self.directory.resolve() in _held:
+            return True
+        lock = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(lock)
+        return False
+
     def set_status(self, state: str, error: str | None = None) -> None:
-        """Writes status.json: running, done or failed, and the error of a failed run."""
-        write_json(self.directory / "status.json", {"state": state, "error": error})
+        """Writes status.json: running, done or failed, the error of a failed run, and the run's own id."""
+        known = self.status()["id"] if (self.directory / "status.json").exists() else secrets.token_hex(4)
+        write_json(self.directory / "status.json", {"state": state, "error": error, "id": known})
 
     def status(self) -> dict[str, Any]:
-        """What status.json says."""
+        """What status.json says: state, error, and an id that no other run has."""
         return self.read_json("status.json")
+
+    @property
+    def state(self) -> str:
+        """done, failed, running, or interrupted: nobody works on it, but it has not come to an end."""
+        status = self.status()
+        if status["state"] == "running" and not self.is_held:
+            return "interrupted"
+        return "interrupted" if status["error"] == "interrupted" else str(status["state"])
 
     def write_manifest(self, manifest: pd.DataFrame) -> None:
         """Keeps the manifest with its splits."""

@@ -67,9 +67,18 @@ class Tracker:
     """One W&B run, from its start to its end; as a context manager it is finished whatever happens.
 
     Curves are kept against the epoch, one point each.
+
+    Args:
+        settings: what was configured.
+        configuration: that W&B shows of the run.
+        place: among others.
+        run_id: of a run that W&B may know already and goes on with; null for a new one.
     """
 
-    def __init__(self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place) -> None:
+    def __init__(
+        self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place, run_id: str | None = None
+    ) -> None:
+        self._id = run_id
         mode = choose_mode(settings.mode)
         try:
             self._run = self._start(settings, configuration, place, mode)
@@ -88,8 +97,7 @@ class Tracker:
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
 
-    @staticmethod
-    def _start(wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
+    def _start(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
         settings = wandb.Settings(
             console="off",  # the terminal may show paths
             disable_code=True,
@@ -117,6 +125,8 @@ class Tracker:
             dir=str(place.folder),
             mode=mode,  # type: ignore[arg-type]
             reinit="finish_previous",
+            id=self._id,
+            resume="allow" if self._id else None,
             settings=settings,
         )
 

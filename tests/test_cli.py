@@ -140,9 +140,10 @@ def test_a_run_leaves_its_record(osteo: Callable, tiny: list[str], tmp_path: Pat
     names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json",
-        "status.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "train.log",
+        "status.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "train.log",
     }  # fmt: skip
-    assert json.loads((tmp_path / "run/status.json").read_text()) == {"state": "done", "error": None}
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["error"], len(status["id"])) == ("done", None, 8)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     wanted = "accuracy precision_macro recall_macro f1_macro auroc sensitivity specificity confusion_matrix"
     assert {f"test/{name}" for name in wanted.split()} <= set(metrics)

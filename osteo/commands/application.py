@@ -1,13 +1,14 @@
 """Makes a Hydra application of a command: typed configuration in, one line out for a user's mistake."""
 
 import errno
+import gc
 import logging
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,12 @@ class Job:
     directory: Path
     sweep: Path | None
     config_yaml: str
+    goes_on: bool = False
+    """whether the directory holds the beginning of the run"""
+
+
+class FailFast(BaseException):
+    """Ends a sweep with its first failure; Hydra lets it pass because it is no Exception."""
 
 
 class SweepStart(Callback):
@@ -49,8 +56,9 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra, which drops an exception of a callback, but not an exit."""
         directory = Path(config.hydra.sweep.dir)
-        if runs_of(directory):
-            fail(config.hydra.job.name, UserError(f"{shown(directory)} holds runs already; choose another output_dir"))
+        if runs_of(directory) and not config.get("resume"):
+            hint = f"choose another output_dir, or go on with it: osteo train resume={shown(directory)}"
+            fail(config.hydra.job.name, UserError(f"{shown(directory)} holds runs already; {hint}"))
 
 
 def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
@@ -82,9 +90,14 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
 
     code = 0
     try:
+        sys.argv[1:] = resumed(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+    except UserError as error:
+        fail(command, error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(command, UserError(explain(error, schema)))
+    except FailFast:
+        code = 1
     except KeyboardInterrupt:
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
@@ -100,6 +113,33 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     if finish is not None and runs_of(directory):
         sound.append(finish(directory))
     sys.exit(code or int(not all(sound)))
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """The command line that goes on with a run or a sweep, where `resume=DIRECTORY` asks for it.
+
+    Raises:
+        UserError: there is no such run or sweep, or something else is asked for too.
+    """
+    given = [argument for argument in arguments if argument.startswith("resume=")]
+    if not given:
+        return arguments
+    directory = Path(given[-1].removeprefix("resume=").strip("'\"")).expanduser()
+    if others := [a for a in arguments if a not in given and a not in ("-m", "--multirun")]:
+        raise UserError(f"resume goes on with what was recorded, so {others[0]} cannot be changed; leave it out")
+    quoted = "'" + str(directory).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if (directory / "multirun.yaml").exists():
+        hydra_settings = OmegaConf.load(directory / "multirun.yaml").hydra
+        theirs = [*hydra_settings.overrides.task, *hydra_settings.overrides.hydra]
+        kept = [
+            o
+            for o in theirs
+            if not o.lstrip("+~").startswith(("output_dir=", "resume=", "hydra.mode=", "hydra.sweep.dir="))
+        ]
+        return ["-m", *kept, f"hydra.sweep.dir={quoted}", f"resume={quoted}"]
+    if (directory / "config.yaml").exists():
+        return [f"hydra.run.dir={quoted}", f"resume={quoted}"]
+    raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep (multirun.yaml)")
 
 
 def read_config(path: Path) -> Config:
@@ -128,10 +168,20 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
     """
     record = Run(directory)
     theirs = (directory / "status.json").exists()  # an earlier run's, not ours to change
+    wishes: Config | None = None
     try:
         config = OmegaConf.to_object(raw)
+        job = Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True))
+        if isinstance(config, Config):
+            wishes = config
+            if config.resume is not None:
+                if theirs and record.state == "done":
+                    log.info("%s is done", shown(directory))
+                    return True
+                config, job = _take_up(record, config, job)
+                theirs = False
         check(config)
-        return task(config, Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True)))
+        return task(config, job)
     except BaseException as error:
         reason = _describe(error)
         begun = not theirs and (directory / "status.json").exists()
@@ -144,9 +194,28 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
         expected = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK)
         if sweep is not None:
             log.error("job %s failed: %s", directory.name, reason, exc_info=None if expected else error)
+            if wishes is not None and wishes.fail_fast:
+                raise FailFast from error
         if expected or sweep is not None:
             raise UserError(reason) from error
         raise
+    finally:
+        record.release()
+        gc.collect()  # what one job leaves behind, the next has not
+
+
+def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
+    """What to do with a job of a run or sweep that is taken up: go on with it, or begin it anew."""
+    if not (record.directory / "config.yaml").exists():
+        return config, job  # it had not begun
+    if job.sweep is None:
+        config, text = read_config(record.directory / "config.yaml"), (record.directory / "config.yaml").read_text()
+        job = replace(job, config_yaml=text)
+    goes_on = record.state in ("interrupted", "running") or job.sweep is None
+    if not goes_on:
+        log.info("%s had failed (%s); it begins anew", shown(record.directory), record.status()["error"])
+        record.clear()
+    return config, replace(job, goes_on=goes_on)
 
 
 def _describe(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from osteo.commands import application
 from osteo.commands.application import Job
 from osteo.config import Config
+from osteo.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from osteo.data.datamodule import KneeDataModule
     from osteo.module import Classifier
+    from osteo.runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,10 @@ def train(config: Config, job: Job) -> bool:
     started = time.perf_counter()
     import torch
     from lightning.pytorch import Trainer, seed_everything
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
     from osteo import hardware, metrics
     from osteo.augment import make_augmentation, make_cpu_twin
+    from osteo.checkpoints import Checkpoints, newest
     from osteo.data.datamodule import KneeDataModule
     from osteo.data.prepare import prepare
     from osteo.history import EpochBar, History
@@ -70,17 +72,15 @@ def train(config: Config, job: Job) -> bool:
     )
     hardware.reset_peak_memory(accelerator)
     record = Run(job.directory)
-    record.start(job.config_yaml)
+    last = newest(record.checkpoints) if job.goes_on else None
+    if job.goes_on:
+        record.go_on()
+        check_same_data(record, manifest)
+        log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
+    else:
+        record.start(job.config_yaml)
     record.write_manifest(manifest)
-    with Tracker(config.logger.wandb, asdict(config), place_of(config, job)) as tracker:
-        best = ModelCheckpoint(
-            job.directory / "checkpoints",
-            filename="best",
-            monitor=limits.monitor,
-            mode="min" if limits.monitor.endswith("loss") else "max",
-            save_last=True,
-            enable_version_counter=False,
-        )
+    with Tracker(config.logger.wandb, asdict(config), place_of(config, job), record.status()["id"]) as tracker:
         at_terminal = sys.stderr.isatty()  # a bar in a file is noise: there, a line an epoch is logged
         history = History(record.write_history, tracker.epoch, logging.DEBUG if at_terminal else logging.INFO)
         trainer = Trainer(
@@ -91,14 +91,19 @@ def train(config: Config, job: Job) -> bool:
             accumulate_grad_batches=limits.accumulate_grad_batches,
             gradient_clip_val=limits.gradient_clip_val,
             limit_train_batches=limits.limit_train_batches,
-            callbacks=[best, history, *([EpochBar()] if at_terminal else [])],
+            callbacks=[
+                history,
+                Checkpoints(record.checkpoints, limits.monitor, config.seed),
+                *([EpochBar()] if at_terminal else []),
+            ],
+            enable_checkpointing=False,
             enable_progress_bar=at_terminal,
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule)
+        trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         fitted = time.perf_counter()
         kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
         module.load_state_dict(kept["state_dict"])
@@ -132,6 +137,27 @@ def train(config: Config, job: Job) -> bool:
         tracker.result({**results, **at_best}, predictions, facts)
     record.set_status("done")
     return True
+
+
+def check_same_data(record: "Run", manifest: "pd.DataFrame") -> None:
+    """Refuses to go on with other pictures or another split than the run began with.
+
+    Raises:
+        UserError: they differ.
+    """
+    if not (record.directory / "manifest.csv").exists():
+        return
+    columns = ["image_id", "sha256", "split"]
+    before, now = (table[columns].astype(str).set_index("image_id") for table in (record.read_manifest(), manifest))
+    joined = before.join(now, how="outer", lsuffix=" before", rsuffix=" now")
+    changed = joined[
+        (joined["sha256 before"] != joined["sha256 now"]) | (joined["split before"] != joined["split now"])
+    ]
+    if len(changed):
+        raise UserError(
+            f"{len(changed)} pictures or their splits are no longer what they were when the run began,"
+            f" {changed.index[0]} first; begin a new run"
+        )
 
 
 def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":

@@ -1,7 +1,7 @@
 """Hands out indices; pictures are gathered where they are needed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from osteo.data.manifest import SPLITS
 from osteo.data.store import Store
@@ -56,6 +56,24 @@ class Items(Dataset[int]):
 
     def __getitem__(self, item: int) -> int:
         return item
+
+
+class Shuffled(Sampler[int]):
+    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        yield from torch.randperm(self.length, generator=generator).tolist()
 
 
 class KneeDataModule(LightningDataModule):
@@ -131,9 +149,9 @@ class KneeDataModule(LightningDataModule):
         return DataLoader(
             Items(count),
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=Shuffled(count, self.seed) if shuffle else None,
             drop_last=drop_last,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(self.seed),  # else it draws from everyone's random numbers
             collate_fn=partial(self._collect, split) if streams else torch.tensor,
             num_workers=min(WORKERS, os.cpu_count() or 1) if streams else 0,
             persistent_workers=streams,

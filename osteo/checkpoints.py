@@ -1,0 +1,74 @@
+"""Checkpoints that appear whole, and what makes a run that goes on the same as one that never stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from osteo.files import whole
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+
+class Checkpoints(Callback):
+    """Keeps the best epoch, and the state from which the next epoch starts, the last two of these.
+
+    Every epoch starts its random numbers from the seed and its own number, so that nothing else need be restored.
+
+    Args:
+        folder: for the files.
+        monitor: what the best epoch is best at; the lowest where it is a loss, else the highest.
+        seed: of the run.
+    """
+
+    def __init__(self, folder: Path, monitor: str, seed: int) -> None:
+        self.folder, self.monitor, self.seed = folder, monitor, seed
+        self.best: float | None = None
+        self._resumed = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the state between two epochs, then draws this epoch's random numbers."""
+        if trainer.current_epoch > 0 and not self._resumed:
+            self._save_last(trainer)
+        self._resumed = False
+        torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) % 2**63)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps this epoch where it is the best so far; validation has run by now."""
+        score = float(trainer.callback_metrics[self.monitor])
+        score = -score if self.monitor.endswith("loss") else score
+        if self.best is None or score > self.best:
+            self.best = score
+            with whole(self.folder / BEST) as aside:
+                trainer.save_checkpoint(aside)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the end, from which nothing is left to train."""
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        last = self.folder / LAST
+        with whole(last) as aside:
+            trainer.save_checkpoint(aside)
+            if last.exists():
+                last.replace(self.folder / PREVIOUS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, which need not be written again at once."""
+        self.best, self._resumed = state_dict["best"], True
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from: the last one, or the one before it where the last cannot be read."""
+    for name in (LAST, PREVIOUS):
+        try:
+            torch.load(folder / name, weights_only=True, map_location="meta", mmap=True)
+        except Exception:  # noqa: BLE001  what a damaged file raises depends on where it is damaged
+            continue
+        return folder / name
+    return None

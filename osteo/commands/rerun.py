@@ -1,0 +1,53 @@
+"""osteo rerun: repeats a recorded run from its record, and says whether the metrics are the same."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.config import RerunConfig, check
+from osteo.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("rerun", RerunConfig, rerun)
+
+
+def rerun(config: RerunConfig, job: Job) -> bool:
+    """Trains again and compares; returns whether every metric and every prediction is the same."""
+    from osteo.commands.train import check_same_data, train
+    from osteo.data.prepare import prepare
+    from osteo.runs import Run, environment
+
+    if not config.run:
+        raise UserError("name a run directory: osteo rerun DIRECTORY")
+    record = Run(Path(config.run).expanduser())
+    if not (record.directory / "metrics.json").exists():
+        raise UserError(f"run={config.run} is no finished run (it has no metrics.json)")
+    setting = application.read_config(record.directory / "config.yaml")
+    check(setting)
+    for name, first, second in changed(record.read_json("environment.json"), environment()):
+        log.warning("%s was %s and is %s now", name, first, second)
+    check_same_data(record, prepare(setting.data)[0])
+    again = Run(job.directory)
+    train(setting, Job(job.directory, None, (record.directory / "config.yaml").read_text(encoding="utf-8")))
+    before, now = record.read_json("metrics.json"), again.read_json("metrics.json")
+    differ = {name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)}
+    columns = ["image_id", "logit"]
+    same = record.read_table("predictions.csv")[columns].equals(again.read_table("predictions.csv")[columns])
+    for name, values in differ.items():
+        print(f"{name}: {values[0]} before, {values[1]} now")
+    if not differ:
+        print(f"all {len(before)} metrics are identical, and the logits {'too' if same else 'are not'}")
+    return not differ and same
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Versions and machine that are not what they were: name, before, now."""
+    pairs = [(name, before.get(name), now[name]) for name in ("osteo", "python", "system", "machine")]
+    pairs += [(name, before["libraries"].get(name), version) for name, version in now["libraries"].items()]
+    return [(name, str(first), str(second)) for name, first, second in pairs if first != second]

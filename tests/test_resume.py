@@ -1,0 +1,196 @@
+"""A run or a sweep that was killed goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.faults import differs, harness
+from osteo.checkpoints import newest
+from osteo.runs import Run
+from tests.test_tracking import of_type, offline_runs
+
+OSTEO = str(Path(sys.executable).with_name("osteo"))
+
+
+@pytest.fixture
+def words(tiny: list[str]) -> list[str]:
+    """A run in which chance has a part: dropout, augmentation, order."""
+    kept = [word for word in tiny if not word.startswith("trainer.max_epochs")]
+    return [*kept, "trainer.max_epochs=6", "model.drop_rate=0.3", "logger.wandb.mode=offline"]
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    return subprocess.Popen(
+        [OSTEO, "train", *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_epochs(run: Path, count: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "history.csv").exists() and len(pd.read_csv(run / "history.csv")) >= count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {count} epochs: {process.poll()}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
+def test_a_killed_run_ends_as_one_that_was_not(
+    osteo: Callable, words: list[str], tmp_path: Path, how: signal.Signals
+) -> None:
+    assert osteo("train", *words, "output_dir=whole").code == 0
+    process = start(tmp_path, *words, "output_dir=killed")
+    wait_for_epochs(tmp_path / "killed", 2, process)
+    process.send_signal(how)
+    process.wait(30)
+    record = Run(tmp_path / "killed")
+    assert record.state == "interrupted"
+    before = len(record.read_table("history.csv"))
+    assert before < 6
+    identity = record.status()["id"]
+    shown = osteo("status", "killed")
+    assert "interrupted" in shown.out
+    assert f"{before} of 6" in shown.out
+    assert "osteo train resume=killed" in shown.out
+    done = osteo("train", "resume=killed")
+    assert done.code == 0, done.err
+    assert "going on after last.ckpt" in done.out
+    assert differs(Run(tmp_path / "whole"), record) == []
+    assert (record.state, record.status()["id"]) == ("done", identity)
+    told = offline_runs(tmp_path / "killed")
+    assert {of_type(records, "run")[0]["run_id"] for records in told} == {identity}
+    again = osteo("train", "resume=killed")
+    assert again.code == 0
+    assert "is done" in again.out
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    osteo: Callable, words: list[str], tmp_path: Path
+) -> None:
+    assert osteo("train", *words, "output_dir=whole").code == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
+    last = tmp_path / "damaged" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    record = Run(tmp_path / "damaged")
+    record.set_status("running")
+    assert newest(record.checkpoints) == record.checkpoints / "previous.ckpt"
+    done = osteo("train", "resume=damaged")
+    assert done.code == 0, done.err
+    assert differs(Run(tmp_path / "whole"), record) == []
+
+
+def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: list[str], tmp_path: Path) -> None:
+    """A good job, one whose loss is not finite, one with a backbone that is unknown, and one killed in the middle."""
+    words = [word for word in words if not word.startswith("model.backbone")]
+    names = "test_resnet,test_resnut,test_convnext"
+    swept = osteo("train", "-m", *words, f"model.backbone={names}", "optimizer.lr=1e-3,1e30", "output_dir=sweep")
+    assert swept.code == 1
+    states = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")}
+    assert [states[str(job)]["state"] for job in range(6)] == ["done", "failed"] + ["failed"] * 2 + ["done", "failed"]
+    assert "test_resnut" in states["2"]["error"]
+    assert "not finite" in states["1"]["error"]
+    assert "Traceback" not in swept.err
+    stamp = (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns
+    kept = Run(tmp_path / "sweep/4")
+    before = (kept.directory / "metrics.json").read_bytes()
+    kept.set_status("running")  # as a killed one would stand
+    (kept.directory / "metrics.json").unlink()
+    status = osteo("status", "sweep")
+    assert status.code == 1
+    assert "6 runs: 4 failed, 1 done, 1 interrupted" in status.out
+    resumed = osteo("train", "-m", "resume=sweep")
+    assert resumed.code == 1
+    assert "not done" in resumed.out
+    assert (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns == stamp
+    assert (kept.directory / "metrics.json").read_bytes() == before
+    assert resumed.out.count("it begins anew") == 4
+    assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
+
+
+def test_fail_fast_ends_a_sweep_with_its_first_failure(osteo: Callable, words: list[str], tmp_path: Path) -> None:
+    words = [word for word in words if not word.startswith("model.backbone")]
+    swept = osteo(
+        "train", "-m", *words, "model.backbone=test_resnut,test_resnet", "output_dir=sweep", "fail_fast=true"
+    )  # fmt: skip
+    assert swept.code == 1
+    assert [path.name for path in sorted((tmp_path / "sweep").glob("[0-9]"))] == ["0"]
+    assert "test_resnut" in swept.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=nowhere"], "resume=nowhere is neither a run (config.yaml) nor a sweep (multirun.yaml)"),
+        (["resume=nowhere", "seed=3"], "resume goes on with what was recorded, so seed=3 cannot be changed"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(
+    osteo: Callable, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = osteo("train", *arguments)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_work_on_one_run(osteo: Callable, words: list[str], tmp_path: Path) -> None:
+    process = start(tmp_path, *words, "trainer.max_epochs=10000", "output_dir=run")
+    wait_for_epochs(tmp_path / "run", 1, process)
+    assert Run(tmp_path / "run").state == "running"
+    done = osteo("train", "resume=run")
+    assert done.code == 2
+    assert "another process works on run" in done.err
+    assert "running" in osteo("status", "run").out
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert Run(tmp_path / "run").state == "interrupted"
+
+
+def test_other_pictures_are_noticed(osteo: Callable, words: list[str], archives: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(archives / "kaggle", tmp_path / "pictures")
+    words = [*(word for word in words if not word.startswith("data.root")), f"data.root={copy}"]
+    assert osteo("train", *words, "output_dir=run").code == 0
+    Run(tmp_path / "run").set_status("running")
+    first = sorted(path for path in copy.rglob("*") if path.is_file())[0]
+    first.unlink()
+    done = osteo("train", "resume=run")
+    assert done.code == 2
+    assert "pictures or their splits are no longer what they were" in done.err
+
+
+def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
+    assert osteo("train", *words, "output_dir=run").code == 0
+    same = osteo("rerun", "run", "output_dir=again")
+    assert same.code == 0, same.err
+    assert "metrics are identical, and the logits too" in same.out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    (tmp_path / "run/metrics.json").write_text(json.dumps(metrics | {"test/auroc": 0.123}))
+    facts = json.loads((tmp_path / "run/environment.json").read_text())
+    facts["libraries"]["torch"] = "1.0"
+    (tmp_path / "run/environment.json").write_text(json.dumps(facts))
+    other = osteo("rerun", "run", "output_dir=third")
+    assert other.code == 1
+    assert "test/auroc: 0.123 before" in other.out
+    assert f"torch was 1.0 and is {torch.__version__.split('+')[0]}" in other.out
+    nothing = osteo("rerun", "nowhere")
+    assert (nothing.code, nothing.err.count("\n")) == (2, 1)
+    assert "is no finished run" in nothing.err
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """`python -m benchmarks faults` does it thirty times, and ten times to sweeps."""
+    for row in harness(2, 1, tmp_path):
+        assert (row["lost"], row["torn files"], row["differ"]) == (0, 0, "-"), row
+        assert row["kills"] >= 1
