@@ -32,13 +32,16 @@ def settings(root: Path) -> list[str]:
 def run_or_kill(arguments: list[str], folder: Path, after: float | None) -> bool:
     """Runs osteo train; kills it with SIGKILL after so many seconds, and says whether it was."""
     command = [*python("osteo"), "train", *arguments]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
         return True
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {(folder / 'said.txt').read_text()[-3000:]}")
     return False
 
 
@@ -96,7 +99,7 @@ def harness(run_kills: int, sweep_kills: int, folder: Path, seed: int = 0) -> li
     write_archives(folder / "archives", seed=3, kaggle={"normal": 20, "osteoporosis": 20}, mendeley={})
     words, rng, rows = settings(folder / "archives" / "kaggle"), random.Random(seed), []
     for what, wanted, each in (("runs", run_kills, 3), ("sweeps", sweep_kills, 5)):
-        arguments = words if what == "runs" else [*(w for w in words if "backbone" not in w), SWEEP, "-m"]
+        arguments = words if what == "runs" else ["-m", *(w for w in words if "backbone" not in w), SWEEP]
         reference = folder / f"{what}-reference"
         started = time.perf_counter()
         run_or_kill([*arguments, f"output_dir={reference}"], folder, None)

@@ -1,5 +1,6 @@
 """Checkpoints that appear whole, and what makes a run that goes on the same as one that never stopped."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 class Checkpoints(Callback):
-    """Keeps the best epoch, and the state from which the next epoch starts, the last two of these.
+    """Keeps the best epoch and the last two, each with all that the next epoch starts from.
 
     Every epoch starts its random numbers from the seed and its own number, so that nothing else need be restored.
 
@@ -25,32 +26,26 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, monitor: str, seed: int) -> None:
         self.folder, self.monitor, self.seed = folder, monitor, seed
         self.best: float | None = None
-        self._resumed = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the state between two epochs, then draws this epoch's random numbers."""
-        if trainer.current_epoch > 0 and not self._resumed:
-            self._save_last(trainer)
-        self._resumed = False
+        """Draws this epoch's random numbers."""
         torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) % 2**63)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps this epoch where it is the best so far; validation has run by now."""
+        """Keeps this epoch as the last, and as the best where it is; validation has run by now."""
         score = float(trainer.callback_metrics[self.monitor])
         score = -score if self.monitor.endswith("loss") else score
-        if self.best is None or score > self.best:
+        is_best = self.best is None or score > self.best
+        if is_best:
             self.best = score
-            with whole(self.folder / BEST) as aside:
-                trainer.save_checkpoint(aside)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the end, from which nothing is left to train."""
-        self._save_last(trainer)
-
-    def _save_last(self, trainer: Trainer) -> None:
-        last = self.folder / LAST
+        last, best = self.folder / LAST, self.folder / BEST
         with whole(last) as aside:
             trainer.save_checkpoint(aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())  # so that a power failure finds a whole file under the new name
+            if is_best:
+                with whole(best) as twin:
+                    twin.hardlink_to(aside)
             if last.exists():
                 last.replace(self.folder / PREVIOUS)
 
@@ -59,8 +54,8 @@ class Checkpoints(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint, which need not be written again at once."""
-        self.best, self._resumed = state_dict["best"], True
+        """Goes on from a checkpoint."""
+        self.best = state_dict["best"]
 
 
 def newest(folder: Path) -> Path | None:

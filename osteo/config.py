@@ -212,8 +212,6 @@ class Config:
 
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
-    resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
-    fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -221,6 +219,8 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
+    fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
 
 
 def check(config: Any, prefix: str = "") -> None:

@@ -60,15 +60,6 @@ class Run:
         except OSError as error:
             raise UserError(f"output_dir {shown(self.directory)} cannot be written: {error.strerror}") from error
 
-    def go_on(self) -> None:
-        """Marks a run that has begun as running again.
-
-        Raises:
-            UserError: another process works on it.
-        """
-        self.hold()
-        self.set_status("running")
-
     def clear(self) -> None:
         """Removes what a failed run has left, its log and its W&B files aside."""
         for path in self.directory.iterdir():
@@ -83,6 +74,8 @@ class Run:
         Raises:
             UserError: another process does.
         """
+        if self.directory.resolve() in _held:
+            return
         lock = os.open(self.directory, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

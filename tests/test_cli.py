@@ -17,7 +17,9 @@ def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
     assert osteo().code == 2
     done = osteo("trian")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "osteo: command 'trian' is unknown; choose one of: prepare, audit, train, report\n"
+    assert (
+        done.err == "osteo: command 'trian' is unknown; choose one of: prepare, audit, train, status, rerun, report\n"
+    )
 
 
 def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
@@ -108,7 +110,10 @@ def test_a_run_directory_is_never_overwritten(osteo: Callable, tiny: list[str], 
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled")
     assert done.code == 2
-    assert done.err == "osteo train: run holds a run already; choose another output_dir\n"
+    assert (
+        done.err
+        == "osteo train: run holds a run already; choose another output_dir, or go on with it: osteo train resume=run\n"
+    )
     assert {p: p.read_bytes() for p in before if p.name != "train.log"} == {
         p: c for p, c in before.items() if p.name != "train.log"
     }

@@ -69,7 +69,8 @@ def test_a_killed_run_ends_as_one_that_was_not(
     assert differs(Run(tmp_path / "whole"), record) == []
     assert (record.state, record.status()["id"]) == ("done", identity)
     told = offline_runs(tmp_path / "killed")
-    assert {of_type(records, "run")[0]["run_id"] for records in told} == {identity}
+    begun = [of_type(records, "run") for records in told]  # SIGKILL may come before W&B wrote a word
+    assert {runs[0]["run_id"] for runs in begun if runs} == {identity}
     again = osteo("train", "resume=killed")
     assert again.code == 0
     assert "is done" in again.out
@@ -114,7 +115,7 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert "not done" in resumed.out
     assert (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns == stamp
     assert (kept.directory / "metrics.json").read_bytes() == before
-    assert resumed.out.count("it begins anew") == 4
+    assert resumed.out.count("it begins anew") == 2
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
 
 
@@ -146,15 +147,17 @@ def test_what_cannot_be_resumed_is_one_line(
 
 def test_two_processes_do_not_work_on_one_run(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     process = start(tmp_path, *words, "trainer.max_epochs=10000", "output_dir=run")
-    wait_for_epochs(tmp_path / "run", 1, process)
-    assert Run(tmp_path / "run").state == "running"
-    done = osteo("train", "resume=run")
-    assert done.code == 2
-    assert "another process works on run" in done.err
-    assert "running" in osteo("status", "run").out
-    assert process.poll() is None
-    process.kill()
-    process.wait()
+    try:
+        wait_for_epochs(tmp_path / "run", 1, process)
+        assert Run(tmp_path / "run").state == "running"
+        done = osteo("train", "resume=run")
+        assert done.code == 2
+        assert "another process works on run" in done.err
+        assert "running" in osteo("status", "run").out
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
     assert Run(tmp_path / "run").state == "interrupted"
 
 

@@ -185,7 +185,7 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
     except BaseException as error:
         reason = _describe(error)
         begun = not theirs and (directory / "status.json").exists()
-        if begun or sweep is not None:
+        if begun or (sweep is not None and not theirs):
             record.set_status("failed", reason)
         elif not theirs:
             _forget(directory)
@@ -206,8 +206,12 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
 
 def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
     """What to do with a job of a run or sweep that is taken up: go on with it, or begin it anew."""
-    if not (record.directory / "config.yaml").exists():
+    if not (record.directory / "status.json").exists():
         return config, job  # it had not begun
+    record.hold()
+    if not (record.directory / "config.yaml").exists():  # it failed before it began
+        record.clear()
+        return config, job
     if job.sweep is None:
         config, text = read_config(record.directory / "config.yaml"), (record.directory / "config.yaml").read_text()
         job = replace(job, config_yaml=text)

@@ -74,7 +74,7 @@ def train(config: Config, job: Job) -> bool:
     record = Run(job.directory)
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
-        record.go_on()
+        record.set_status("running")
         check_same_data(record, manifest)
         log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
     else:
