@@ -19,6 +19,7 @@ BENCHMARKS = {
     "data": "an epoch's data against ImageFolder",
     "peers": "a training step against timm's script and a plain Lightning one",
     "start": "how long a user waits before the first step",
+    "accuracy": "whether what is fast changes what is learnt",
     "compile": "what torch.compile costs and gains",
     "faults": "runs and sweeps killed at random and taken up",
     "growth": "a thousand to a hundred thousand pictures",

@@ -42,7 +42,7 @@ def plain_seconds(folder: Path, side: int) -> float:
 
 
 def timm_seconds(script: Path, folder: Path, side: int) -> float:
-    """Of a step of timm's script at its best settings here: the average that it prints at the end of its last epoch."""
+    """Of a step of timm's script at its best settings here: the median of its last epoch's, as it prints them."""
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "data"
         data.mkdir()
@@ -59,8 +59,7 @@ def timm_seconds(script: Path, folder: Path, side: int) -> float:
         said = done.stdout + done.stderr
         if done.returncode:
             raise RuntimeError(said[-2000:])
-    averages = re.findall(rf"Train: {EPOCHS - 2} .*?Time: [\d.]+s, .*?\(([\d.]+)s,", said)
-    return float(averages[-1])
+    return statistics.median(map(float, re.findall(rf"Train: {EPOCHS - 2} .*?Time: ([\d.]+)s,", said)))
 
 
 def measure() -> list[dict]:
