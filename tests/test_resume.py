@@ -1,5 +1,6 @@
 """A run or a sweep that was killed goes on, and ends as if nothing had happened."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.faults import differs, harness
 from osteo.checkpoints import newest
+from osteo.module import Classifier
 from osteo.runs import Run
 from tests.test_tracking import of_type, offline_runs
 
@@ -117,6 +119,12 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert (kept.directory / "metrics.json").read_bytes() == before
     assert resumed.out.count("it begins anew") == 2
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
+
+
+def test_what_a_job_held_is_gone_before_the_next(osteo: Callable, tiny: list[str]) -> None:
+    before = sum(isinstance(thing, Classifier) for thing in gc.get_objects())
+    assert osteo("train", "-m", *tiny, "seed=0,1,2", "output_dir=sweep", "logger.wandb.mode=disabled").code == 0
+    assert sum(isinstance(thing, Classifier) for thing in gc.get_objects()) == before
 
 
 def test_fail_fast_ends_a_sweep_with_its_first_failure(osteo: Callable, words: list[str], tmp_path: Path) -> None:

@@ -114,6 +114,14 @@ def test_what_differs_beside_folds_and_seeds_names_a_system(tmp_path: Path) -> N
     assert len(found.pictures) == PICTURES // 3
 
 
+def test_another_split_is_another_repeat(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"{seed}{split}", "resnet18", seed=seed, data__split__seed=split)
+            for seed in (0, 1) for split in (0, 1)]  # fmt: skip
+    found = read_experiment(runs)
+    assert found.repeats == ["seed 0", "seed 0, split 1", "seed 1", "seed 1, split 0"]
+    assert found.of_kind("model")[0].repeats == 4
+
+
 def test_leaving_sources_out_is_a_repeat_too(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, "resnet18", data__split__test_source=name) for name in ("kaggle", "mendeley")]
     found = read_experiment(runs)

@@ -173,7 +173,7 @@ class _Read(NamedTuple):
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source", "file")}
         kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
-        label = f"seed {seed}" if split["seed"] in (seed, 0) else f"seed {seed}, split {split['seed']}"
+        label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
         test = predictions[predictions["split"] == "test"]
         return _Read(
