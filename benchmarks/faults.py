@@ -3,6 +3,7 @@
 Every killed run is compared with one that was never killed: weights, metrics, predictions and curves, bit by bit.
 """
 
+import os
 import random
 import signal
 import subprocess
@@ -32,8 +33,10 @@ def settings(root: Path) -> list[str]:
 def run_or_kill(arguments: list[str], folder: Path, after: float | None) -> bool:
     """Runs osteo train; kills it with SIGKILL after so many seconds, and says whether it was."""
     command = [*python("osteo"), "train", *arguments]
+    # a service that W&B started for its caller would not notice that the process is gone
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
     with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:

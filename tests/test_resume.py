@@ -122,9 +122,10 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
 
 
 def test_what_a_job_held_is_gone_before_the_next(osteo: Callable, tiny: list[str]) -> None:
+    gc.collect()  # what other tests left
     before = sum(isinstance(thing, Classifier) for thing in gc.get_objects())
     assert osteo("train", "-m", *tiny, "seed=0,1,2", "output_dir=sweep", "logger.wandb.mode=disabled").code == 0
-    assert sum(isinstance(thing, Classifier) for thing in gc.get_objects()) == before
+    assert sum(isinstance(thing, Classifier) for thing in gc.get_objects()) <= before
 
 
 def test_fail_fast_ends_a_sweep_with_its_first_failure(osteo: Callable, words: list[str], tmp_path: Path) -> None:
