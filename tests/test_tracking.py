@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,14 @@ from osteo.tracking import public
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
 
+def oldest_first(paths: Iterable[Path]) -> list[Path]:
+    """By when they were last written: two jobs may start within the second that W&B names its folders by."""
+    return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
+
+
 def offline_runs(folder: Path) -> list[list[dict[str, Any]]]:
     """The records of every offline run below a folder, oldest run first."""
-    logs = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    logs = oldest_first(folder.glob("wandb/offline-run-*/*.wandb"))
     read = [subprocess.run([WANDB, "leet", "inspect", "--json", log], capture_output=True, check=True) for log in logs]
     return [[json.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")] for done in read]
 
@@ -84,7 +89,7 @@ def test_curves_and_summary_are_those_of_the_record(sweep: tuple[Path, list[list
 
 def test_the_table_of_predictions_is_the_record_s(sweep: tuple[Path, list[list[dict[str, Any]]]]) -> None:
     folder, _ = sweep
-    tables = sorted(folder.glob("wandb/offline-run-*/files/media/table/test/predictions_*.table.json"))
+    tables = oldest_first(folder.glob("wandb/offline-run-*/files/media/table/test/predictions_*.table.json"))
     assert len(tables) == 3
     for number, path in enumerate(tables):
         table = json.loads(path.read_text())
