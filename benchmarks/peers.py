@@ -14,24 +14,10 @@ from pathlib import Path
 
 from benchmarks.data import root
 from benchmarks.noise import note, python
-from benchmarks.step import BATCH
+from benchmarks.step import BATCH, EPOCHS, osteo_seconds
 
-BACKBONE, EPOCHS, ROUNDS = "resnet50", 3, 2
+BACKBONE, ROUNDS = "resnet50", 2
 GOALS = {224: 0.60, 128: 0.45}
-
-
-def osteo_seconds(folder: Path, side: int) -> float:
-    """Of a step of `osteo train`, the median of the epochs after the first."""
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [
-            *python("osteo"), "train", "data=folder", f"data.root={folder}", f"model.backbone={BACKBONE}",
-            f"data.image_size={side}", f"data.batch_size={BATCH}", f"trainer.max_epochs={EPOCHS}",
-            "logger.wandb.mode=offline", f"output_dir={temporary}/run",
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True)
-        lines = (Path(temporary) / "run" / "history.csv").read_text().splitlines()
-        column = lines[0].split(",").index("pictures_per_second")
-        return BATCH / statistics.median(float(line.split(",")[column]) for line in lines[2:])
 
 
 def plain_seconds(folder: Path, side: int) -> float:
@@ -70,7 +56,7 @@ def measure() -> list[dict]:
     for side, goal in GOALS.items():
         found: dict[str, list[float]] = {"osteo": [], "Lightning": []} | ({"timm": []} if script else {})
         for _ in range(ROUNDS):
-            found["osteo"].append(osteo_seconds(folder, side))
+            found["osteo"].append(osteo_seconds(BACKBONE, side, "data=folder", f"data.root={folder}"))
             found["Lightning"].append(plain_seconds(folder, side))
             if script:
                 found["timm"].append(timm_seconds(Path(script), folder, side))

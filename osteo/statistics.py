@@ -135,8 +135,8 @@ def bootstrap(
         draws: how many.
         seed: of the draws.
     """
-    strata = _strata(labels, groups)
-    cluster = np.unique(np.asarray(groups, str), return_inverse=True)[1]
+    cluster = _clusters(groups)
+    strata = _strata(labels, cluster)
     count = int(cluster.max()) + 1
     generators = [np.random.default_rng([seed, place]) for place in range(len(strata))]
     rows = max(1, CELLS // max(len(labels), 1))
@@ -163,9 +163,13 @@ def bootstrap(
     )
 
 
-def _strata(labels: npt.NDArray[np.int_], groups: Sequence[object]) -> list[npt.NDArray[np.int_]]:
+def _clusters(groups: Sequence[object]) -> npt.NDArray[np.int_]:
+    """The groups as numbers from 0, (N,)."""
+    return np.asarray(np.unique(np.asarray(groups, str), return_inverse=True)[1])
+
+
+def _strata(labels: npt.NDArray[np.int_], cluster: npt.NDArray[np.int_]) -> list[npt.NDArray[np.int_]]:
     """The clusters that hold normal pictures only, osteoporosis only, and both."""
-    cluster = np.unique(np.asarray(groups, str), return_inverse=True)[1]
     ones = np.bincount(cluster, weights=labels)
     kind = (ones > 0).astype(int) + (ones == np.bincount(cluster))
     return [found for code in range(3) if len(found := np.flatnonzero(kind == code))]
@@ -277,7 +281,7 @@ def delong(labels: npt.NDArray[np.int_], scores: Floats, groups: Sequence[object
     of_cases = (ranks[:, ones] - np.stack([rankdata(row) for row in cases])) / n  # (S, m)
     of_controls = 1.0 - (ranks[:, ~ones] - np.stack([rankdata(row) for row in controls])) / m  # (S, n)
     areas = of_cases.mean(axis=1)
-    cluster = np.unique(np.asarray(groups, str), return_inverse=True)[1]
+    cluster = _clusters(groups)
     count = int(cluster.max()) + 1
 
     def summed(components: Floats, which: npt.NDArray[np.int_]) -> Floats:
@@ -342,7 +346,7 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
         (Fagerland, Lydersen and Laake 2013).
     """
     lead = np.nan_to_num(first_right - second_right).sum(axis=0)
-    cluster = np.unique(np.asarray(groups, str), return_inverse=True)[1]
+    cluster = _clusters(groups)
     votes = np.bincount(cluster, weights=lead)  # whole numbers
     first, second = int((votes > 0).sum()), int((votes < 0).sum())
     if first + second == 0:

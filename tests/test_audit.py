@@ -207,12 +207,16 @@ def test_leaks_by_picture_cluster_and_patient() -> None:
         ]
     )  # fmt: skip
     apart = {"s/a": "train", "s/b": "train", "s/c": "test", "s/d": "test", "s/e": "val"}
-    assert leaks(table, apart) == {"pictures": [], "clusters": [], "patients": []}
-    mixed = leaks(table, apart | {"s/b": "test", "s/d": "val"})
+
+    def found(split: dict[str, str]) -> dict[str, list[list[str]]]:
+        return leaks(table.assign(split=table["image_id"].map(split)))
+
+    assert found(apart) == {"pictures": [], "clusters": [], "patients": []}
+    mixed = found(apart | {"s/b": "test", "s/d": "val"})
     assert mixed == {
         "pictures": [["s/c", "s/d"]], "clusters": [["s/a", "s/b"], ["s/c", "s/d"]], "patients": [["s/a", "s/b"]],
     }  # fmt: skip
-    assert leaks(table, apart | {"s/b": "excluded"})["patients"] == []
+    assert found(apart | {"s/b": "excluded"})["patients"] == []
 
 
 def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:

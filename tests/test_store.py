@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -130,14 +131,20 @@ def pictures(count: int) -> tuple[pd.DataFrame, dict[str, bytes]]:
     return typed(pd.DataFrame(rows)), content
 
 
-def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
-    table, content = pictures(5)
+def counted(content: dict[str, bytes]) -> tuple[list[str], Callable[[str], bytes]]:
+    """What has been read, and the function that reads."""
     reads: list[str] = []
 
     def read(image_id: str) -> bytes:
         reads.append(image_id)
         return content[image_id]
 
+    return reads, read
+
+
+def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
+    table, content = pictures(5)
+    reads, read = counted(content)
     first = open_store(table, read, tmp_path, image_size=32, fit="resize")
     again = open_store(table.iloc[::-1], read, tmp_path, image_size=32, fit="resize")
     assert len(reads) == 5
@@ -178,15 +185,11 @@ def test_two_builders_share_the_work(tmp_path: Path) -> None:
 def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("osteo.data.store.CHUNK", 2)
     table, content = pictures(7)
-    reads: list[str] = []
+    reads, read = counted(content)
 
     def die(image_id: str) -> bytes:
         if image_id == "s/4":
             raise KeyboardInterrupt
-        return content[image_id]
-
-    def read(image_id: str) -> bytes:
-        reads.append(image_id)
         return content[image_id]
 
     with pytest.raises(KeyboardInterrupt):
@@ -219,12 +222,7 @@ def test_a_killed_process_leaves_a_store_that_the_next_one_finishes(tmp_path: Pa
     process.kill()
     process.wait()
     table, content = pictures(40)
-    reads: list[str] = []
-
-    def read(image_id: str) -> bytes:
-        reads.append(image_id)
-        return content[image_id]
-
+    reads, read = counted(content)
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert 20 <= len(reads) <= 32
     for i, name in enumerate(content):

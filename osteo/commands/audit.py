@@ -87,7 +87,7 @@ def look(config: AuditConfig) -> "tuple[Audit, Callable[[str], bytes]]":
         exposures=exposures,
         odd=audit.odd_pictures(usable, thumbnails, facts),
         shortcuts=shortcuts,
-        leaks=audit.leaks(used, dict(zip(used["image_id"], used["split"], strict=True))),
+        leaks=audit.leaks(used),
         flow=audit.flow(used, table.DELIBERATE),
         by_split=audit.by_split(used, clinical),
         notes=prepare.sheet_mismatches(sources),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from osteo.data.sources import Source
     from osteo.data.store import Store
     from osteo.report.page import Looked
     from osteo.report.results import Results
@@ -37,7 +38,7 @@ def report(config: ReportConfig, job: Job) -> bool:
     from omegaconf import OmegaConf
 
     from osteo.augment import make_augmentation
-    from osteo.data.prepare import clinical_table, read_sources
+    from osteo.data.prepare import clinical_table, read_sources, reader
     from osteo.evaluation.systems import read_experiment
     from osteo.files import cache_dir, write_table, write_text
     from osteo.report import figures, page, paper, rows
@@ -78,8 +79,8 @@ def report(config: ReportConfig, job: Job) -> bool:
         sources = read_sources(setting.data, cache_dir(setting.data.cache))
         clinical = clinical_table(sources)
         if config.pictures:
-            made |= with_pictures(setting, manifest, best)
-        looked = look(setting, results, config)
+            made |= with_pictures(setting, reader(sources), manifest, best)
+        looked = look(setting, sources, results, config)
     except UserError as error:
         log.warning("what needs the pictures is left out: %s", error)
         looked = page.Looked(note=f"What needs the pictures is left out: {error}")
@@ -128,7 +129,7 @@ def labels(board: "pd.DataFrame") -> list[tuple[str, str]]:
     return [(str(row["backbone"]), str(row["run"])) for _, row in board.drop_duplicates("backbone").iterrows()]
 
 
-def look(setting: Config, results: "Results", config: ReportConfig) -> "Looked":
+def look(setting: Config, sources: "dict[str, Source]", results: "Results", config: ReportConfig) -> "Looked":
     """The best model's surest mistakes, and where the networks that tested the pictures look.
 
     Raises:
@@ -142,7 +143,7 @@ def look(setting: Config, results: "Results", config: ReportConfig) -> "Looked":
     from osteo.report.page import Looked
     from osteo.report.rows import mistakes
 
-    _, store = prepare(setting.data)
+    _, store = prepare(setting.data, sources)
     system = results.best.system
     wrong = mistakes(results, results.best, config.mistakes)
     pictures = results.experiment.pictures
@@ -156,6 +157,8 @@ def look(setting: Config, results: "Results", config: ReportConfig) -> "Looked":
     except UserError as error:
         maps, alike, note = {}, [], str(error)
     shown = []
+    if not config.pictures:
+        wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
     for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
         picture = store.pictures[0, store.rows[sha256[image_id]]]
         names = ("normal", "osteoporosis")
@@ -170,8 +173,6 @@ def look(setting: Config, results: "Results", config: ReportConfig) -> "Looked":
                 "sure": f"{probability if call else 1 - probability:.0%}",
             }
         )
-    if not config.pictures:
-        shown, note = [], "Radiographs are left out, as asked (pictures=false)."
     found = {i: explain.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()}
     measured = {image_id: one for image_id, one in found.items() if one is not None}
     findings = explain.findings(measured, pictures, alike) if measured else []
@@ -196,6 +197,7 @@ def grad_cams(
     """
     import torch
 
+    from osteo.data.datamodule import unit
     from osteo.evaluation import explain
     from osteo.module import load
 
@@ -211,7 +213,7 @@ def grad_cams(
         network = load(run.best_checkpoint).network
         rows = [store.rows[sha256[i]] for i in kept]
         for place in range(0, len(rows), 32):
-            pictures = torch.from_numpy(store.pictures[0, rows[place : place + 32]]).float().unsqueeze(1) / 255.0
+            pictures = unit(torch.from_numpy(store.pictures[0, rows[place : place + 32]]))
             cams = explain.grad_cam(network, pictures)
             maps |= dict(zip(kept[place : place + 32], cams.numpy(), strict=True))
             if place == 0:
@@ -220,19 +222,17 @@ def grad_cams(
     return maps, alike
 
 
-def with_pictures(setting: Config, manifest: "pd.DataFrame", best: "Run") -> "dict[str, Figure]":
+def with_pictures(
+    setting: Config, read: Callable[[str], bytes], manifest: "pd.DataFrame", best: "Run"
+) -> "dict[str, Figure]":
     """Samples by class, the variants of one picture, and the best run's predictions.
 
     Raises:
         UserError: the pictures are no longer where they were.
     """
     from osteo.augment import paper_twins
-    from osteo.data.prepare import read_sources, reader
     from osteo.data.store import decode, square
-    from osteo.files import cache_dir
     from osteo.report.figures import Shown, pictures
-
-    read: Callable[[str], bytes] = reader(read_sources(setting.data, cache_dir(setting.data.cache)))
 
     def picture(image_id: str) -> "np.ndarray":
         return square(decode(read(image_id), 224), 224, setting.data.fit)

@@ -276,22 +276,20 @@ def _measure(
     return Shortcut(name, title, len(truth), majority, *reached, target)
 
 
-def leaks(manifest: pd.DataFrame, split: Mapping[str, str]) -> dict[str, list[list[str]]]:
+def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
     """What stands on more than one side of a split, as lists of image_ids.
 
     Args:
-        manifest: with groups.
-        split: train, val, test or excluded, by image_id.
+        manifest: with groups and splits.
 
     Returns:
         "pictures" with the same bytes, "clusters" of one exposure, and "patients".
     """
-    side = manifest["image_id"].map(split)
-    rows = manifest.assign(side=side)[side.isin(SPLITS)]
+    rows = manifest[manifest["split"].isin(SPLITS)]
     patient = (rows["source"] + "/" + rows["patient"]).where(rows["patient"] != "")
     keys = {"pictures": rows["sha256"], "clusters": rows["group"], "patients": patient}
     return {
-        name: sorted(sorted(members["image_id"]) for _, members in rows.groupby(key) if members["side"].nunique() > 1)
+        name: sorted(sorted(members["image_id"]) for _, members in rows.groupby(key) if members["split"].nunique() > 1)
         for name, key in keys.items()
     }
 

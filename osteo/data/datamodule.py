@@ -196,12 +196,12 @@ class KneeDataModule(LightningDataModule):
         labels, stored = self._device.labels[rows], self._device.stored[rows]
         if augmented and self.cpu_transform:
             transformed = np.stack([self.cpu_transform(self._store[0, place].numpy()) for place in stored.tolist()])
-            return Batch(_unit(torch.from_numpy(transformed).to(items.device)), labels, rows)
+            return Batch(unit(torch.from_numpy(transformed).to(items.device)), labels, rows)
         if pixels is None:
             pixels = self._store[:, stored.to(self._store.device)].to(items.device)
-        pictures = _unit(pixels[0])
+        pictures = unit(pixels[0])
         if augmented:
-            twins = _unit(pixels[1]) if len(pixels) > 1 else pictures
+            twins = unit(pixels[1]) if len(pixels) > 1 else pictures
             variants = items // len(members)
             draw = (epoch * self.variants + variants) * len(self.table) + rows
             pictures = self.augment(pictures, twins, variants, draw)
@@ -223,6 +223,6 @@ class KneeDataModule(LightningDataModule):
             self._store = self._store.to(device)
 
 
-def _unit(pictures: Tensor) -> Tensor:
+def unit(pictures: Tensor) -> Tensor:
     """uint8 (B, S, S) to float32 (B, 1, S, S) in [0, 1]."""
     return pictures.unsqueeze(1).to(torch.float32).div_(255.0)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 
+from osteo.data.audit import TREES
 from osteo.errors import UserError
 from osteo.evaluation.calibration import RULES, calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.runs import Run
@@ -170,7 +171,7 @@ class _Read(NamedTuple):
     @staticmethod
     def of(run: Run, sensitivity: float) -> "_Read":
         settings = flat(run.read_config())
-        split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source", "file")}
+        split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
         kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
@@ -254,7 +255,7 @@ def _shortcut(read: Sequence[_Read], repeats: Sequence[tuple[str, str]], place: 
             done.add((one.repeat, tested))
             rows = one.manifest.set_index("image_id")
             train = rows[rows["split"] == "train"]
-            forest = RandomForestClassifier(100, random_state=0).fit(train[["width", "height"]], train["label"])
+            forest = RandomForestClassifier(TREES, random_state=0).fit(train[["width", "height"]], train["label"])
             reached = forest.predict_proba(rows.loc[list(tested), ["width", "height"]])[:, 1]
             scores[repeats.index(one.repeat), place[list(tested)]] = reached
     half = np.where(np.isfinite(scores), 0.5, np.nan)

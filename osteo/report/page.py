@@ -161,8 +161,7 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
     leaks = {"clusters": 0, "patients": 0, "pictures": 0}
     for run in runs:
-        table = run.read_manifest()
-        found = audit.leaks(table, dict(zip(table["image_id"], table["split"], strict=True)))
+        found = audit.leaks(run.read_manifest())
         leaks = {name: max(leaks[name], len(found[name])) for name in leaks}
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
