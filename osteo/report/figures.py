@@ -102,7 +102,7 @@ def _box(
     width = 3.6
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0.05", facecolor=fill, edgecolor=edge, lw=1))
-    axes.text(x, y, text, ha="center", va="center", fontsize=7.5 if small else 8.5, linespacing=1.35)
+    axes.text(x, y, text, ha="center", va="center", fontsize=6.5 if small else 8.5, linespacing=1.35)
 
 
 def pictures(rows: Sequence[tuple[str, Sequence[Shown]]]) -> Figure:
