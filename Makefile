@@ -54,7 +54,7 @@ dashboard: setup ## compare the runs of the last sweep in the terminal
 .PHONY: lock
 lock: setup ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --extra dev --extra download pyproject.toml --output-file requirements.lock
+	  --all-extras pyproject.toml --output-file requirements.lock
 
 .PHONY: clean
 clean: ## remove .venv and caches; runs stay

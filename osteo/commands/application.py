@@ -8,9 +8,9 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -32,6 +32,9 @@ Task = Callable[[C, "Job"], bool]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+# null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
+# started in another process knows it too
+OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
 DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
 
 
@@ -51,14 +54,39 @@ class FailFast(BaseException):
 
 
 class SweepStart(Callback):
-    """Refuses a sweep directory that holds a sweep already, before the first job."""
+    """Notes where the sweep of this process lies, and refuses a directory that holds one already."""
+
+    begun: ClassVar[list[Path]] = []
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Called by Hydra, which drops an exception of a callback, but not an exit."""
+        """Called by Hydra before the first job; it drops an exception of a callback, but not an exit."""
         directory = Path(config.hydra.sweep.dir)
         if runs_of(directory) and not config.get("resume"):
             hint = f"choose another output_dir, or go on with it: osteo train resume={shown(directory)}"
             fail(config.hydra.job.name, UserError(f"{shown(directory)} holds runs already; {hint}"))
+        SweepStart.begun.append(directory)
+
+
+@dataclass
+class Application(Generic[C]):
+    """What Hydra calls for every job, in this process or, as a copy, in one that a launcher has started."""
+
+    command: str
+    task: Task[C]
+    directory: Path | None = None
+    """of the last job in this process"""
+    mistakes: list[UserError] = field(default_factory=list)
+    sound: list[bool] = field(default_factory=list)
+
+    def __call__(self, raw: DictConfig) -> None:
+        """Does one job; a user's mistake is kept for the end."""
+        settings = HydraConfig.get()
+        sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
+        self.directory = Path(settings.runtime.output_dir)
+        try:
+            self.sound.append(_run_job(raw, self.task, self.directory, sweep))
+        except UserError as error:
+            self.mistakes.append(error)
 
 
 def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
@@ -67,31 +95,17 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     Args:
         command: name of the command and of its file under conf/.
         schema: the dataclass of its configuration.
-        task: does the work of one job.
+        task: does the work of one job; a function of a module, since launchers send it to other processes.
         finish: shows what a directory of runs holds, at the end, also after a failure; returns whether all went well.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
     ConfigStore.instance().store(name="schema", node=schema)
-    # null stands for a directory by date and time, and a run's differs from a sweep's
-    OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
-    ran: list[tuple[Path, bool]] = []
-    mistakes: list[UserError] = []
-    sound: list[bool] = []
-
-    def job(raw: DictConfig) -> None:
-        settings = HydraConfig.get()
-        sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
-        directory = Path(settings.runtime.output_dir)
-        ran.append((sweep or directory, sweep is not None))
-        try:
-            sound.append(_run_job(raw, task, directory, sweep))
-        except UserError as error:
-            mistakes.append(error)
-
+    SweepStart.begun.clear()
+    application = Application(command, task)
     code = 0
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(application)()
     except UserError as error:
         fail(command, error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -102,17 +116,22 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
     except OSError as error:
-        if ran:
+        name = f"{Path(error.filename).name}: " if error.filename else ""
+        fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}"))
+    except Exception as error:
+        if not type(error).__module__.startswith("submitit."):
             raise
-        fail(command, UserError(f"output_dir cannot be written: {error.filename}: {error.strerror}"))
-    if not ran:
+        print(f"osteo {command}: a job left no result: {_first_line(error)}; others may go on", file=sys.stderr)
+        code = 1
+    sweep = SweepStart.begun[-1] if SweepStart.begun else None
+    directory = sweep or application.directory
+    if directory is None:
         sys.exit(code)
-    directory, is_sweep = ran[0]
-    if mistakes and not (is_sweep and runs_of(directory)):
-        fail(command, mistakes[0])
+    if application.mistakes and not (sweep and runs_of(sweep)):
+        fail(command, application.mistakes[0])
     if finish is not None and runs_of(directory):
-        sound.append(finish(directory))
-    sys.exit(code or int(not all(sound)))
+        application.sound.append(finish(directory))
+    sys.exit(code or int(not all(application.sound)))
 
 
 def resumed(arguments: list[str]) -> list[str]:
