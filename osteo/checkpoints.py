@@ -29,7 +29,7 @@ class Checkpoints(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws this epoch's random numbers."""
-        torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) % 2**63)
+        torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 48)) % 2**63)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps this epoch as the last, and as the best where it is; validation has run by now."""
@@ -39,6 +39,9 @@ class Checkpoints(Callback):
         if is_best:
             self.best = score
         last, best = self.folder / LAST, self.folder / BEST
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(last)  # takes part; nothing is written
+            return
         with whole(last) as aside:
             trainer.save_checkpoint(aside)
             with aside.open("rb") as file:

@@ -69,7 +69,7 @@ class DataConfig:
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
     fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))
-    batch_size: int = option(16, "pictures a training step", low=1)
+    batch_size: int = option(16, "pictures a training step, on all devices together", low=1)
     cache: str | None = option(None, "where decoded pictures are kept; default $OSTEO_CACHE, else ~/.cache/osteo")
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -119,6 +119,7 @@ class TrainerConfig:
     max_epochs: int = option(20, "epochs", low=1)
     accelerator: str = option("auto", "device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = option("auto", "how many devices, or which")
+    num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)
     precision: str = option(
         "auto",
         "arithmetic; auto is bf16-mixed where the hardware computes bf16 faster",

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from osteo import ranks
 from osteo.errors import UserError
 
 
@@ -14,6 +15,7 @@ class Wishes(Protocol):
 
     accelerator: str
     devices: Any
+    num_nodes: int
     precision: str
     fast: bool
 
@@ -48,6 +50,35 @@ def _check_devices(devices: Any, present: int | None) -> None:
     wanted = len(devices) if isinstance(devices, list) else devices
     if present is not None and devices != "auto" and wanted > present:
         raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")
+
+
+def count_processes(wishes: Wishes, accelerator: str) -> int:
+    """The processes that train together, one a device on every node.
+
+    Raises:
+        UserError: the accelerator has one device only, or the processes that were started are not so many.
+    """
+    devices = wishes.devices
+    if isinstance(devices, list):
+        if accelerator == "cpu":
+            raise UserError(f"trainer.devices={devices} lists GPUs; on the CPU give the number of processes")
+        devices = len(devices)
+    elif devices == "auto":
+        devices = torch.cuda.device_count() if accelerator == "cuda" else 1
+    count = int(devices) * wishes.num_nodes
+    if accelerator == "mps" and count > 1:
+        raise UserError(f"trainer.devices={wishes.devices}: there is one MPS device; use trainer.devices=1")
+    if ranks.launched() and ranks.started() != count:
+        raise UserError(
+            f"{ranks.started()} processes were started together, but trainer.devices={wishes.devices} and"
+            f" trainer.num_nodes={wishes.num_nodes} ask for {count}; make them the same"
+        )
+    if wishes.num_nodes > 1 and not ranks.launched():
+        raise UserError(
+            f"trainer.num_nodes={wishes.num_nodes} needs a process for every device on every node:"
+            " start it by launcher=slurm, srun or torchrun"
+        )
+    return count
 
 
 def reset_peak_memory(accelerator: str) -> None:

@@ -50,7 +50,7 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts pictures; validation follows the last batch and is not training time."""
-        self._pictures += len(batch.labels)
+        self._pictures += len(batch.labels) * trainer.world_size
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

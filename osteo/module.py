@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torchmetrics import MeanMetric
 
 from osteo.errors import UserError
 from osteo.metrics import training_metrics
@@ -57,6 +58,7 @@ class Classifier(LightningModule):
         self.network = Network(**network).to(memory_format=self.memory_format)
         self.train_metrics = training_metrics().clone(prefix="train/")
         self.val_metrics = training_metrics().clone(prefix="val/")
+        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
@@ -65,17 +67,23 @@ class Classifier(LightningModule):
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch.pictures).float()
-        loss = binary_cross_entropy_with_logits(logits, batch.labels)
-        metrics = self.train_metrics if stage == "train" else self.val_metrics
+        losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+        trains, count = stage == "train", len(batch.labels)
+        metrics, mean = (self.train_metrics, self.train_loss) if trains else (self.val_metrics, self.val_loss)
         metrics.update(logits.detach().sigmoid(), batch.labels.long())
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch.labels)}
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, **epoch)
-        self.log_dict(metrics, prog_bar=stage == "val", **epoch)
-        return loss
+        mean.update(losses.detach())
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
+        self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
+        self.log_dict(metrics, prog_bar=not trains, **epoch)
+        return losses.mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a training batch."""
-        return self._step(batch, "train")
+        """The loss of a training batch; where it is one of several that make a step, weighted by its share of them."""
+        loss, count = self._step(batch, "train"), len(batch.labels)
+        if (processes := self.trainer.world_size) > 1:
+            total = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="sum")
+            loss = loss * (count * processes / total)  # gradients are averaged over processes
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a validation batch."""

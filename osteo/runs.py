@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
 from osteo.files import write_json, write_table, write_text
+from osteo.ranks import rank
 
 _held: dict[Path, int] = {}
 """Locks of this process by run directory, as file descriptors."""
@@ -54,7 +55,6 @@ class Run:
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.hold()
             write_text(self.directory / "config.yaml", config_yaml)
             self.set_status("running")
         except OSError as error:
@@ -162,6 +162,21 @@ class Run:
     def read_table(self, name: str) -> pd.DataFrame:
         """One of the CSV files of the record."""
         return pd.read_csv(self.directory / name)
+
+
+class Follower(Run):
+    """A run whose record another process of the same training keeps."""
+
+    def _leave(self, *_: Any, **__: Any) -> None:
+        """The first process does it."""
+
+    start = clear = hold = release = set_status = _leave
+    write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
+
+
+def record_of(directory: Path) -> Run:
+    """The run in a directory, which only the first process of a training writes."""
+    return Follower(directory) if rank() else Run(directory)
 
 
 def environment() -> dict[str, Any]:

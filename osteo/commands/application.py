@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from osteo.config import Config, check
 from osteo.errors import UserError, unknown
-from osteo.runs import Run, runs_of, shown
+from osteo.ranks import launched, rank
+from osteo.runs import Run, record_of, runs_of, shown
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
@@ -105,6 +106,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     code = 0
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
+        _check_processes(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(application)()
     except UserError as error:
         fail(command, error)
@@ -123,6 +125,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
             raise
         print(f"osteo {command}: a job left no result: {_first_line(error)}; others may go on", file=sys.stderr)
         code = 1
+    if rank():
+        sys.exit(code or int(bool(application.mistakes)))
     sweep = SweepStart.begun[-1] if SweepStart.begun else None
     directory = sweep or application.directory
     if directory is None:
@@ -161,6 +165,20 @@ def resumed(arguments: list[str]) -> list[str]:
     raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep (multirun.yaml)")
 
 
+def _check_processes(arguments: list[str]) -> None:
+    """Refuses what several processes, started by torchrun or srun, cannot do together.
+
+    Raises:
+        UserError: a sweep, or a run whose directory each of them would name by its own time.
+    """
+    if launched() is None:
+        return
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError("a sweep starts the processes of its jobs itself: leave torchrun or srun out")
+    if not any(argument.startswith(("output_dir=", "resume=")) for argument in arguments):
+        raise UserError("several processes need one directory: give output_dir=DIR")
+
+
 def read_config(path: Path) -> Config:
     """The configuration that a run has recorded."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
@@ -185,7 +203,7 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
         KeyboardInterrupt: the user's.
         Exception: anything else that ended a single run.
     """
-    record = Run(directory)
+    record = record_of(directory)
     theirs = (directory / "status.json").exists()  # an earlier run's, not ours to change
     wishes: Config | None = None
     try:
@@ -207,7 +225,7 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
         if begun or (sweep is not None and not theirs):
             record.set_status("failed", reason)
         elif not theirs:
-            _forget(directory)
+            _forget(record)
         if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
             raise KeyboardInterrupt from error
         expected = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK)
@@ -249,11 +267,17 @@ def _describe(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def _forget(directory: Path) -> None:
-    """Removes the run directory and the folders of its date, as far as they hold nothing else."""
+def _forget(record: Run) -> None:
+    """Removes the run directory and the folders of its date, as far as they hold nothing else and nobody uses them."""
+    directory = record.directory
+    if rank() or directory == Path.cwd():
+        return
+    try:
+        record.hold()
+    except UserError:
+        return
     logging.shutdown()
-    names = {path.name for path in directory.iterdir()}
-    if directory != Path.cwd() and all(name.endswith(".log") for name in names):
+    if all(path.name.endswith(".log") for path in directory.iterdir()):
         shutil.rmtree(directory)
         for parent in list(directory.parents)[:2]:
             if parent.name and not any(parent.iterdir()) and parent != Path.cwd():

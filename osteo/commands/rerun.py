@@ -19,7 +19,7 @@ def main() -> None:
 
 def rerun(config: RerunConfig, job: Job) -> bool:
     """Trains again and compares; returns whether every metric and every prediction is the same."""
-    from osteo.commands.train import check_same_data, train
+    from osteo.commands.train import check_same_data, launch
     from osteo.data.prepare import prepare
     from osteo.runs import Run, environment
 
@@ -34,7 +34,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
         log.warning("%s was %s and is %s now", name, first, second)
     check_same_data(record, prepare(setting.data)[0])
     again = Run(job.directory)
-    train(setting, Job(job.directory, None, (record.directory / "config.yaml").read_text(encoding="utf-8")))
+    launch(setting, Job(job.directory, None, (record.directory / "config.yaml").read_text(encoding="utf-8")))
     before, now = record.read_json("metrics.json"), again.read_json("metrics.json")
     differ = {name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)}
     columns = ["image_id", "logit"]

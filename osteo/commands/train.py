@@ -1,13 +1,17 @@
 """osteo train: one run, or a sweep of them with -m."""
 
 import logging
+import logging.config
 import statistics
 import sys
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from osteo.commands import application
 from osteo.commands.application import Job
@@ -27,31 +31,67 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point; everything slow is imported once the configuration is known to be right."""
-    application.run("train", Config, train, finish=show)
+    application.run("train", Config, launch, finish=show)
+
+
+def launch(config: Config, job: Job) -> bool:
+    """Trains in this process, or in one a device; this one works on the run until the job has ended."""
+    from osteo import hardware, ranks
+    from osteo.runs import record_of
+
+    count = hardware.count_processes(config.trainer, hardware.choose_accelerator(config.trainer))
+    if count > config.data.batch_size:
+        raise UserError(f"data.batch_size={config.data.batch_size} cannot be shared by {count} processes; raise it")
+    record_of(job.directory).hold()
+    if count == 1 or ranks.launched():
+        return train(config, job)
+    from osteo.distributed import spawn
+
+    spawn(count, train_with_log, config, job, OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True))
+    return True
+
+
+def train_with_log(config: Config, job: Job, logged: dict[str, Any]) -> None:
+    """Trains in a process that knows nothing of Hydra; the first of them logs."""
+    from osteo.ranks import rank
+
+    if rank() == 0:
+        logging.config.dictConfig(logged)
+    train(config, job)
 
 
 def train(config: Config, job: Job) -> bool:
-    """Trains one model and leaves its run record."""
+    """Trains one model and leaves its run record; several processes call it where several devices train."""
     started = time.perf_counter()
     import torch
     from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.strategies import DDPStrategy
 
     from osteo import hardware, metrics
     from osteo.augment import make_augmentation, make_cpu_twin
     from osteo.checkpoints import Checkpoints, newest
     from osteo.data.datamodule import KneeDataModule
     from osteo.data.prepare import prepare
+    from osteo.distributed import SyncBatchNorm, environment
     from osteo.history import EpochBar, History
     from osteo.module import Classifier
-    from osteo.runs import Run
+    from osteo.ranks import rank
+    from osteo.runs import record_of
     from osteo.tracking import Tracker
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if rank():
+        logging.disable(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line a retry
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
+    # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
+    warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
     accelerator = hardware.choose_accelerator(config.trainer)
     precision = hardware.choose_precision(config.trainer, accelerator)
+    processes = hardware.count_processes(config.trainer, accelerator)
     log.info("%s", describe(config))
 
     seed_everything(config.seed, workers=True, verbose=False)
@@ -71,7 +111,9 @@ def train(config: Config, job: Job) -> bool:
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
     )
     hardware.reset_peak_memory(accelerator)
-    record = Run(job.directory)
+    if processes > (manifest["split"] == "val").sum():
+        raise UserError(f"{processes} processes are more than there are pictures to validate with; use fewer")
+    record = record_of(job.directory)
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
         record.set_status("running")
@@ -80,13 +122,20 @@ def train(config: Config, job: Job) -> bool:
     else:
         record.start(job.config_yaml)
     record.write_manifest(manifest)
-    with Tracker(config.logger.wandb, asdict(config), place_of(config, job), record.status()["id"]) as tracker:
+    wandb = replace(config.logger.wandb, mode="disabled") if rank() else config.logger.wandb
+    identity = None if rank() else record.status()["id"]
+    with Tracker(wandb, asdict(config), place_of(config, job), identity) as tracker:
         at_terminal = sys.stderr.isatty()  # a bar in a file is noise: there, a line an epoch is logged
         history = History(record.write_history, tracker.epoch, logging.DEBUG if at_terminal else logging.INFO)
         trainer = Trainer(
             max_epochs=limits.max_epochs,
             accelerator=accelerator,
             devices=limits.devices,
+            num_nodes=limits.num_nodes,
+            # every process has the same buffers: they follow from all of the batch
+            strategy=DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
+            plugins=[environment(), *([SyncBatchNorm(accelerator)] if processes > 1 else [])],
+            use_distributed_sampler=False,
             precision=precision,  # type: ignore[arg-type]
             accumulate_grad_batches=limits.accumulate_grad_batches,
             gradient_clip_val=limits.gradient_clip_val,
@@ -105,6 +154,7 @@ def train(config: Config, job: Job) -> bool:
         )
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         fitted = time.perf_counter()
+        trainer.strategy.barrier()  # until the first process has written the checkpoint
         kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
         module.load_state_dict(kept["state_dict"])
         predictions = predict(trainer, module, datamodule)
@@ -127,6 +177,7 @@ def train(config: Config, job: Job) -> bool:
             "peak_memory_mib": hardware.peak_memory(accelerator),
             "channels": model.channels,
             "accelerator": accelerator,
+            "processes": processes,
             "precision": precision,
             "memory_format": str(module.memory_format).removeprefix("torch."),
             "fused_optimizer": limits.fast,
@@ -161,15 +212,19 @@ def check_same_data(record: "Run", manifest: "pd.DataFrame") -> None:
 
 
 def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":
-    """Validation and test predictions, one row a picture."""
-    import pandas as pd
+    """Validation and test predictions, one row a picture, from all processes."""
     import torch
 
     batches: Any = trainer.predict(module, datamodule=datamodule)
-    rows = torch.cat([batch.rows for batch in batches]).numpy()
-    logits = torch.cat([batch.logits for batch in batches])
-    table = datamodule.table.loc[rows, ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
-    return table.assign(logit=pd.Series(logits.numpy()), probability=pd.Series(logits.double().sigmoid().numpy()))
+    if trainer.world_size > 1:
+        shares: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(shares, batches)
+        batches = [batch for share in shares for batch in share]
+    rows, order = torch.cat([batch.rows for batch in batches]).sort()
+    logits = torch.cat([batch.logits for batch in batches])[order]
+    table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
+    table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
+    return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
 def place_of(config: Config, job: Job) -> Any:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from osteo.data.manifest import SPLITS
 from osteo.data.store import Store
@@ -76,6 +76,30 @@ class Shuffled(Sampler[int]):
         yield from torch.randperm(self.length, generator=generator).tolist()
 
 
+class Shares(Sampler[list[int]]):
+    """Each batch's share of one process: every item of a batch goes to one of them.
+
+    Args:
+        batches: of all processes together.
+        rank: of this process.
+        count: processes.
+    """
+
+    def __init__(self, batches: BatchSampler, rank: int, count: int) -> None:
+        self.sampler = batches.sampler  # where Lightning sets the epoch
+        self._batches, self._rank, self._count = batches, rank, count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            if share := batch[self._rank :: self._count]:
+                yield share
+
+    def __len__(self) -> int:
+        last = len(self.sampler) % self._batches.batch_size  # type: ignore[arg-type]  # a Sized sampler
+        is_left_out = not self._batches.drop_last and 0 < last <= self._rank
+        return len(self._batches) - is_left_out
+
+
 class KneeDataModule(LightningDataModule):
     """Batches of a prepared data set.
 
@@ -86,7 +110,7 @@ class KneeDataModule(LightningDataModule):
     Args:
         manifest: with splits; rows that are excluded are dropped.
         store: holds every picture of the manifest.
-        batch_size: pictures a step.
+        batch_size: pictures a step, of all processes together.
         seed: of the order of training pictures.
         augment: applied while training, and in validation where `augment_val` says so.
         variants: fixed variants a picture that `augment` knows; an epoch shows each of them.
@@ -133,8 +157,9 @@ class KneeDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[int]:
         """Every training picture once, in each of its variants, in an order drawn from the seed."""
         count = len(self._cpu.members["train"]) * self.variants
-        # BatchNorm cannot be estimated from one picture, so a last batch of one is left out
-        return self._loader("train", count, shuffle=True, drop_last=count % self.batch_size == 1)
+        # BatchNorm cannot be estimated from one picture, so a last batch of one is left out, and one too small to share
+        too_small = count % self.batch_size < max(2, self._processes())
+        return self._loader("train", count, shuffle=True, drop_last=too_small)
 
     def val_dataloader(self) -> DataLoader[int]:
         """The validation pictures, in their variants where validation is augmented too."""
@@ -145,18 +170,21 @@ class KneeDataModule(LightningDataModule):
         return self._loader("predict", len(self._cpu.members["predict"]))
 
     def _loader(self, split: str, count: int, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[int]:
-        streams = self._streams()
+        streams, items = self._streams(), Items(count)
+        order = Shuffled(count, self.seed) if shuffle else SequentialSampler(items)
+        batches = BatchSampler(order, self.batch_size, drop_last)
         return DataLoader(
-            Items(count),
-            batch_size=self.batch_size,
-            sampler=Shuffled(count, self.seed) if shuffle else None,
-            drop_last=drop_last,
+            items,
+            batch_sampler=Shares(batches, self.trainer.global_rank if self.trainer else 0, self._processes()),
             generator=torch.Generator().manual_seed(self.seed),  # else it draws from everyone's random numbers
             collate_fn=partial(self._collect, split) if streams else torch.tensor,
             num_workers=min(WORKERS, os.cpu_count() or 1) if streams else 0,
             persistent_workers=streams,
             pin_memory=streams,
         )
+
+    def _processes(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
 
     def _streams(self) -> bool:
         """Whether the pictures neither fit the device nor lie there already, so that workers must send them."""
