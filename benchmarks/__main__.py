@@ -23,6 +23,7 @@ BENCHMARKS = {
     "compile": "what torch.compile costs and gains",
     "faults": "runs and sweeps killed at random and taken up",
     "growth": "a thousand to a hundred thousand pictures",
+    "scaling": "what ten thousand runs on a hundred nodes would take",
     "decode": "preparing pictures against a plain PIL loop",
     "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",

@@ -23,6 +23,7 @@ from osteo.ranks import rank
 _held: dict[Path, int] = {}
 """Locks of this process by run directory, as file descriptors."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
+LOCK = ".lock"
 COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
 
 
@@ -71,12 +72,15 @@ class Run:
     def hold(self) -> None:
         """Tells other processes that this one works on the run, until it ends or lets go.
 
+        The lock is on a file, since network disks lock no folders.
+
         Raises:
             UserError: another process does.
         """
         if self.directory.resolve() in _held:
             return
-        lock = os.open(self.directory, os.O_RDONLY)
+        path = self.directory / LOCK
+        lock = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -84,11 +88,16 @@ class Run:
             raise UserError(f"another process works on {shown(self.directory)}; wait for it or stop it") from error
         except OSError:  # a file system without locks
             pass
-        _held[self.directory.resolve()] = lock
+        if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:  # another process has let go meanwhile
+            os.close(lock)
+            self.hold()
+        else:
+            _held[self.directory.resolve()] = lock
 
     def release(self) -> None:
         """Lets go of the run."""
         if (lock := _held.pop(self.directory.resolve(), None)) is not None:
+            (self.directory / LOCK).unlink(missing_ok=True)
             os.close(lock)
 
     @property
@@ -96,7 +105,9 @@ class Run:
         """Whether a process works on the run."""
         if self.directory.resolve() in _held:
             return True
-        lock = os.open(self.directory, os.O_RDONLY)
+        if not (self.directory / LOCK).exists():
+            return False
+        lock = os.open(self.directory / LOCK, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

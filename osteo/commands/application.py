@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from osteo.config import Config, check
 from osteo.errors import UserError, unknown
 from osteo.ranks import launched, rank
-from osteo.runs import Run, record_of, runs_of, shown
+from osteo.runs import LOCK, Run, record_of, runs_of, shown
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
@@ -277,7 +277,7 @@ def _forget(record: Run) -> None:
     except UserError:
         return
     logging.shutdown()
-    if all(path.name.endswith(".log") for path in directory.iterdir()):
+    if all(path.name.endswith(".log") or path.name == LOCK for path in directory.iterdir()):
         shutil.rmtree(directory)
         for parent in list(directory.parents)[:2]:
             if parent.name and not any(parent.iterdir()) and parent != Path.cwd():
