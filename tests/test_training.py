@@ -72,7 +72,7 @@ def test_the_order_follows_the_seed_and_changes_with_the_epoch() -> None:
     first = [next(iter(loader)).tolist() for loader in loaders]
     assert first[0] == first[1] != first[2]
     assert next(iter(loaders[0])).tolist() == first[0]
-    loaders[0].sampler.set_epoch(1)
+    loaders[0].batch_sampler.sampler.set_epoch(1)
     assert next(iter(loaders[0])).tolist() != first[0]
 
 
