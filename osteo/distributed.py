@@ -116,16 +116,19 @@ class SyncBatchNorm(LayerSync):
         if self._accelerator == "cuda":
             converted: nn.Module = convert_sync_batchnorm(model)
             return converted
-        for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.forward = MethodType(_normalise, layer)  # type: ignore[method-assign]
+        for layer in _batch_norms(model):
+            layer.forward = MethodType(_normalise, layer)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Called by Lightning after a fit; in evaluation the layers are what they were."""
-        for layer in model.modules():
-            layer.__dict__.pop("forward", None)
+        for layer in _batch_norms(model):
+            vars(layer).pop("forward", None)
         return model
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 class _Sum(torch.autograd.Function):

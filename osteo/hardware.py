@@ -76,7 +76,7 @@ def count_processes(wishes: Wishes, accelerator: str) -> int:
     if wishes.num_nodes > 1 and not ranks.launched():
         raise UserError(
             f"trainer.num_nodes={wishes.num_nodes} needs a process for every device on every node:"
-            " start it by launcher=slurm, srun or torchrun"
+            " start it by srun or torchrun"
         )
     return count
 

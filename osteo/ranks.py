@@ -13,11 +13,14 @@ def launched() -> Literal["srun", "processes"] | None:
 
 def rank() -> int:
     """The number of this process among those of one training; 0 keeps the record."""
-    return int(os.environ[{"srun": "SLURM_PROCID", "processes": "RANK"}[how]]) if (how := launched()) else 0
+    return _told(srun="SLURM_PROCID", processes="RANK", alone=0)
 
 
 def started() -> int:
-    """How many processes were started together with this one."""
-    return (
-        int(os.environ[{"srun": "SLURM_STEP_NUM_TASKS", "processes": "WORLD_SIZE"}[how]]) if (how := launched()) else 1
-    )
+    """How many processes train together, this one among them."""
+    return _told(srun="SLURM_STEP_NUM_TASKS", processes="WORLD_SIZE", alone=1)
+
+
+def _told(*, srun: str, processes: str, alone: int) -> int:
+    how = launched()
+    return alone if how is None else int(os.environ[srun if how == "srun" else processes])

@@ -79,8 +79,7 @@ class Run:
         """
         if self.directory.resolve() in _held:
             return
-        path = self.directory / LOCK
-        lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -88,7 +87,7 @@ class Run:
             raise UserError(f"another process works on {shown(self.directory)}; wait for it or stop it") from error
         except OSError:  # a file system without locks
             pass
-        if not path.exists() or path.stat().st_ino != os.fstat(lock).st_ino:  # another process has let go meanwhile
+        if os.fstat(lock).st_nlink == 0:  # another process has let go of it, and removed it, meanwhile
             os.close(lock)
             self.hold()
         else:
@@ -105,9 +104,10 @@ class Run:
         """Whether a process works on the run."""
         if self.directory.resolve() in _held:
             return True
-        if not (self.directory / LOCK).exists():
+        try:
+            lock = os.open(self.directory / LOCK, os.O_RDONLY)
+        except FileNotFoundError:
             return False
-        lock = os.open(self.directory / LOCK, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -194,3 +194,14 @@ def test_a_checkpoint_loads_with_weights_only_and_gives_the_same_logits(osteo: C
         logits = loaded(pictures)
     assert np.allclose(logits.numpy(), predictions["logit"], atol=1e-5)
     assert np.allclose(1 / (1 + np.exp(-predictions["logit"])), predictions["probability"], atol=1e-6)
+
+
+def test_an_error_that_is_not_the_output_s_is_not_called_so(
+    osteo: Callable, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "kept/elsewhere.bin")
+
+    monkeypatch.setattr("osteo.data.prepare.prepare", lost)
+    with pytest.raises(FileNotFoundError, match=r"elsewhere\.bin"):
+        osteo("train", *tiny, "output_dir=run")

@@ -72,7 +72,6 @@ class SweepStart(Callback):
 class Application(Generic[C]):
     """What Hydra calls for every job, in this process or, as a copy, in one that a launcher has started."""
 
-    command: str
     task: Task[C]
     directory: Path | None = None
     """of the last job in this process"""
@@ -102,7 +101,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
     ConfigStore.instance().store(name="schema", node=schema)
     SweepStart.begun.clear()
-    application = Application(command, task)
+    application = Application(task)
     code = 0
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
@@ -118,13 +117,10 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
     except OSError as error:
+        if application.directory is not None:
+            raise  # the job's; else Hydra's, which makes the directories
         name = f"{Path(error.filename).name}: " if error.filename else ""
         fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}"))
-    except Exception as error:
-        if not type(error).__module__.startswith("submitit."):
-            raise
-        print(f"osteo {command}: a job left no result: {_first_line(error)}; others may go on", file=sys.stderr)
-        code = 1
     if rank():
         sys.exit(code or int(bool(application.mistakes)))
     sweep = SweepStart.begun[-1] if SweepStart.begun else None

@@ -62,7 +62,7 @@ def train_with_log(config: Config, job: Job, logged: dict[str, Any]) -> None:
 
 def train(config: Config, job: Job) -> bool:
     """Trains one model and leaves its run record; several processes call it where several devices train."""
-    started = time.perf_counter()
+    begun = time.perf_counter()
     import torch
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.strategies import DDPStrategy
@@ -75,11 +75,12 @@ def train(config: Config, job: Job) -> bool:
     from osteo.distributed import SyncBatchNorm, environment
     from osteo.history import EpochBar, History
     from osteo.module import Classifier
-    from osteo.ranks import rank
+    from osteo.ranks import rank, started
     from osteo.runs import record_of
     from osteo.tracking import Tracker
 
-    if rank():
+    processes, is_first = started(), rank() == 0
+    if not is_first:
         logging.disable(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -91,7 +92,6 @@ def train(config: Config, job: Job) -> bool:
     warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
     accelerator = hardware.choose_accelerator(config.trainer)
     precision = hardware.choose_precision(config.trainer, accelerator)
-    processes = hardware.count_processes(config.trainer, accelerator)
     log.info("%s", describe(config))
 
     seed_everything(config.seed, workers=True, verbose=False)
@@ -122,8 +122,8 @@ def train(config: Config, job: Job) -> bool:
     else:
         record.start(job.config_yaml)
     record.write_manifest(manifest)
-    wandb = replace(config.logger.wandb, mode="disabled") if rank() else config.logger.wandb
-    identity = None if rank() else record.status()["id"]
+    wandb = config.logger.wandb if is_first else replace(config.logger.wandb, mode="disabled")
+    identity = record.status()["id"] if is_first else None
     with Tracker(wandb, asdict(config), place_of(config, job), identity) as tracker:
         at_terminal = sys.stderr.isatty()  # a bar in a file is noise: there, a line an epoch is logged
         history = History(record.write_history, tracker.epoch, logging.DEBUG if at_terminal else logging.INFO)
@@ -170,8 +170,8 @@ def train(config: Config, job: Job) -> bool:
             "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
             "epochs": len(history.rows),
             "best_epoch": int(kept["epoch"]),
-            "seconds": round(time.perf_counter() - started, 1),
-            "seconds_fit": round(fitted - started, 1),
+            "seconds": round(time.perf_counter() - begun, 1),
+            "seconds_fit": round(fitted - begun, 1),
             "seconds_per_epoch": round(statistics.median(row["seconds"] for row in history.rows), 2),
             "pictures_per_second": statistics.median(row["pictures_per_second"] for row in history.rows),
             "peak_memory_mib": hardware.peak_memory(accelerator),
