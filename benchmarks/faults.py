@@ -107,7 +107,7 @@ def harness(run_kills: int, sweep_kills: int, folder: Path, seed: int = 0) -> li
         started = time.perf_counter()
         run_or_kill([*arguments, f"output_dir={reference}"], folder, None)
         span = time.perf_counter() - started
-        total = broken = identical = attempts = 0
+        total = broken = identical = attempts = lost = 0
         wrong: list[str] = []
         while total < wanted:
             output = folder / f"{what}-{attempts}"
@@ -117,6 +117,7 @@ def harness(run_kills: int, sweep_kills: int, folder: Path, seed: int = 0) -> li
                 min(each, wanted - total), span,
             )  # fmt: skip
             total, broken = total + done, broken + torn_files
+            lost += sum(run.state != "done" for run in runs_of(output))
             pairs = list(zip(runs_of(reference), runs_of(output), strict=True))
             found = [name for one, other in pairs for name in differs(one, other)]
             wrong += found
@@ -126,7 +127,7 @@ def harness(run_kills: int, sweep_kills: int, folder: Path, seed: int = 0) -> li
                 "what": what,
                 "kills": total,
                 what: attempts,
-                "lost": sum(run.state != "done" for run in runs_of(output)),
+                "lost": lost,
                 "torn files": broken,
                 "bit-identical": f"{identical} of {attempts}",
                 "differ": ", ".join(sorted(set(wrong))) or "-",
