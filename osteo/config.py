@@ -129,6 +129,7 @@ class TrainerConfig:
         True, "channels_last, fused optimiser, and bf16 where precision is auto; false for none of them"
     )
     accumulate_grad_batches: int = option(1, "batches an optimiser step", low=1)
+    halve_batch: bool = option(False, "where memory runs out, begin anew with half the batch and twice as many a step")
     gradient_clip_val: float | None = option(None, "largest norm of the gradient", above=0.0)
     limit_train_batches: int | None = option(None, "batches an epoch at most, to try something out", low=1)
     monitor: str = option(

@@ -1,5 +1,6 @@
 """One training on several devices: a process a device, the same result as one process with the same batches."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
@@ -24,6 +25,7 @@ from torch.multiprocessing.spawn import (
 
 from osteo.errors import UserError
 from osteo.ranks import launched
+from osteo.trouble import MachineError, told
 
 PATIENCE = 5.0  # seconds that processes have to end by themselves when one of them has failed
 
@@ -34,6 +36,8 @@ def spawn(count: int, function: Callable[..., object], *arguments: object) -> No
     Raises:
         Exception: what the first process to fail has raised; the others are ended then.
     """
+    if multiprocessing.get_start_method() == "loky":  # of joblib's processes; the new ones would not know it
+        multiprocessing.set_start_method("spawn", force=True)
     failures = get_context("spawn").SimpleQueue()
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(LightningEnvironment().main_port)}
     started: ProcessContext = start_processes(
@@ -44,9 +48,8 @@ def spawn(count: int, function: Callable[..., object], *arguments: object) -> No
             pass
     except ProcessExitedException as error:
         reason = f"by {error.signal_name}" if error.signal_name else f"with exit code {error.exit_code}"
-        raise UserError(
-            f"the process of device {error.error_index} was ended {reason}; after SIGKILL, look whether memory ran out"
-        ) from error
+        which = f"the process of device {error.error_index}" if count > 1 else "its process"
+        raise MachineError(f"{which} was ended {reason}; after SIGKILL, look whether memory ran out") from error
     except ProcessRaisedException as error:
         raise failures.get() from error
     finally:  # also where this process was interrupted
@@ -72,8 +75,9 @@ def _work(
     try:
         function(*arguments)
     except Exception as error:
+        known = told(error)
         failures.put(
-            error if isinstance(error, UserError | OSError) else RuntimeError(f"{type(error).__name__}: {error}")
+            known if isinstance(known, UserError | OSError) else RuntimeError(f"{type(error).__name__}: {error}")
         )
         raise
     finally:

@@ -1,6 +1,11 @@
 """What a run computes on, chosen after a look at the machine."""
 
+import fcntl
+import itertools
+import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +84,28 @@ def count_processes(wishes: Wishes, accelerator: str) -> int:
             " start it by srun or torchrun"
         )
     return count
+
+
+@contextmanager
+def free_gpu(folder: Path, present: int) -> Iterator[int]:
+    """Yields one of `present` GPUs to a process of several that share them: the first of those with the fewest.
+
+    Args:
+        folder: of this machine, where the processes note by locked files which GPU they have.
+        present: how many there are, from 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for turn in itertools.count():
+        for gpu in range(present):
+            lock = os.open(folder / f"gpu{gpu}.{turn}", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield gpu
+                return
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(lock)
 
 
 def reset_peak_memory(accelerator: str) -> None:

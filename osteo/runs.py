@@ -7,6 +7,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,11 +76,14 @@ class Run:
         The lock is on a file, since network disks lock no folders.
 
         Raises:
-            UserError: another process does.
+            UserError: another process does, or the directory cannot be written.
         """
         if self.directory.resolve() in _held:
             return
-        lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UserError(f"output_dir {shown(self.directory)} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -96,7 +100,8 @@ class Run:
     def release(self) -> None:
         """Lets go of the run."""
         if (lock := _held.pop(self.directory.resolve(), None)) is not None:
-            (self.directory / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # what is left is no lock: that ends with its file being closed
+                (self.directory / LOCK).unlink()
             os.close(lock)
 
     @property
@@ -133,7 +138,7 @@ class Run:
         status = self.status()
         if status["state"] == "running" and not self.is_held:
             return "interrupted"
-        return "interrupted" if status["error"] == "interrupted" else str(status["state"])
+        return "interrupted" if (status["error"] or "").startswith("interrupted") else str(status["state"])
 
     def write_manifest(self, manifest: pd.DataFrame) -> None:
         """Keeps the manifest with its splits."""

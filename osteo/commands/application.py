@@ -1,42 +1,40 @@
 """Makes a Hydra application of a command: typed configuration in, one line out for a user's mistake."""
 
-import errno
 import gc
 import logging
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from osteo.commands.explain import CONF, explain
+from osteo.commands.launchers import check_extras
 from osteo.config import Config, check
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError
 from osteo.ranks import launched, rank
 from osteo.runs import LOCK, Run, record_of, runs_of, shown
+from osteo.trouble import LostDeviceError, MachineError, told
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
 Task = Callable[[C, "Job"], bool]
 """Does the work of one job; returns whether what it was to check is as it should be."""
 
-PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
 # started in another process knows it too
 OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
-DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "it is read-only"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,11 @@ class Job:
 
 
 class FailFast(BaseException):
-    """Ends a sweep with its first failure; Hydra lets it pass because it is no Exception."""
+    """Ends a sweep before its end; Hydra lets it pass because it is no Exception."""
 
 
 class SweepStart(Callback):
-    """Notes where the sweep of this process lies, and refuses a directory that holds one already."""
+    """Holds the directory of this process's sweep, and refuses one that holds another's."""
 
     begun: ClassVar[list[Path]] = []
 
@@ -65,6 +63,13 @@ class SweepStart(Callback):
         if runs_of(directory) and not config.get("resume"):
             hint = f"choose another output_dir, or go on with it: osteo train resume={shown(directory)}"
             fail(config.hydra.job.name, UserError(f"{shown(directory)} holds runs already; {hint}"))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            Run(directory).hold()
+        except OSError as error:
+            fail(config.hydra.job.name, UserError(f"output_dir {shown(directory)} cannot be written: {error.strerror}"))
+        except UserError as error:
+            fail(config.hydra.job.name, error)
         SweepStart.begun.append(directory)
 
 
@@ -106,12 +111,14 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     try:
         sys.argv[1:] = resumed(sys.argv[1:])
         _check_processes(sys.argv[1:])
+        check_extras(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(application)()
     except UserError as error:
         fail(command, error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(command, UserError(explain(error, schema)))
-    except FailFast:
+    except FailFast as error:
+        print(f"osteo {command}: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print(f"osteo {command}: interrupted", file=sys.stderr)
@@ -121,6 +128,9 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
             raise  # the job's; else Hydra's, which makes the directories
         name = f"{Path(error.filename).name}: " if error.filename else ""
         fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}"))
+    finally:
+        for held in SweepStart.begun:
+            Run(held).release()
     if rank():
         sys.exit(code or int(bool(application.mistakes)))
     sweep = SweepStart.begun[-1] if SweepStart.begun else None
@@ -129,6 +139,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         sys.exit(code)
     if application.mistakes and not (sweep and runs_of(sweep)):
         fail(command, application.mistakes[0])
+    if sweep and not runs_of(sweep):
+        code = code or 1
     if finish is not None and runs_of(directory):
         application.sound.append(finish(directory))
     sys.exit(code or int(not all(application.sound)))
@@ -207,7 +219,7 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
         job = Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True))
         if isinstance(config, Config):
             wishes = config
-            if config.resume is not None:
+            if config.resume is not None or sweep is not None:  # the second: the cluster may have requeued the job
                 if theirs and record.state == "done":
                     log.info("%s is done", shown(directory))
                     return True
@@ -216,25 +228,42 @@ def _run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | No
         check(config)
         return task(config, job)
     except BaseException as error:
-        reason = _describe(error)
+        trouble = told(error)
+        reason = _describe(trouble)
         begun = not theirs and (directory / "status.json").exists()
         if begun or (sweep is not None and not theirs):
-            record.set_status("failed", reason)
+            _note_failure(record, reason)
         elif not theirs:
             _forget(record)
         if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
             raise KeyboardInterrupt from error
-        expected = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK)
+        expected = isinstance(trouble, UserError)
         if sweep is not None:
             log.error("job %s failed: %s", directory.name, reason, exc_info=None if expected else error)
+            if isinstance(trouble, LostDeviceError) and launcher() == "BasicLauncher":
+                raise FailFast(f"{trouble}; this process can go on with no job") from error
             if wishes is not None and wishes.fail_fast:
-                raise FailFast from error
+                raise FailFast(f"ended with the failure of job {directory.name}, since fail_fast=true") from error
+        if begun and isinstance(trouble, MachineError):
+            reason += f"; go on with it: osteo train resume={shown(directory)}"
         if expected or sweep is not None:
             raise UserError(reason) from error
         raise
     finally:
         record.release()
         gc.collect()  # what one job leaves behind, the next has not
+
+
+def _note_failure(record: Run, reason: str) -> None:
+    try:
+        record.set_status("failed", reason)
+    except OSError as error:  # it stands as running, though nobody works on it: that is interrupted
+        log.error("%s: the end of the run could not be noted (%s)", shown(record.directory), error.strerror)
+
+
+def launcher() -> str:
+    """The class of what starts the jobs of this sweep: BasicLauncher, JoblibLauncher or SlurmLauncher."""
+    return str(HydraConfig.get().launcher["_target_"]).rpartition(".")[2]
 
 
 def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
@@ -245,21 +274,19 @@ def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
     if not (record.directory / "config.yaml").exists():  # it failed before it began
         record.clear()
         return config, job
-    if job.sweep is None:
-        config, text = read_config(record.directory / "config.yaml"), (record.directory / "config.yaml").read_text()
-        job = replace(job, config_yaml=text)
-    goes_on = record.state in ("interrupted", "running") or job.sweep is None
-    if not goes_on:
+    if record.state not in ("interrupted", "running") and job.sweep is not None:
         log.info("%s had failed (%s); it begins anew", shown(record.directory), record.status()["error"])
         record.clear()
-    return config, replace(job, goes_on=goes_on)
+        return config, job
+    recorded = (record.directory / "config.yaml").read_text(encoding="utf-8")
+    return read_config(record.directory / "config.yaml"), replace(job, config_yaml=recorded, goes_on=True)
 
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
-    if isinstance(error, OSError) and error.errno in DISK:
-        return f"{Path(error.filename).name if error.filename else 'a file'} cannot be written: {DISK[error.errno]}"
+    if isinstance(error, MachineError):
+        return f"interrupted: {error}"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
@@ -278,36 +305,3 @@ def _forget(record: Run) -> None:
         for parent in list(directory.parents)[:2]:
             if parent.name and not any(parent.iterdir()) and parent != Path.cwd():
                 parent.rmdir()
-
-
-def explain(error: Exception, schema: type[Any]) -> str:
-    """One line of an error in the configuration: what was wrong and what is allowed."""
-    text, cause = str(error), error.__cause__
-    if match := re.match(r"Could not override '([^']+)'", text):
-        parts = match[1].lstrip("+~").split(".")
-        for depth, part in enumerate(parts):
-            known = keys_of(schema, parts[:depth])
-            if part not in known:
-                return str(unknown("key", ".".join(parts[: depth + 1]), known))
-        return f"{match[1]}: {_first_line(cause or error)}"
-    if match := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = match[1].rpartition("/")
-        return str(unknown(group, name, sorted(path.stem for path in (CONF / group).glob("*.yaml"))))
-    if match := re.match(r"Error merging override (\S+)", text):
-        return f"{match[1]}: {_first_line(cause or error)}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}' as key=value: {_first_line(error)}"
-    return f"{_first_line(error)}: {_first_line(cause)}" if cause else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def keys_of(schema: type[Any], parts: Sequence[str]) -> list[str]:
-    """The keys of a group of the configuration, such as ["data", "split"]; of the whole where no part is given."""
-    node: Any = schema()
-    for part in parts:
-        node = getattr(node, part, None)
-    return [entry.name for entry in fields(node)] if is_dataclass(node) else []

@@ -1,5 +1,6 @@
 """osteo train: one run, or a sweep of them with -m."""
 
+import gc
 import logging
 import logging.config
 import statistics
@@ -35,19 +36,66 @@ def main() -> None:
 
 
 def launch(config: Config, job: Job) -> bool:
+    """Trains, and where memory runs out tries again with half the batch, if that was asked for."""
+    from osteo.ranks import launched
+    from osteo.runs import record_of
+    from osteo.trouble import OutOfMemoryError, told
+
+    record = record_of(job.directory)
+    while True:
+        try:
+            return train_in_processes(config, job)
+        except Exception as error:
+            trouble = told(error)
+            size, times = config.data.batch_size, 2 * config.trainer.accumulate_grad_batches
+            if not isinstance(trouble, OutOfMemoryError):
+                raise
+            if not config.trainer.halve_batch or size == 1 or launched():
+                hint = f"data.batch_size={max(1, size // 2)} trainer.accumulate_grad_batches={times}"
+                raise UserError(
+                    f"memory ran out with data.batch_size={size} ({trouble}); use {hint}, or trainer.halve_batch=true"
+                ) from error
+        log.warning("memory ran out with batches of %d; the run begins anew with %d, %d a step", size, size // 2, times)
+        gc.collect()  # the network that did not fit
+        record.clear()
+        config, job = with_batch(config, replace(job, goes_on=False), size // 2, times)
+
+
+def with_batch(config: Config, job: Job, size: int, times: int) -> tuple[Config, Job]:
+    """The same run with batches of another size, so many an optimiser step, as its record will say."""
+    trainer = replace(config.trainer, accumulate_grad_batches=times)
+    changed = {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}}
+    text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(job.config_yaml), changed))
+    config = replace(config, data=replace(config.data, batch_size=size), trainer=trainer)
+    return config, replace(job, config_yaml=text)
+
+
+def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in this process, or in one a device; this one works on the run until the job has ended."""
+    import torch
+
     from osteo import hardware, ranks
+    from osteo.files import cache_dir
     from osteo.runs import record_of
 
-    count = hardware.count_processes(config.trainer, hardware.choose_accelerator(config.trainer))
+    accelerator = hardware.choose_accelerator(config.trainer)
+    count = hardware.count_processes(config.trainer, accelerator)
     if count > config.data.batch_size:
         raise UserError(f"data.batch_size={config.data.batch_size} cannot be shared by {count} processes; raise it")
     record_of(job.directory).hold()
-    if count == 1 or ranks.launched():
+    # a process of joblib's that is killed would take the whole sweep with it
+    side_by_side = application.launcher() == "JoblibLauncher"
+    if (count == 1 and not side_by_side) or ranks.launched():
         return train(config, job)
     from osteo.distributed import spawn
 
-    spawn(count, train_with_log, config, job, OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True))
+    logged = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+    present = torch.cuda.device_count() if accelerator == "cuda" else 0
+    if side_by_side and count == 1 and present > 1:
+        with hardware.free_gpu(cache_dir(None) / "gpus", present) as gpu:
+            spawn(1, train_with_log, replace(config, trainer=replace(config.trainer, devices=[gpu])), job, logged)
+    else:
+        spawn(count, train_with_log, config, job, logged)
     return True
 
 

@@ -56,6 +56,8 @@ def show_runs(directory: Path) -> bool:
         lines = [f"record       {place}/"]
     if (directory / "wandb").is_dir():
         lines += [f"compare      wandb leet {place}/wandb", f"upload       wandb sync {place}/wandb/offline-run-*"]
+    if failed:
+        lines.append(f"go on        osteo train resume={shlex.quote(place)}")
     console.print("\n".join(lines), soft_wrap=True)
     return bool(runs) and not failed
 

@@ -1,0 +1,120 @@
+"""Hydra's submitit launcher for SLURM, which waits until every job of the sweep has ended, however it ended."""
+
+import logging
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+log = logging.getLogger(__name__)
+
+POLL = 2.0  # seconds between looks at the queue
+GRACE = 15.0  # seconds in which the result of a job that has left the queue appears on a shared disk
+OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
+                   "stderr_to_stdout")  # fmt: skip
+"""Keys that submitit spells the same for every cluster; the others are slurm_..."""
+
+
+class SlurmLauncher(Launcher):
+    """Submits the jobs as one array; the plugin's own launcher would end with the first that was cancelled.
+
+    Args:
+        params: the keys of conf/hydra/launcher/slurm.yaml.
+    """
+
+    def __init__(self, **params: Any) -> None:
+        self.params: dict[str, Any] = {
+            name: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for name, value in params.items()
+        }
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as Plugin
+
+        self.config = config
+        self.job = Plugin()
+        self.job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submits the jobs, waits for them, and notes those that never began; what a job said is in its log."""
+        import submitit
+
+        params = {name: value for name, value in self.params.items() if value not in (None, {})}
+        folder, times = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=times)
+        executor.update_parameters(**{k if k in OF_ALL_CLUSTERS else f"slurm_{k}": v for k, v in params.items()})
+        numbers = list(range(initial_job_idx, initial_job_idx + len(job_overrides)))
+        for number, overrides in zip(numbers, job_overrides, strict=True):
+            log.info("#%d : %s", number, " ".join(filter_overrides(overrides)))
+        jobs = executor.map_array(
+            self.job,
+            [list(overrides) for overrides in job_overrides],
+            ["hydra.sweep.dir"] * len(numbers),
+            numbers,
+            [f"osteo_{number}" for number in numbers],
+            [Singleton.get_state()] * len(numbers),
+        )
+        name = jobs[0].job_id.partition("_")[0]
+        log.info("job %s of SLURM: look with squeue -j %s, end with scancel %s", name, name, name)
+        try:
+            ended = self._wait(jobs)
+        except KeyboardInterrupt:
+            log.warning("the jobs go on without this process; scancel %s ends them", name)
+            raise
+        sweep = Path(self.config.hydra.sweep.dir)
+        return [self._returned(job, ended[job.job_id], sweep / str(n)) for job, n in zip(jobs, numbers, strict=True)]
+
+    def _wait(self, jobs: "Sequence[Job[JobReturn]]") -> dict[str, bool]:
+        """Whether each job has left its result; one that has left the queue without it was ended by the cluster."""
+        ended: dict[str, bool] = {}
+        left: dict[str, float] = {}
+        while len(ended) < len(jobs):
+            time.sleep(POLL)
+            queued = in_queue(jobs[0].job_id.partition("_")[0])
+            for job in jobs:
+                if job.job_id in ended:
+                    continue
+                if job.paths.result_pickle.exists():
+                    ended[job.job_id] = True
+                elif queued is not None and job.job_id not in queued:
+                    since = left.setdefault(job.job_id, time.monotonic())
+                    if time.monotonic() - since > GRACE:
+                        ended[job.job_id] = False
+                        if self.config.fail_fast:
+                            subprocess.run(["scancel", job.job_id.partition("_")[0]], check=False)
+                else:
+                    left.pop(job.job_id, None)
+        return ended
+
+    def _returned(self, job: "Job[JobReturn]", has_result: bool, directory: Path) -> JobReturn:
+        from osteo.runs import Run
+
+        error = job.exception() if has_result else "ended by the cluster"
+        if error is None:
+            outcome = job.results()[0]
+            assert isinstance(outcome, JobReturn)
+            return outcome
+        reason = str(error).strip().splitlines()[-1]
+        log.error("job %s: %s; its log is %s", directory.name, reason, job.paths.stdout.name)
+        if not (directory / "status.json").exists():
+            Run(directory).set_status("failed", f"{reason}, before it began")
+        return JobReturn(status=JobStatus.COMPLETED)  # its record says how it ended
+
+
+def in_queue(array: str) -> set[str] | None:
+    """The jobs of an array that wait, run or are being requeued; None where SLURM does not answer."""
+    command = ["squeue", "--array", "--noheader", "--format=%i", "--jobs", array]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return set(done.stdout.split())

@@ -1,0 +1,32 @@
+"""What starts the jobs of a sweep, and which extra each needs."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from osteo.errors import UserError
+
+EXTRAS = {
+    "hydra/launcher=processes": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "hydra/sweeper=search": ("optuna", "search"),
+}
+"""The package that a choice needs and the extra that installs it."""
+
+
+def check_extras(arguments: Sequence[str]) -> None:
+    """Refuses a launcher or sweeper whose packages are not installed.
+
+    Raises:
+        UserError: one line that says what to install.
+    """
+    for argument in arguments:
+        package, extra = EXTRAS.get(argument, ("", ""))
+        if package and not _is_installed(package):
+            raise UserError(f"{argument} needs an extra that is not installed: pip install 'osteo[{extra}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
