@@ -1,0 +1,173 @@
+"""What goes wrong at night: each job that fails has an end of its own, and the others have theirs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from timm.models import _registry
+
+from osteo.runs import Run
+from osteo.trouble import LostDeviceError, MachineError, OutOfMemoryError, told
+
+OSTEO = str(Path(sys.executable).with_name("osteo"))
+CUDA_GONE = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"
+CUDA_FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB\nmore"
+
+
+def crash(pictures: torch.Tensor) -> None:
+    raise ValueError("a bug in this backbone")
+
+
+def run_out(pictures: torch.Tensor) -> None:
+    if len(pictures) > 4:
+        raise torch.OutOfMemoryError(CUDA_FULL)
+
+
+def lose_gpu(pictures: torch.Tensor) -> None:
+    raise RuntimeError(CUDA_GONE)
+
+
+def not_a_number(pictures: torch.Tensor) -> None:
+    pictures.fill_(float("nan"))
+
+
+STAND_INS = {"trouble_crash": crash, "trouble_memory": run_out, "trouble_gpu": lose_gpu, "trouble_nan": not_a_number}
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backbones in timm's registry that fail as real ones do."""
+
+    def maker(fail: Callable[[torch.Tensor], None]) -> Callable[..., torch.nn.Module]:
+        def make(**arguments: Any) -> torch.nn.Module:
+            arguments = {name: value for name, value in arguments.items() if not name.startswith("pretrained")}
+            network = timm.create_model("test_resnet", **arguments)
+            network.register_forward_pre_hook(lambda _, inputs: None if inputs[0].is_meta else fail(inputs[0]))
+            return network
+
+        return make
+
+    for name, fail in STAND_INS.items():
+        monkeypatch.setitem(_registry._model_entrypoints, name, maker(fail))
+        monkeypatch.setitem(_registry._model_pretrained_cfgs, name, timm.get_pretrained_cfg("test_resnet"))
+
+
+@pytest.fixture
+def words(tiny: list[str]) -> list[str]:
+    return [*(word for word in tiny if not word.startswith("model.backbone")), "logger.wandb.mode=disabled"]
+
+
+def test_a_night_of_eight_jobs(osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None) -> None:
+    good = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
+    bad = ["trouble_crash", "trouble_nan", "trouble_memory", "test_resnut"]
+    names = [name for pair in zip(good, bad, strict=True) for name in pair]
+    swept = osteo("train", "-m", *words, f"model.backbone={','.join(names)}", "output_dir=night")
+    assert swept.code == 1
+    records = {name: Run(tmp_path / "night" / str(number)) for number, name in enumerate(names)}
+    assert {name: record.state for name, record in records.items()} == {
+        name: "done" if name in good else "failed" for name in names
+    }
+    errors = {name: records[name].status()["error"] for name in bad}
+    assert errors["trouble_crash"] == "ValueError: a bug in this backbone"
+    assert "not finite" in errors["trouble_nan"]
+    assert errors["trouble_memory"] == (
+        "memory ran out with data.batch_size=8 (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+        " capacity of 79.1 GiB); use data.batch_size=4 trainer.accumulate_grad_batches=2, or trainer.halve_batch=true"
+    )
+    assert "model.backbone 'test_resnut' is unknown" in errors["test_resnut"]
+    assert sorted(pd.read_csv(tmp_path / "night/leaderboard.csv")["backbone"]) == sorted(good)
+    assert swept.err.count("Traceback") + swept.out.count("Traceback") == 1  # a bug's, and only a bug's
+    assert "go on        osteo train resume=night" in swept.out
+    print(osteo("status", "night").out)
+    stamps = {name: (records[name].directory / "metrics.json").stat().st_mtime_ns for name in good}
+    resumed = osteo("train", "resume=night")
+    assert resumed.code == 1
+    assert resumed.out.count("it begins anew") == 3  # what never began has nothing to begin anew
+    assert stamps == {name: (records[name].directory / "metrics.json").stat().st_mtime_ns for name in good}
+
+
+def test_a_batch_that_does_not_fit_is_halved_if_asked(
+    osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None
+) -> None:
+    words = [*words, "model.backbone=trouble_memory", "trainer.max_epochs=2"]
+    alone = osteo("train", *words, "output_dir=alone")
+    assert alone.code == 2
+    assert "memory ran out with data.batch_size=8" in alone.err
+    done = osteo("train", *words, "output_dir=halved", "trainer.halve_batch=true")
+    assert done.code == 0, done.err
+    assert "the run begins anew with 4, 2 a step" in done.out
+    record = Run(tmp_path / "halved")
+    settings = record.read_config()
+    assert (settings["data"]["batch_size"], settings["trainer"]["accumulate_grad_batches"]) == (4, 2)
+    assert list(record.read_table("history.csv")["step"]) == [3, 6]  # 18 pictures: five batches, three steps
+    again = osteo("rerun", "halved", "output_dir=again")
+    assert "metrics are identical" in again.out, again.err
+
+
+def test_a_lost_gpu_ends_the_sweep_and_nothing_is_lost(
+    osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = "test_resnet,trouble_gpu,test_vit"
+    swept = osteo("train", "-m", *words, f"model.backbone={names}", "output_dir=s")
+    assert swept.code == 1
+    assert (
+        "the GPU failed (unspecified launch failure); see nvidia-smi; this process can go on with no job" in swept.err
+    )
+    assert Run(tmp_path / "s/1").state == "interrupted"
+    assert not (tmp_path / "s/2").exists()
+    monkeypatch.setitem(_registry._model_entrypoints, "trouble_gpu", timm.model_entrypoint("test_resnet"))
+    resumed = osteo("train", "resume=s")
+    assert resumed.code == 0, resumed.out
+    assert [Run(tmp_path / "s" / n).state for n in "012"] == ["done"] * 3
+
+
+def test_known_troubles_are_told_apart() -> None:
+    assert isinstance(told(OSError(28, "No space left on device", "/a/b/last.ckpt")), MachineError)
+    assert str(told(OSError(28, "No space left", "/a/b/last.ckpt"))) == "last.ckpt cannot be written: the disk is full"
+    assert isinstance(told(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")), OutOfMemoryError)
+    assert isinstance(told(MemoryError()), OutOfMemoryError)
+    assert isinstance(told(RuntimeError(CUDA_GONE)), LostDeviceError)
+    for other in (RuntimeError("CUDA error: device-side assert triggered"), FileNotFoundError(2, "x"), ValueError("x")):
+        assert told(other) is other
+
+
+def test_two_sweeps_at_once_share_pictures_but_no_directory(words: list[str], tmp_path: Path) -> None:
+    """Begun in the same second, as two terminals or two cron jobs do."""
+    cache = {**os.environ, "OSTEO_CACHE": str(tmp_path / "cache")}
+    command = [OSTEO, "train", "-m", *words, "model.backbone=test_resnet,test_vit"]
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path, "env": cache}
+    both = [subprocess.Popen([*command, f"output_dir={name}"], **said) for name in ("one", "other")]
+    third = subprocess.Popen([*command, "output_dir=one"], **said)
+    told = [process.communicate(timeout=200)[0] for process in (*both, third)]
+    codes = [both[0].returncode, both[1].returncode, third.returncode]
+    assert sorted([codes[0], codes[2]]) == [0, 2], told
+    assert codes[1] == 0, told[1]
+    refused = told[0] if codes[0] == 2 else told[2]
+    assert "another process works on one" in refused or "one holds runs already" in refused
+    assert [Run(tmp_path / sweep / n).state for sweep in ("one", "other") for n in "01"] == ["done"] * 4
+    assert len([path for path in (tmp_path / "cache/stores").iterdir() if not path.name.startswith(".")]) == 2
+    first, second = (Run(tmp_path / sweep / "0").read_table("predictions.csv") for sweep in ("one", "other"))
+    assert first.equals(second)
+
+
+def test_pictures_are_only_read(osteo: Callable, words: list[str], archives: Path, tmp_path: Path) -> None:
+    """A folder of pictures that nobody may write to; root may, so what is there is compared too."""
+    pictures = shutil.copytree(archives / "kaggle", tmp_path / "pictures")
+    before = {path: path.stat() for path in [pictures, *pictures.rglob("*")]}
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    words = [*(word for word in words if not word.startswith("data.root")), f"data.root={pictures}"]
+    done = osteo("train", *words, "model.backbone=test_resnet", "output_dir=run", f"data.cache={tmp_path / 'cache'}")
+    assert done.code == 0, done.err
+    after = {path: path.stat() for path in [pictures, *pictures.rglob("*")]}
+    assert {path: stat.st_mtime_ns for path, stat in after.items()} == {p: s.st_mtime_ns for p, s in before.items()}
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
