@@ -17,11 +17,15 @@ def whole(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write a file or a folder to; on success it becomes `path`, else it is removed.
 
     A folder that another process finished meanwhile is kept, and ours dropped: both were made from the same input.
+
+    Raises:
+        OSError: the disk is full or the like; it names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    inner = aside / path.name
+    aside: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        inner = aside / path.name
         yield inner
         if inner.is_dir():
             try:
@@ -31,8 +35,11 @@ def whole(path: Path) -> Iterator[Path]:
                     raise
         else:
             inner.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -82,16 +83,20 @@ class Application(Generic[C]):
     """of the last job in this process"""
     mistakes: list[UserError] = field(default_factory=list)
     sound: list[bool] = field(default_factory=list)
+    busy: bool = False
+    """whether an error is a job's; else it is Hydra's, which makes the directories"""
 
     def __call__(self, raw: DictConfig) -> None:
         """Does one job; a user's mistake is kept for the end."""
         settings = HydraConfig.get()
         sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
         self.directory = Path(settings.runtime.output_dir)
+        self.busy = True
         try:
             self.sound.append(_run_job(raw, self.task, self.directory, sweep))
         except UserError as error:
             self.mistakes.append(error)
+        self.busy = False
 
 
 def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
@@ -104,6 +109,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         finish: shows what a directory of runs holds, at the end, also after a failure; returns whether all went well.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
+    logging.raiseExceptions = False  # a log on a full disk: what is logged is in the terminal, too
     ConfigStore.instance().store(name="schema", node=schema)
     SweepStart.begun.clear()
     application = Application(task)
@@ -124,10 +130,11 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         print(f"osteo {command}: interrupted", file=sys.stderr)
         code = 130
     except OSError as error:
-        if application.directory is not None:
-            raise  # the job's; else Hydra's, which makes the directories
+        if application.busy:
+            raise
         name = f"{Path(error.filename).name}: " if error.filename else ""
-        fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}"))
+        hint = f"; go on with it: osteo train resume={shown(SweepStart.begun[-1])}" if application.directory else ""
+        fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}{hint}"))
     finally:
         for held in SweepStart.begun:
             Run(held).release()
@@ -142,7 +149,10 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     if sweep and not runs_of(sweep):
         code = code or 1
     if finish is not None and runs_of(directory):
-        application.sound.append(finish(directory))
+        try:
+            application.sound.append(finish(directory))
+        except OSError as error:
+            fail(command, UserError(str(told(error))))
     sys.exit(code or int(not all(application.sound)))
 
 
@@ -303,5 +313,6 @@ def _forget(record: Run) -> None:
     if all(path.name.endswith(".log") or path.name == LOCK for path in directory.iterdir()):
         shutil.rmtree(directory)
         for parent in list(directory.parents)[:2]:
-            if parent.name and not any(parent.iterdir()) and parent != Path.cwd():
-                parent.rmdir()
+            if parent.name and parent != Path.cwd():
+                with suppress(OSError):  # it holds something, or something is mounted there
+                    parent.rmdir()
