@@ -131,14 +131,23 @@ def load(checkpoint: Path) -> Classifier:
     Raises:
         UserError: there is no such file, or it is no checkpoint of osteo.
     """
+    return read_checkpoint(checkpoint)[0]
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The module of a checkpoint, as `load` gives it, and all that the file holds.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of osteo.
+    """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
     try:
-        kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        kept: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
         given = dict(kept["hyper_parameters"])
         given["network"] = {**given["network"], "pretrained": False, "weights_file": None}
         module = Classifier(**given)
         module.load_state_dict(kept["state_dict"])
-    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"{checkpoint.name} is no checkpoint of osteo ({type(error).__name__})") from error
-    return module
+    return module, kept

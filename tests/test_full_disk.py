@@ -69,8 +69,8 @@ def test_a_full_disk_at_each_write(
     whole = shutil.copytree(disk / "run", tmp_path / "whole")
     names = [name for name, _ in writes]
     assert names == [
-        "config.yaml", "status.json", "manifest.csv", "history.csv", "last.ckpt", "best.ckpt", "predictions.csv",
-        "metrics.json", "environment.json", "status.json",
+        "config.yaml", "status.json", "manifest.csv", "history.csv", "last.ckpt", "best.ckpt", "best.ckpt",
+        "predictions.csv", "metrics.json", "environment.json", "status.json",
     ]  # fmt: skip
     outcomes = []
     for name, before in writes:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from osteo.data.datamodule import KneeDataModule
+    from osteo.inference.card import Card
     from osteo.module import Classifier
     from osteo.runs import Run
 
@@ -122,6 +123,7 @@ def train(config: Config, job: Job) -> bool:
     from osteo.data.prepare import prepare
     from osteo.distributed import SyncBatchNorm, environment
     from osteo.history import EpochBar, History
+    from osteo.inference.card import write_card
     from osteo.module import Classifier
     from osteo.ranks import rank, started
     from osteo.runs import record_of
@@ -206,6 +208,8 @@ def train(config: Config, job: Job) -> bool:
         kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
         module.load_state_dict(kept["state_dict"])
         predictions = predict(trainer, module, datamodule)
+        if is_first:
+            write_card(record.best_checkpoint, card_of(config, manifest, predictions))
         record.write_predictions(predictions)
         results: dict[str, Any] = {}
         for split in ("val", "test"):
@@ -273,6 +277,32 @@ def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModul
     table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
     table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
+
+
+def card_of(config: Config, manifest: "pd.DataFrame", predictions: "pd.DataFrame") -> "Card":
+    """What the checkpoint will carry; calibration follows from validation alone."""
+    from importlib.metadata import version
+
+    from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature
+    from osteo.inference.card import Card, data_hash
+
+    val = predictions[predictions["split"] == "val"]
+    logits, labels = val["logit"].to_numpy(float), val["label"].to_numpy(int)
+    temperature = fit_temperature(logits, labels)
+    used = manifest[manifest["split"] != "excluded"]
+    return Card(
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        class_names=["normal", "osteoporosis"],
+        temperature=temperature,
+        thresholds=choose_thresholds(calibrate(logits, temperature), labels),
+        data_hash=data_hash(list(used["sha256"]), list(used["split"])),
+        trained_on=config.data.name,
+        backbone=config.model.backbone,
+        seed=config.seed,
+        fold=config.data.split.fold,
+        osteo=version("osteo"),
+    )
 
 
 def place_of(config: Config, job: Job) -> Any:

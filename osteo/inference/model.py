@@ -1,0 +1,80 @@
+"""A checkpoint ready to be asked, alone or as one of an ensemble."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from osteo.data.store import Grey, square
+from osteo.errors import UserError
+from osteo.inference.card import Card, read_card
+from osteo.module import read_checkpoint
+from osteo.network import Network
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in evaluation mode and float32, and the card that it came with."""
+
+    name: str
+    """of its file"""
+    network: Network
+    card: Card
+
+    def prepare(self, grey: Grey) -> Grey:
+        """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training's store."""
+        return square(grey, self.card.image_size, self.card.fit)
+
+    def logits(self, pictures: Sequence[Grey]) -> Floats:
+        """The logits of prepared pictures, (N,)."""
+        with torch.inference_mode():
+            return np.asarray(self.network(to_batch(pictures)).double().numpy(), np.float64)
+
+    def mirrored_logits(self, pictures: Sequence[Grey]) -> Floats:
+        """The logits of the same pictures, left and right exchanged, (N,)."""
+        with torch.inference_mode():
+            return np.asarray(self.network(to_batch(pictures).flip(-1)).double().numpy(), np.float64)
+
+
+def to_batch(pictures: Sequence[Grey]) -> Tensor:
+    """Float32 (N, 1, S, S) in [0, 1] from uint8 (S, S)."""
+    return torch.from_numpy(np.stack(pictures)).unsqueeze(1).float().div(255.0)
+
+
+def load_model(checkpoint: Path) -> Model:
+    """The model of a checkpoint; nothing but tensors and plain values is read from it.
+
+    Raises:
+        UserError: there is no such file, it is no checkpoint of osteo, or one without preprocessing.
+    """
+    module, kept = read_checkpoint(checkpoint)
+    card = read_card(kept, checkpoint.name)
+    network = module.network.to(memory_format=torch.contiguous_format).float().eval()
+    return Model(checkpoint.name, network, card)
+
+
+def load_models(checkpoints: Sequence[str]) -> list[Model]:
+    """One model or the members of an ensemble; a run directory stands for its best checkpoint.
+
+    Raises:
+        UserError: one of them cannot be used, or they say different things of the same pictures.
+    """
+    if not checkpoints:
+        raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
+    models = []
+    for name in checkpoints:
+        path = Path(name).expanduser()
+        models.append(load_model(path / "checkpoints" / "best.ckpt" if path.is_dir() else path))
+    first = models[0].card
+    for other in models[1:]:
+        if other.card.class_names != first.class_names:
+            raise UserError(
+                f"{other.name} tells {other.card.class_names} apart, but {models[0].name} {first.class_names}"
+            )
+    return models
