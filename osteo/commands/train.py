@@ -122,6 +122,11 @@ def train(config: Config, job: Job) -> bool:
     else:
         record.start(job.config_yaml)
     record.write_manifest(manifest)
+    stops = []
+    if config.trial is not None:
+        from osteo.search import Pruning
+
+        stops = [Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs)]
     wandb = config.logger.wandb if is_first else replace(config.logger.wandb, mode="disabled")
     identity = record.status()["id"] if is_first else None
     with Tracker(wandb, asdict(config), place_of(config, job), identity) as tracker:
@@ -142,6 +147,7 @@ def train(config: Config, job: Job) -> bool:
             limit_train_batches=limits.limit_train_batches,
             callbacks=[
                 history,
+                *stops,
                 Checkpoints(record.checkpoints, limits.monitor, config.seed),
                 *([EpochBar()] if at_terminal else []),
             ],
@@ -181,6 +187,7 @@ def train(config: Config, job: Job) -> bool:
             "precision": precision,
             "memory_format": str(module.memory_format).removeprefix("torch."),
             "fused_optimizer": limits.fast,
+            **({"pruned": stops[0].pruned} if stops else {}),
         }
         record.write_metrics(results)
         record.write_environment(**facts)
