@@ -280,14 +280,14 @@ class Search:
     def summary(self) -> str:
         """The best trial of the study, and how many ended how."""
         trials = self.study.get_trials(deepcopy=False)
-        counts = Counter(trial.state.name.lower() for trial in trials)
+        counts = Counter(trial.state.name.lower().replace("fail", "failed") for trial in trials)
         lines = [
-            f"study        {self.study.study_name} in {_called(self.url)}: {len(trials)} trials,"
-            f" {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}"
+            f"study        {self.study.study_name} in {_called(self.url)}: {len(trials)} trials"
+            f" ({', '.join(f'{count} {state}' for state, count in sorted(counts.items()))})"
         ]
         if counts["complete"]:
             best = self.study.best_trial
-            words = " ".join(f"{key}={value}" for key, value in best.params.items())
+            words = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.params.items())
             lines += [f"best trial   {best.number}: {self.monitor} {best.value:.4f} with {words}"]
         return "\n".join(lines)
 
@@ -338,7 +338,7 @@ class Pruning(Callback):
             try:
                 if trainer.current_epoch > self.last:
                     self.trial.report(float(trainer.callback_metrics[self.monitor]), trainer.current_epoch)
-                self.pruned = self.trial.should_prune()
+                self.pruned = bool(self.trial.should_prune())  # numpy has a bool of its own
             except Exception as error:  # noqa: BLE001  what a server raises depends on its driver
                 log.warning("the study cannot be reached (%s); the run goes on", type(error).__name__)
         self.pruned = trainer.strategy.broadcast(self.pruned)

@@ -113,6 +113,11 @@ def train(config: Config, job: Job) -> bool:
     hardware.reset_peak_memory(accelerator)
     if processes > (manifest["split"] == "val").sum():
         raise UserError(f"{processes} processes are more than there are pictures to validate with; use fewer")
+    stops = []
+    if config.trial is not None:
+        from osteo.search import Pruning
+
+        stops = [Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs)]
     record = record_of(job.directory)
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
@@ -122,11 +127,6 @@ def train(config: Config, job: Job) -> bool:
     else:
         record.start(job.config_yaml)
     record.write_manifest(manifest)
-    stops = []
-    if config.trial is not None:
-        from osteo.search import Pruning
-
-        stops = [Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs)]
     wandb = config.logger.wandb if is_first else replace(config.logger.wandb, mode="disabled")
     identity = record.status()["id"] if is_first else None
     with Tracker(wandb, asdict(config), place_of(config, job), identity) as tracker:
