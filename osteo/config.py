@@ -214,7 +214,6 @@ class Config:
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
-    trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -223,6 +222,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
+    trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)
 
 
 @dataclass

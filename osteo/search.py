@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.random import SeedSequence
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -104,7 +105,7 @@ class Seeded(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Draws anew."""
-        self.inner = self.make((self.seed * 1_000_003 + trial.number) % 2**32)
+        self.inner = self.make(int(SeedSequence((self.seed, trial.number)).generate_state(1)[0]))
         self.inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, *arguments: Any) -> dict[str, BaseDistribution]:
