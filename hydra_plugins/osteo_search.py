@@ -69,11 +69,12 @@ class SearchSweeper(Sweeper):
         name = settings.study or group_of(config.logger.wandb, sweep)
         asked = search.Search(sweep, name, space, settings, limits.monitor, limits.max_epochs)
         OmegaConf.save(self.config, sweep / "multirun.yaml")
-        for jobs in search.batches(asked.unfinished(), settings.n_jobs):
-            batch = [[*fixed, *asked.take(job)] for job in jobs]
-            try:
-                for done in self.launcher.launch(batch, initial_job_idx=jobs[0]):
-                    _ = done.return_value  # raises what ended the job, where the job could not
-            finally:
-                asked.tell(jobs)
-        print(asked.summary())
+        with search.reachable(asked.url):
+            for jobs in search.batches(asked.unfinished(), settings.n_jobs):
+                batch = [[*fixed, *asked.take(job)] for job in jobs]
+                try:
+                    for done in self.launcher.launch(batch, initial_job_idx=jobs[0]):
+                        _ = done.return_value  # raises what ended the job, where the job could not
+                finally:
+                    asked.tell(jobs)
+            print(asked.summary())

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -161,19 +162,30 @@ def _called(url: URL) -> str:
     return f"{url.get_backend_name()}://{url.host}/{url.database}"
 
 
+@contextmanager
+def reachable(url: URL, *others: type[Exception]) -> Iterator[None]:
+    """Makes one line of what a database answers, without its URL.
+
+    Raises:
+        UserError: that line.
+    """
+    expected: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError, *others)
+    try:
+        yield
+    except expected as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"the study's storage {_called(url)} cannot be used: {reason}") from None
+
+
 def _storage(url: URL) -> optuna.storages.RDBStorage:
-    """Connects; two processes that meet an empty database may both make its tables, and one of them fails."""
     waits = {"connect_args": {"timeout": BUSY}} if url.get_backend_name() == "sqlite" else {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for last in (False, False, True):
+    with reachable(url, ImportError, RuntimeError):  # no driver; tables of another Optuna
         try:
             return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=waits)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError) as error:
-            if last:
-                reason = str(error.__cause__ or error).splitlines()[0]
-                raise UserError(f"the study's storage {_called(url)} cannot be used: {reason}") from None
-            time.sleep(1)
-    raise AssertionError
+        except SQLAlchemyError:  # where two processes meet an empty database, both make its tables and one fails
+            time.sleep(2)
+            return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=waits)
 
 
 class Search:
@@ -239,7 +251,7 @@ class Search:
 
     def _latest(self) -> dict[int, FrozenTrial]:
         """The sweep's trials by job; of a job that was repeated, the last."""
-        owned = [(trial.user_attrs.get("job", ""), trial) for trial in self.study.get_trials(deepcopy=False)]
+        owned = [(str(trial.user_attrs.get("job")), trial) for trial in self.study.get_trials(deepcopy=False)]
         return {int(job.split("/")[1]): trial for job, trial in owned if job.startswith(f"{self.identity}/")}
 
     def unfinished(self) -> list[int]:
@@ -339,7 +351,8 @@ class Pruning(Callback):
             try:
                 if trainer.current_epoch > self.last:
                     self.trial.report(float(trainer.callback_metrics[self.monitor]), trainer.current_epoch)
-                self.pruned = bool(self.trial.should_prune())  # numpy has a bool of its own
+                is_last = trainer.current_epoch + 1 == trainer.max_epochs  # nothing is left to be saved
+                self.pruned = not is_last and bool(self.trial.should_prune())  # numpy has a bool of its own
             except Exception as error:  # noqa: BLE001  what a server raises depends on its driver
                 log.warning("the study cannot be reached (%s); the run goes on", type(error).__name__)
         self.pruned = trainer.strategy.broadcast(self.pruned)

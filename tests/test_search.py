@@ -126,6 +126,9 @@ def test_a_poor_trial_is_stopped_early(osteo: Callable, words: list[str], tmp_pa
     assert run.read_json("environment.json")["epochs"] == 1
     assert (run.directory / "metrics.json").read_bytes() == before
 
+    short = osteo("train", *words, *shared, LR, "trainer.max_epochs=1", "output_dir=short")
+    assert "7 trials (6 complete, 1 pruned)" in short.out  # after the last epoch, nothing can be saved
+
     other = osteo("train", *words, *shared, "optimizer.lr=1e-3,1e-4", "output_dir=other")
     assert (other.code, other.err.count("\n")) == (2, 1)
     assert "study shared has searched other values of optimizer.lr" in other.err
@@ -167,7 +170,7 @@ def test_a_killed_search_ends_as_one_that_was_not(osteo: Callable, words: list[s
 
 def test_two_workers_share_a_study(words: list[str], tmp_path: Path) -> None:
     shared = [f"hydra.sweeper.storage=sqlite:///{tmp_path / 'shared.db'}", "hydra.sweeper.study=both"]
-    words = [*words, *shared, LR, "hydra.sweeper.n_trials=2"]
+    words = [*words, *shared, LR, "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
     workers = [start(tmp_path, *words, f"output_dir={name}") for name in "ab"]
     assert [worker.wait(120) for worker in workers] == [0, 0]
     trials = study_of(tmp_path / "shared.db", "both").trials
@@ -191,6 +194,7 @@ def test_a_password_is_in_no_file(
     # an SQLite file takes any word in its URL, so that it can stand for a server
     monkeypatch.setenv("OSTEO_STORAGE", f"sqlite:///file:{tmp_path / 'shared.db'}?uri=true&password=hunter2")
     words = [*words, LR, "hydra.sweeper.n_trials=2", "hydra.sweeper.study=one", "logger.wandb.mode=offline"]
+    words += ["trainer.max_epochs=2", "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=hyperband"]
     done = osteo("train", *words, "output_dir=sweep")
     assert done.code == 0, done.err
     assert "hunter2" not in done.out + done.err
@@ -209,6 +213,13 @@ def test_a_password_is_in_no_file(
     ("arguments", "message"),
     [
         ([], "nothing to search"),
+        (["experiment=quickstart"], "nothing to search"),  # the command line's backbone replaces its three
+        (["+hydra.sweeper.params.seed='0,a'"], "seed=a: Value 'a' of type 'str' could not be converted to Integer"),
+        (["hydra.sweeper.storage=sqlite:////no/study.db", LR], "storage /no/study.db cannot be used: unable to open"),
+        (
+            ["hydra.sweeper.storage='mysql://h/d?passwd=x'", LR],
+            "would be recorded with its password; set $OSTEO_STORAGE",
+        ),
         (["augment=online,nope"], "augment 'nope' is unknown"),
         (["hydra.sweeper.n_trial=3", LR], "hydra.sweeper.n_trial: Key 'n_trial' not in 'SearchSettings'"),
         (["hydra.sweeper.pruner=medium", LR], "hydra.sweeper.pruner 'medium' is unknown; choose one of: median"),
