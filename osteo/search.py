@@ -25,7 +25,7 @@ from osteo.config import SearchSettings
 from osteo.errors import UserError, unknown
 from osteo.files import write_json
 from osteo.ranks import rank
-from osteo.runs import Run, shown
+from osteo.runs import Run, runs_of, shown
 
 log = logging.getLogger(__name__)
 
@@ -255,11 +255,18 @@ class Search:
         return {int(job.split("/")[1]): trial for job, trial in owned if job.startswith(f"{self.identity}/")}
 
     def unfinished(self) -> list[int]:
-        """The numbers of the jobs that have no end, or a bad one."""
-        ended = {
-            job for job, trial in self._latest().items() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        }
-        return [job for job in range(self.settings.n_trials) if job not in ended]
+        """The numbers of the jobs that have no end, or a bad one.
+
+        Raises:
+            UserError: the sweep has runs that this study does not know, so it is not the one they were proposed by.
+        """
+        trials, ended = self._latest(), (TrialState.COMPLETE, TrialState.PRUNED)
+        if strange := [run.directory.name for run in runs_of(self.sweep) if int(run.directory.name) not in trials]:
+            raise UserError(
+                f"study {self.study.study_name} in {_called(self.url)} does not know run {strange[0]} of this sweep;"
+                f" is ${STORAGE} what it was?"
+            )
+        return [job for job in range(self.settings.n_trials) if job not in trials or trials[job].state not in ended]
 
     def take(self, job: int) -> list[str]:
         """The overrides of a job: those of its trial that was cut off or has failed, else those of a new one."""

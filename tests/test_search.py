@@ -202,6 +202,8 @@ def test_a_password_is_in_no_file(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"multirun.yaml", "search.json", "config.yaml", "train.log"} <= {path.name for path in files}
     assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+    monkeypatch.delenv("OSTEO_STORAGE")
+    assert "does not know run 0 of this sweep; is $OSTEO_STORAGE what it was?" in osteo("train", "resume=sweep").err
     monkeypatch.setenv("OSTEO_STORAGE", "postgresql//ann:hunter2@localhost")
     broken = osteo("train", *words, "output_dir=broken")
     assert (broken.code, broken.err.count("\n")) == (2, 1)
