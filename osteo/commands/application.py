@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -138,6 +137,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     finally:
         for held in SweepStart.begun:
             Run(held).release()
+            _remove_empty(held)
     if rank():
         sys.exit(code or int(bool(application.mistakes)))
     sweep = SweepStart.begun[-1] if SweepStart.begun else None
@@ -311,8 +311,14 @@ def _forget(record: Run) -> None:
         return
     logging.shutdown()
     if all(path.name.endswith(".log") or path.name == LOCK for path in directory.iterdir()):
-        shutil.rmtree(directory)
-        for parent in list(directory.parents)[:2]:
-            if parent.name and parent != Path.cwd():
-                with suppress(OSError):  # it holds something, or something is mounted there
-                    parent.rmdir()
+        for path in directory.iterdir():
+            path.unlink()
+        _remove_empty(directory)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Removes a directory and the folders of its date, as far as they are empty."""
+    for folder in (directory, *list(directory.parents)[:2]):
+        if folder.name and folder != Path.cwd():
+            with suppress(OSError):  # it holds something, or something is mounted there
+                folder.rmdir()

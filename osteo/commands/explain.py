@@ -19,7 +19,7 @@ def explain(error: Exception, schema: type[Any]) -> str:
     text, cause = str(error), error.__cause__
     if match := re.match(r"Could not override '([^']+)'", text):
         parts = match[1].lstrip("+~").split(".")
-        for depth, part in enumerate(parts):
+        for depth, part in enumerate(parts if parts[0] != "hydra" else ()):
             known = keys_of(schema, parts[:depth])
             if part not in known:
                 return str(unknown("key", ".".join(parts[: depth + 1]), known))

@@ -1,6 +1,8 @@
 """osteo rerun: repeats a recorded run from its record, and says whether the metrics are the same."""
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,19 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     record = Run(Path(config.run).expanduser())
     if not (record.directory / "metrics.json").exists():
         raise UserError(f"run={config.run} is no finished run (it has no metrics.json)")
-    setting = application.read_config(record.directory / "config.yaml")
+    if record.read_json("environment.json").get("pruned"):
+        raise UserError(
+            f"run={config.run} was stopped early by its search; only a run that reached its end is repeated"
+        )
+    text = (record.directory / "config.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # the repetition is none of the search's
+    setting = replace(application.read_config(record.directory / "config.yaml"), trial=None)
     check(setting)
     for name, first, second in changed(record.read_json("environment.json"), environment()):
         log.warning("%s was %s and is %s now", name, first, second)
     check_same_data(record, prepare(setting.data)[0])
     again = Run(job.directory)
-    launch(setting, Job(job.directory, None, (record.directory / "config.yaml").read_text(encoding="utf-8")))
+    launch(setting, Job(job.directory, None, text))
     before, now = record.read_json("metrics.json"), again.read_json("metrics.json")
     differ = {name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)}
     columns = ["image_id", "logit"]

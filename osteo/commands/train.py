@@ -163,6 +163,11 @@ def train(config: Config, job: Job) -> bool:
     hardware.reset_peak_memory(accelerator)
     if processes > (manifest["split"] == "val").sum():
         raise UserError(f"{processes} processes are more than there are pictures to validate with; use fewer")
+    stops = []
+    if config.trial is not None:
+        from osteo.search import Pruning
+
+        stops = [Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs)]
     record = record_of(job.directory)
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
@@ -192,6 +197,7 @@ def train(config: Config, job: Job) -> bool:
             limit_train_batches=limits.limit_train_batches,
             callbacks=[
                 history,
+                *stops,
                 Checkpoints(record.checkpoints, limits.monitor, config.seed),
                 *([EpochBar()] if at_terminal else []),
             ],
@@ -233,6 +239,7 @@ def train(config: Config, job: Job) -> bool:
             "precision": precision,
             "memory_format": str(module.memory_format).removeprefix("torch."),
             "fused_optimizer": limits.fast,
+            **({"pruned": stops[0].pruned} if stops else {}),
         }
         record.write_metrics(results)
         record.write_environment(**facts)
