@@ -8,7 +8,6 @@ from osteo.errors import UserError
 EXTRAS = {
     "hydra/launcher=processes": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
-    "hydra/sweeper=search": ("optuna", "search"),
 }
 """The package that a choice needs and the extra that installs it."""
 
