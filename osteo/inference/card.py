@@ -1,6 +1,7 @@
 """What a checkpoint carries beside its weights: all that is needed to use it rightly, and nothing else is used."""
 
 import hashlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -59,10 +60,12 @@ def write_card(checkpoint: Path, card: Card) -> None:
     """Adds a card to a checkpoint, which appears whole with it or stays as it was."""
     kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
     kept[KEY] = asdict(card)
-    with whole(checkpoint) as aside:
-        torch.save(kept, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+    content = io.BytesIO()  # torch's own writer says nothing of a full disk
+    torch.save(kept, content)
+    with whole(checkpoint) as aside, aside.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_card(kept: Mapping[str, Any], name: str) -> Card:
