@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 CLASS_NAMES = ["normal", "osteoporosis"]
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
 SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
+RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
 SECONDS_TO_FINISH = 60  # what is not uploaded by then is left to `wandb sync`
 
 
@@ -61,10 +62,11 @@ def choose_mode(mode: str) -> str:
     if mode != "auto":
         return mode
     try:
-        key = wandb.Api().api_key
-    except Exception:  # noqa: BLE001  not logged in is no error here, whatever class it has
-        key = None
-    return "online" if key else "offline"
+        return "online" if wandb.Api().api_key else "offline"
+    except wandb.errors.UsageError:  # no key
+        return "offline"
+    except Exception:  # noqa: BLE001  a key that cannot be tried now, as the start will find and say
+        return "online"
 
 
 class Tracker:
@@ -136,10 +138,14 @@ class Tracker:
             symlink=False,
             x_disable_meta=True,
             x_disable_stats=mode != "online",
+            x_file_transfer_retry_max=RETRIES,
+            x_file_transfer_retry_wait_max_seconds=5,
+            x_graphql_retry_max=RETRIES,
+            x_graphql_retry_wait_max_seconds=5,
         )
         if mode != "disabled":
             place.folder.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
+        run = wandb.init(
             entity=wanted.entity,
             project=wanted.project,
             group=place.group,
@@ -154,6 +160,9 @@ class Tracker:
             resume="allow" if self._id else None,
             settings=settings,
         )
+        if mode == "online":
+            run._public_api()  # asks once who we are; later, while the server is down, no table could be logged
+        return run
 
     def _tell(self, call: Callable[[], object]) -> None:
         """Calls W&B; the first time that it fails is logged, and what it was told otherwise stays told."""

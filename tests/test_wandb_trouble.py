@@ -37,6 +37,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
         monkeypatch.setattr("wandb.apis.public.Api._HTTP_TIMEOUT", 1)  # W&B reads the variable once
         monkeypatch.setattr("osteo.tracking.SECONDS_TO_REACH", 3)
         monkeypatch.setattr("osteo.tracking.SECONDS_TO_FINISH", 3)
+        monkeypatch.setattr("osteo.tracking.RETRIES", 1)
         yield fake
         wandb.teardown()
 
@@ -173,6 +174,7 @@ def test_a_server_that_goes_down(
     server.up()
     upload(done.out)
     assert set(run.epochs) == {0, 1, 2}
+    assert {Path(name).parts[-1].split("_")[0] for name in run.files if "table" in name} >= {"predictions", "roc"}
     assert run.summary["test/auroc"] == json.loads(undisturbed)["test/auroc"]
     assert run.exit_code == 0
 
