@@ -125,7 +125,7 @@ class Run:
 
     def set_status(self, state: str, error: str | None = None) -> None:
         """Writes status.json: running, done or failed, the error of a failed run, and the run's own id."""
-        known = self.status()["id"] if (self.directory / "status.json").exists() else secrets.token_hex(4)
+        known = self.status()["id"] if (self.directory / "status.json").exists() else new_id()
         write_json(self.directory / "status.json", {"state": state, "error": error, "id": known})
 
     def status(self) -> dict[str, Any]:
@@ -188,6 +188,12 @@ class Follower(Run):
 
     start = clear = hold = release = set_status = _leave
     write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
+
+
+def new_id() -> str:
+    """An id that no other run has: an agent of W&B gives one to the run that it starts, and to that alone."""
+    given = os.environ.pop("WANDB_RUN_ID", None) if "WANDB_SWEEP_ID" in os.environ else None
+    return given or secrets.token_hex(4)
 
 
 def record_of(directory: Path) -> Run:

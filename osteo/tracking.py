@@ -1,23 +1,30 @@
 """What Weights & Biases is told of a run. Nothing personal: no patient, no path, no name of machine or user."""
 
 import logging
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pandas as pd
 import wandb
 
 from osteo.config import WandbConfig
+from osteo.runs import shown
 
 log = logging.getLogger(__name__)
 
 CLASS_NAMES = ["normal", "osteoporosis"]
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
+SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
+RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
+SECONDS_TO_FINISH = 60  # what is not uploaded by then is left to `wandb sync`
 
 
 @dataclass(frozen=True)
@@ -53,20 +60,25 @@ def group_of(settings: WandbConfig, folder: Path) -> str:
 
 
 def choose_mode(mode: str) -> str:
-    """What "auto" stands for: online where a key of W&B is found, else offline."""
+    """What "auto" stands for: online where a key of W&B is found, else offline; nobody is asked for one."""
     if mode != "auto":
         return mode
+    settings = wandb.setup().settings
+    if settings.api_key or settings.identity_token_file:
+        return "online"
     try:
-        key = wandb.Api().api_key
-    except Exception:  # noqa: BLE001  not logged in is no error here, whatever class it has
-        key = None
-    return "online" if key else "offline"
+        known = netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).hosts
+    except (OSError, NetrcParseError):
+        return "offline"
+    hosts = {urlsplit(settings.base_url).hostname, "api.wandb.ai"}  # the second: what the hosted service was called
+    return "online" if hosts & known.keys() else "offline"
 
 
 class Tracker:
     """One W&B run, from its start to its end; as a context manager it is finished whatever happens.
 
-    Curves are kept against the epoch, one point each.
+    Whatever goes wrong with W&B is a warning and ends nothing. All that it is told is kept in a file before it is sent,
+    so that `wandb sync` can upload later what the server has not got. Curves are kept against the epoch, a point each.
 
     Args:
         settings: what was configured.
@@ -79,23 +91,39 @@ class Tracker:
         self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place, run_id: str | None = None
     ) -> None:
         self._id = run_id
-        mode = choose_mode(settings.mode)
+        self._has_warned = False
+        logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it tells of the machine, and logs where it cannot
+        os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
+        self._run = self._begin(settings, configuration, place, choose_mode(settings.mode))
+        self._tell(lambda: self._run.define_metric("epoch"))
+        self._tell(lambda: self._run.define_metric("*", step_metric="epoch"))
+
+    def _begin(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
+        """Starts the run as `mode` says; else offline; else, where its folder cannot be written, without W&B."""
+        theirs = f"wandb/run-*-{self._id}"
+        known = set(place.folder.glob(theirs))
         try:
-            self._run = self._start(settings, configuration, place, mode)
-        except (
-            wandb.errors.CommError,
-            wandb.errors.AuthenticationError,
-            wandb.errors.UsageError,
-            TimeoutError,
-        ) as error:
-            log.warning(
-                "W&B cannot be reached (%s); the run is kept offline, upload it later with: wandb sync",
-                type(error).__name__,
-            )
+            return self._start(wanted, configuration, place, mode)
+        except Exception as error:  # noqa: BLE001  its own, the system's, its parts': no list is whole
             wandb.teardown()
-            self._run = self._start(settings, configuration, place, "offline")
-        self._run.define_metric("epoch")
-        self._run.define_metric("*", step_metric="epoch")
+            if mode == "offline":
+                log.warning(
+                    "W&B keeps nothing of this run: %s cannot be written (%s)",
+                    shown(place.folder / "wandb"),
+                    _name(error),
+                )
+                return self._start(wanted, configuration, place, "disabled")
+            for nothing in set(place.folder.glob(theirs)) - known:
+                shutil.rmtree(nothing, ignore_errors=True)
+            run = self._begin(wanted, configuration, place, "offline")
+            if not run.disabled:
+                log.warning(
+                    "W&B cannot be reached (%s); the run is kept offline, upload it later with: %s",
+                    _name(error),
+                    upload(run),
+                )
+            return run
 
     def _start(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
         settings = wandb.Settings(
@@ -103,8 +131,11 @@ class Tracker:
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            finish_timeout=SECONDS_TO_FINISH,
+            finish_timeout_raises=True,
             host="",
             init_timeout=SECONDS_TO_REACH,
+            program="osteo",  # else the path of the script
             quiet=True,
             root_dir=str(place.folder),
             save_code=False,
@@ -112,9 +143,14 @@ class Tracker:
             symlink=False,
             x_disable_meta=True,
             x_disable_stats=mode != "online",
+            x_file_transfer_retry_max=RETRIES,
+            x_file_transfer_retry_wait_max_seconds=5,
+            x_graphql_retry_max=RETRIES,
+            x_graphql_retry_wait_max_seconds=5,
         )
-        place.folder.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
+        if mode != "disabled":
+            place.folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
             entity=wanted.entity,
             project=wanted.project,
             group=place.group,
@@ -129,16 +165,30 @@ class Tracker:
             resume="allow" if self._id else None,
             settings=settings,
         )
+        if mode == "online":
+            run._public_api()  # asks once who we are; later, while the server is down, no table could be logged
+        return run
+
+    def _tell(self, call: Callable[[], object]) -> None:
+        """Calls W&B; the first time that it fails is logged, and what it was told otherwise stays told."""
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001  whatever W&B raises, the training is worth more
+            if not self._has_warned:
+                log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
+            self._has_warned = True
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Adds one point to every curve."""
-        self._run.log(dict(row))
+        self._tell(lambda: self._run.log(dict(row)))
 
     def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame, facts: Mapping[str, Any]) -> None:
         """Adds the final metrics, and the test predictions as table, confusion matrix, ROC and PR curve."""
-        for name, value in {**metrics, **facts}.items():
-            if isinstance(value, int | float | str):
-                self._run.summary[name] = value
+        plain = {name: value for name, value in {**metrics, **facts}.items() if isinstance(value, int | float | str)}
+        self._tell(lambda: self._run.summary.update(plain))
+        self._tell(lambda: self._run.log(self._plots(predictions)))
+
+    def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
         test = predictions[predictions["split"] == "test"].drop(columns=["group"]).reset_index(drop=True)
         truth = test["label"].astype(int).tolist()
         both = [[1.0 - p, p] for p in test["probability"]]
@@ -148,7 +198,7 @@ class Tracker:
             "labels": CLASS_NAMES,
             "classes_to_plot": [1],
         }
-        plots = {
+        return {
             "test/confusion": wandb.plot.confusion_matrix(
                 y_true=truth, preds=[int(p > 0.5) for _, p in both], class_names=CLASS_NAMES, title="test"
             ),
@@ -156,15 +206,14 @@ class Tracker:
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
             "test/predictions": wandb.Table(dataframe=test),
         }
-        self._run.log(plots)
 
     def figures(self, paths: Mapping[str, Path]) -> None:
         """Adds pictures, by their names."""
-        self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
+        self._tell(lambda: self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()}))
 
     def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
         """Adds tables, by their names."""
-        self._run.log({f"tables/{name}": wandb.Table(dataframe=table) for name, table in tables.items()})
+        self._tell(lambda: self._run.log({f"tables/{name}": wandb.Table(dataframe=t) for name, t in tables.items()}))
 
     def __enter__(self) -> Self:
         return self
@@ -172,6 +221,28 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell(lambda: self._finish(0 if kind is None else 1))
+
+    def _finish(self, exit_code: int) -> None:
         logs = Path(self._run.settings.log_dir)
-        self._run.finish(exit_code=0 if kind is None else 1)
+        try:
+            self._run.finish(exit_code)
+        except TimeoutError:
+            log.warning(
+                "W&B has not taken all of the run within %d s; upload the rest later with: %s",
+                SECONDS_TO_FINISH,
+                upload(self._run),
+            )
+        if not self._run.disabled and not shutil.disk_usage(logs).free:
+            log.warning("the disk of %s is full: W&B has not kept all of the run", shown(logs.parent))
         shutil.rmtree(logs, ignore_errors=True)  # W&B's own debug logs name paths
+
+
+def upload(run: "wandb.Run") -> str:
+    """What to type to upload a run that is kept in a folder."""
+    online = "" if run.offline else "--include-online "
+    return f"wandb sync {online}{shown(Path(run.settings.sync_dir))}"
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__

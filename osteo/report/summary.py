@@ -55,7 +55,9 @@ def show_runs(directory: Path) -> bool:
     else:
         lines = [f"record       {place}/"]
     if (directory / "wandb").is_dir():
-        lines += [f"compare      wandb leet {place}/wandb", f"upload       wandb sync {place}/wandb/offline-run-*"]
+        lines += [f"compare      wandb leet {place}/wandb"]
+    if any(directory.glob("wandb/offline-run-*")):
+        lines += [f"upload       wandb sync {place}/wandb/offline-run-*"]
     if failed:
         lines.append(f"go on        osteo train resume={shlex.quote(place)}")
     console.print("\n".join(lines), soft_wrap=True)
