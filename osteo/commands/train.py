@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from osteo.data.datamodule import KneeDataModule
+    from osteo.data.store import Store
     from osteo.inference.card import Card
     from osteo.module import Classifier
     from osteo.runs import Run
@@ -215,7 +216,7 @@ def train(config: Config, job: Job) -> bool:
         module.load_state_dict(kept["state_dict"])
         predictions = predict(trainer, module, datamodule)
         if is_first:
-            write_card(record.best_checkpoint, card_of(config, manifest, predictions))
+            write_card(record.best_checkpoint, card_of(config, manifest, store, predictions))
         record.write_predictions(predictions)
         results: dict[str, Any] = {}
         for split in ("val", "test"):
@@ -286,17 +287,22 @@ def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModul
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
-def card_of(config: Config, manifest: "pd.DataFrame", predictions: "pd.DataFrame") -> "Card":
+def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", predictions: "pd.DataFrame") -> "Card":
     """What the checkpoint will carry; calibration follows from validation alone."""
     from importlib.metadata import version
 
+    import numpy as np
+
     from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature
+    from osteo.inference import guard
     from osteo.inference.card import Card, data_hash
 
     val = predictions[predictions["split"] == "val"]
     logits, labels = val["logit"].to_numpy(float), val["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     used = manifest[manifest["split"] != "excluded"]
+    rows = used["sha256"].map(store.rows)
+    seen = {name: rows[used["split"] == name].to_numpy(np.int_) for name in ("train", "val", "test")}
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
@@ -309,6 +315,7 @@ def card_of(config: Config, manifest: "pd.DataFrame", predictions: "pd.DataFrame
         seed=config.seed,
         fold=config.data.split.fold,
         osteo=version("osteo"),
+        guard=guard.plain(guard.fit(store.pictures[0], **seen)),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from osteo.data.store import Grey, square
 from osteo.errors import UserError
 from osteo.inference.card import Card, read_card
+from osteo.inference.guard import Guard, from_plain
 from osteo.module import read_checkpoint
 from osteo.network import Network
 
@@ -26,6 +27,7 @@ class Model:
     """of its file"""
     network: Network
     card: Card
+    guard: Guard | None
 
     def prepare(self, grey: Grey) -> Grey:
         """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training's store."""
@@ -55,8 +57,12 @@ def load_model(checkpoint: Path) -> Model:
     """
     module, kept = read_checkpoint(checkpoint)
     card = read_card(kept, checkpoint.name)
+    try:
+        guard = from_plain(card.guard)
+    except TypeError as error:
+        raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
-    return Model(checkpoint.name, network, card)
+    return Model(checkpoint.name, network, card, guard)
 
 
 def load_models(checkpoints: Sequence[str]) -> list[Model]:

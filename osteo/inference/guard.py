@@ -1,0 +1,149 @@
+"""Whether a picture looks like those that a network learnt from; the network itself would answer anything.
+
+A picture's features are a thumbnail, without its brightness and contrast, and a histogram. How far they lie from those
+of the training pictures is measured by probabilistic principal components (Tipping and Bishop 1999).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from osteo.data.store import Grey
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int_]
+
+SIDE, BINS = 32, 16  # of the thumbnail and of the histogram
+HISTOGRAM = 0.5  # its weight beside the thumbnail
+COMPONENTS = 16
+MOST = 2000  # training pictures that are looked at
+KEPT = 0.95  # share of validation pictures that are not flagged
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What training pictures look like, as tensors and plain values that a checkpoint carries."""
+
+    mean: Tensor
+    """float32 (F,)"""
+    components: Tensor
+    """float32 (K, F)"""
+    variances: Tensor
+    """float32 (K,)"""
+    residual: float
+    """variance that the components leave, over all features"""
+    limit: float
+    """score above which a picture is flagged, from validation"""
+    false_alarms: int
+    """test pictures that the limit flags"""
+    tested: int
+    """test pictures in all"""
+
+    def score(self, pictures: Iterable[Grey]) -> npt.NDArray[np.float64]:
+        """How far uint8 (S, S) pictures lie from the training's, (N,); about 2 where they are like them."""
+        centred = features(pictures) - self.mean.numpy()
+        along = centred @ self.components.numpy().T
+        beside = (centred**2).sum(axis=1) - (along**2).sum(axis=1)
+        variances = self.variances.numpy() + self.residual / (10 * len(self.variances))
+        return np.asarray((along**2 / variances).mean(axis=1) + beside / self.residual, np.float64)
+
+    @property
+    def promise(self) -> str:
+        """How often it flags a picture of the training's kind, in words."""
+        return f"flags {self.false_alarms} of {self.tested} held-out pictures of the training's kind"
+
+
+def features(pictures: Iterable[Grey]) -> Floats:
+    """Float32 (N, 32 * 32 + 16) of uint8 (S, S) pictures."""
+    rows = []
+    for picture in pictures:
+        small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+        thumbnail = (small - small.mean()) / (small.std() + 1e-3) / SIDE
+        shares = np.bincount(picture.ravel() // (256 // BINS), minlength=BINS) / picture.size
+        rows.append(np.concatenate([thumbnail.ravel(), HISTOGRAM * np.sqrt(shares)]))
+    return np.asarray(rows, np.float32)
+
+
+def fit(plane: Grey, *, train: Rows, val: Rows, test: Rows) -> Guard:
+    """A guard from training pictures; validation sets its limit, test says how often it errs.
+
+    Args:
+        plane: uint8 (N, S, S), may be mapped: only what is looked at is read.
+        train: rows of the pictures that it learns from, at least three; at most 2000 of them are looked at.
+        val: at least one.
+        test: any number.
+    """
+    known = features(plane[row] for row in train[:: -(-len(train) // MOST)])
+    mean = known.mean(axis=0)
+    _, spread, directions = np.linalg.svd(known - mean, full_matrices=False)
+    variances = spread**2 / (len(known) - 1)
+    count = min(COMPONENTS, (len(known) - 1) // 2)
+    mean, components, along = (
+        torch.from_numpy(part.astype(np.float32)) for part in (mean, directions[:count], variances[:count])
+    )
+    guard = Guard(mean, components, along, float(max(variances[count:].sum(), 1e-6)), 0.0, 0, len(test))
+    limit = float(np.quantile(guard.score(plane[row] for row in val), KEPT))
+    alarms = int((guard.score(plane[row] for row in test) > limit).sum()) if len(test) else 0
+    return replace(guard, limit=limit, false_alarms=alarms)
+
+
+def plain(guard: Guard) -> dict[str, Any]:
+    """What a checkpoint keeps of a guard."""
+    return asdict(guard)
+
+
+def from_plain(kept: Mapping[str, Any]) -> Guard | None:
+    """The guard that a checkpoint has kept, or None where it has none."""
+    return Guard(**kept) if kept else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a guard says of one picture."""
+
+    score: float
+    limit: float
+    flags: tuple[str, ...]
+    """what is odd about it, in words; empty where nothing is"""
+    halves: tuple[Grey, Grey] | None
+    """left and right, as decoded, where it shows two knees"""
+
+
+def look(guard: Guard | None, grey: Grey, prepare: Any, image_size: int) -> Look:
+    """Looks at a decoded picture (H, W) of any size before it is answered.
+
+    Args:
+        guard: of the model; None where its checkpoint has none.
+        grey: as decoded.
+        prepare: makes uint8 (S, S) of it, as the model does.
+        image_size: S.
+    """
+    height, width = grey.shape
+    flags = [f"only {width} x {height} pixels"] if min(height, width) < image_size // 2 else []
+    if guard is None:
+        return Look(float("nan"), float("nan"), (*flags, "its checkpoint has no guard"), None)
+
+    def score(picture: Grey) -> float:
+        return float(guard.score([prepare(picture)])[0])
+
+    own = score(grey)
+    halves = None
+    if own > guard.limit:
+        left, right = (np.ascontiguousarray(half) for half in (grey[:, : width // 2], grey[:, width - width // 2 :]))
+        turned = [np.ascontiguousarray(np.rot90(grey, quarter)) for quarter in (1, 2, 3)]
+        if width > height and max(score(left), score(right)) <= guard.limit:
+            flags.append("two knees")
+            halves = (left, right)
+        elif score(np.asarray(255 - grey, np.uint8)) <= guard.limit:
+            flags.append("inverted: bone is dark")
+        elif min(score(picture) for picture in turned) <= guard.limit:
+            flags.append("turned")
+        else:
+            flags.append("unlike the pictures that the model learnt from")
+    return Look(own, guard.limit, tuple(flags), halves)
