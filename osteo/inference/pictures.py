@@ -1,0 +1,63 @@
+"""From the bytes of a file to the grey picture in it, whatever the file is."""
+
+from importlib.util import find_spec
+from pathlib import PurePosixPath
+
+import cv2
+
+from osteo.data.manifest import explain
+from osteo.data.sources import LARGEST_FILE, PICTURES
+from osteo.data.store import Grey, decode
+
+DICOM = {".dcm", ".dicom"}
+PICTURES_AND_DICOM = PICTURES | DICOM
+
+
+class Unusable(ValueError):  # noqa: N818 - it is said of a file
+    """A file holds no picture that can be used; says why in a few words, without a path or anything of a patient."""
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that starts so, with 132 bytes or more, has the preamble of DICOM."""
+    return head[128:132] == b"DICM"
+
+
+def looks_like_picture(name: str, head: bytes) -> bool:
+    """Whether a file of a folder is meant to be read: by its suffix, or by the preamble of DICOM in its first bytes.
+
+    Hospitals name files IM000001 or 1.2.840.113, so any suffix will do where there is a preamble. DICOMDIR has one
+    too, but is a table of contents.
+    """
+    path = PurePosixPath(name)
+    return path.suffix.lower() in PICTURES_AND_DICOM or (is_dicom(head) and path.name.upper() != "DICOMDIR")
+
+
+def read_picture(content: bytes, size: int) -> Grey:
+    """Eight-bit grey pixels (H, W), upright, bone bright.
+
+    A plain picture is decoded as in training. DICOM is told by its content; see osteo.inference.dicom.
+
+    Args:
+        content: of the file.
+        size: side in pixels that the picture is going to have; a JPEG is decoded at least twice as large.
+
+    Raises:
+        Unusable: for whatever reason; nothing else is raised.
+    """
+    if len(content) > LARGEST_FILE:
+        raise Unusable("larger than 512 MiB")
+    if is_dicom(content):
+        if find_spec("pydicom") is None:
+            raise Unusable("DICOM needs pip install 'osteo[dicom]'")
+        from osteo.inference.apart import read_apart
+
+        return read_apart(content)
+    try:
+        return decode(content, size)
+    except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
+        reason = explain(error)
+    except Exception:  # noqa: BLE001 - what a broken file makes of Pillow's parsers: struct.error, KeyError, ...
+        reason = "damaged picture"
+    if content[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):  # the groups that a data set starts with
+        reason = "not a picture; if it is DICOM, its header (DICM at byte 128) is missing"
+    raise Unusable(reason)
