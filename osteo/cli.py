@@ -12,10 +12,11 @@ COMMANDS = {
     "train": "train one model, or sweep many with -m",
     "status": "how far the runs of a sweep are, and what failed",
     "rerun": "repeat a recorded run and compare the metrics",
+    "predict": "what checkpoints say of your own pictures",
     "report": "figures and tables of a sweep, beside the paper's",
 }
 
-POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run"}
+POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "predict": "ckpt"}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

@@ -209,6 +209,18 @@ class AuditConfig:
 
 
 @dataclass
+class PredictConfig:
+    """What `osteo predict` can be told; how a picture is prepared is the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
+    output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
+    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
+    overlay: bool = option(True, "a picture with its Grad-CAM beside every answer, and a sheet with all of them")
+
+
+@dataclass
 class Config:
     """Everything that a training run can be told."""
 

@@ -302,7 +302,7 @@ def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", prediction
     temperature = fit_temperature(logits, labels)
     used = manifest[manifest["split"] != "excluded"]
     rows = used["sha256"].map(store.rows)
-    seen = {name: rows[used["split"] == name].to_numpy(np.int_) for name in ("train", "val", "test")}
+    seen = [np.asarray(rows[used["split"] == name], np.int_) for name in ("train", "val", "test")]
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
@@ -315,7 +315,7 @@ def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", prediction
         seed=config.seed,
         fold=config.data.split.fold,
         osteo=version("osteo"),
-        guard=guard.plain(guard.fit(store.pictures[0], **seen)),
+        guard=guard.plain(guard.fit(store.pictures[0], *seen)),
     )
 
 

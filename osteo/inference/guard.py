@@ -70,7 +70,7 @@ def features(pictures: Iterable[Grey]) -> Floats:
     return np.asarray(rows, np.float32)
 
 
-def fit(plane: Grey, *, train: Rows, val: Rows, test: Rows) -> Guard:
+def fit(plane: Grey, train: Rows, val: Rows, test: Rows) -> Guard:
     """A guard from training pictures; validation sets its limit, test says how often it errs.
 
     Args:

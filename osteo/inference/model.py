@@ -38,11 +38,6 @@ class Model:
         with torch.inference_mode():
             return np.asarray(self.network(to_batch(pictures)).double().numpy(), np.float64)
 
-    def mirrored_logits(self, pictures: Sequence[Grey]) -> Floats:
-        """The logits of the same pictures, left and right exchanged, (N,)."""
-        with torch.inference_mode():
-            return np.asarray(self.network(to_batch(pictures).flip(-1)).double().numpy(), np.float64)
-
 
 def to_batch(pictures: Sequence[Grey]) -> Tensor:
     """Float32 (N, 1, S, S) in [0, 1] from uint8 (S, S)."""

@@ -1,0 +1,143 @@
+"""osteo predict: what checkpoints say of pictures, as predictions.csv and .json, overlays and an HTML sheet."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.config import PredictConfig
+from osteo.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from osteo.data.sources import Archive, Entry
+    from osteo.data.store import Grey
+    from osteo.inference.answer import Answer
+    from osteo.inference.model import Model
+
+log = logging.getLogger(__name__)
+
+BATCH = 16  # pictures that are answered at once
+
+
+class Row(NamedTuple):
+    """One line of the answers: a picture, half of one that shows two knees, or a file that cannot be used."""
+
+    name: str
+    reason: str
+    """why the file cannot be used, or empty"""
+    answer: "Answer | None"
+    heat: "npt.NDArray[Any] | None"
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("predict", PredictConfig, predict)
+
+
+def predict(config: PredictConfig, job: Job) -> bool:
+    """Answers every picture; returns whether every file could be used."""
+    from tqdm import tqdm
+
+    from osteo.inference.model import load_models
+    from osteo.report.predictions import show, write
+
+    if not config.input:
+        raise UserError("name what to look at: input=FILE, a folder or a zip")
+    models = load_models(names_of(config.ckpt))
+    archive, entries = pictures_of(config.input)
+    rows: list[Row] = []
+    heats = config.overlay
+    with tqdm(total=len(entries), unit="picture", disable=not sys.stderr.isatty()) as bar:
+        for some in batches(entries):
+            answered, heats = answers(models, archive, some, config, heats=heats)
+            rows += answered
+            bar.update(len(some))
+    write(job.directory, rows, models, config)
+    show(job.directory, rows, models)
+    return not any(row.reason for row in rows)
+
+
+def names_of(ckpt: Any) -> list[str]:
+    """The checkpoints that were named, one or several."""
+    names = ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else []
+    return [str(name) for name in names]
+
+
+def batches(entries: "Sequence[Entry]") -> "Iterator[Sequence[Entry]]":
+    """Portions that are answered at once."""
+    for start in range(0, len(entries), BATCH):
+        yield entries[start : start + BATCH]
+
+
+def pictures_of(given: str) -> "tuple[Archive, list[Entry]]":
+    """A file, folder or zip as an archive, and the files in it that are meant to be pictures.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    from osteo.data.sources import Entry, Folder, open_archive
+    from osteo.inference.pictures import looks_like_picture
+
+    path = Path(given).expanduser()
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return Folder(path.parent), [Entry(path.name, "", "")]
+    archive = open_archive(given, "input")
+    found, passed = [], 0
+    for entry in archive.entries():
+        parts = Path(entry.name).parts
+        if any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts):
+            continue
+        head = b"" if entry.refused or looks_like_picture(entry.name, b"") else archive.read(entry.name)[:132]
+        if looks_like_picture(entry.name, head):
+            found.append(entry)
+        else:
+            passed += 1
+    if passed:
+        log.info("passed over %d files that are no pictures", passed)
+    if not found:
+        raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
+    return archive, found
+
+
+def answers(
+    models: "Sequence[Model]", archive: "Archive", entries: "Sequence[Entry]", config: PredictConfig, *, heats: bool
+) -> tuple[list[Row], bool]:
+    """A row an entry, two more for one that shows two knees; and whether heat maps can be had."""
+    from osteo.inference.answer import answer, heat_map
+    from osteo.inference.pictures import Unusable, read_picture
+
+    size = max(model.card.image_size for model in models)
+    reasons: dict[str, str] = {}
+    greys: dict[str, Grey] = {}
+    for entry in entries:
+        reasons[entry.name] = entry.refused
+        if not entry.refused:
+            try:
+                greys[entry.name] = read_picture(archive.read(entry.name), size)
+            except (Unusable, OSError, RuntimeError) as error:
+                reasons[entry.name] = str(error).splitlines()[0] if isinstance(error, Unusable) else "cannot be read"
+    asked: Any = {"rule": config.rule, "interval": config.interval}
+    said = dict(zip(greys, answer(models, list(greys.values()), **asked), strict=True)) if greys else {}
+    halves: dict[str, list[str]] = {}
+    for name, found in list(said.items()):
+        if found.look.halves is not None:
+            halves[name] = [f"{name} (left half)", f"{name} (right half)"]
+            two = answer(models, found.look.halves, **asked)
+            said |= dict(zip(halves[name], two, strict=True))
+            greys |= dict(zip(halves[name], found.look.halves, strict=True))
+    rows = []
+    for name in [part for entry in entries for part in (entry.name, *halves.get(entry.name, []))]:
+        heat = None
+        if name in said and heats:
+            try:
+                heat = heat_map(models, greys[name])
+            except UserError as error:
+                log.warning("no overlays: %s", error)
+                heats = False
+        rows.append(Row(name, reasons.get(name, ""), said.get(name), heat))
+    return rows, heats
