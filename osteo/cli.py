@@ -12,11 +12,12 @@ COMMANDS = {
     "train": "train one model, or sweep many with -m",
     "status": "how far the runs of a sweep are, and what failed",
     "rerun": "repeat a recorded run and compare the metrics",
+    "evaluate": "what checkpoints reach on a data set or a split",
     "predict": "what checkpoints say of your own pictures",
     "report": "figures and tables of a sweep, beside the paper's",
 }
 
-POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "predict": "ckpt"}
+POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "evaluate": "ckpt", "predict": "ckpt"}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

@@ -11,6 +11,7 @@ from typing import Any
 
 from osteo.errors import UserError, unknown
 
+CLASS_NAMES = ("normal", "osteopenia", "osteoporosis")
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -64,6 +65,10 @@ class DataConfig:
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
     root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
+    classes: dict[str, str] = option(
+        {},
+        "the class that a folder stands for where names are others: {healthy: normal, ill: osteoporosis} (data=folder)",
+    )
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
     download: bool = option(False, "fetch the archives that are not given (data=paper, data=clean)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
@@ -209,6 +214,18 @@ class AuditConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """What `osteo evaluate` can be told; size and fit of a picture are the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    split: str = option(
+        "test", "pictures that are asked about; all of them test", choices=("test", "val", "train", "all")
+    )
+    output_dir: str | None = option(None, "directory of the record; null for outputs/ by date and time")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
 class PredictConfig:
     """What `osteo predict` can be told; how a picture is prepared is the checkpoint's business."""
 
@@ -270,7 +287,7 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{key}.")
         elif value is not None and entry.metadata:
             _check_value(key, value, entry.metadata)
-    if isinstance(config, Config | PrepareConfig | AuditConfig):
+    if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
     if isinstance(config, Config):
         _check_training(config)
@@ -308,6 +325,11 @@ def check_data(data: DataConfig) -> None:
             raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
         if place and not Path(place).expanduser().exists():
             raise UserError(f"data.{key}={place}: no such file or folder")
+    if data.classes and data.name != "folder":
+        raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
+    for folder, meant in data.classes.items():
+        if meant not in CLASS_NAMES:
+            raise unknown(f"data.classes.{folder}", meant, CLASS_NAMES)
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"

@@ -43,7 +43,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
     """Answers every picture; returns whether every file could be used."""
     from tqdm import tqdm
 
-    from osteo.inference.model import load_models
+    from osteo.inference.model import load_models, names_of
     from osteo.report.predictions import show, write
 
     if not config.input:
@@ -60,12 +60,6 @@ def predict(config: PredictConfig, job: Job) -> bool:
     write(job.directory, rows, models, config)
     show(job.directory, rows, models)
     return not any(row.reason for row in rows)
-
-
-def names_of(ckpt: Any) -> list[str]:
-    """The checkpoints that were named, one or several."""
-    names = ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else []
-    return [str(name) for name in names]
 
 
 def batches(entries: "Sequence[Entry]") -> "Iterator[Sequence[Entry]]":

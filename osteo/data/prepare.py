@@ -23,12 +23,15 @@ log = logging.getLogger(__name__)
 PAIRS_VERSION = 4  # raise it when find_pairs changes what it returns
 
 
-def prepare(config: DataConfig, sources: dict[str, Source] | None = None) -> tuple[pd.DataFrame, Store]:
+def prepare(
+    config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True
+) -> tuple[pd.DataFrame, Store]:
     """Reads the sources, sets aside what cannot be used, decodes the rest once and splits it.
 
     Args:
         config: what to prepare.
         sources: of the same configuration, where they have been read already.
+        split: draw or read splits; else every picture that can be used is for the test.
 
     Raises:
         UserError: nothing there, a class missing, a split empty, or an unusable file while `strict`.
@@ -47,13 +50,15 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None) -> tup
     store = open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
     manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
-    return assign_splits(manifest, config.split), store
+    if split:
+        return assign_splits(manifest, config.split), store
+    return manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store
 
 
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     """The sources of a data set, by name; archives are drawn or downloaded first where they are missing."""
     if config.name == "folder":
-        return {"folder": read_folder(str(config.root))}
+        return {"folder": read_folder(str(config.root), config.classes)}
     kaggle, mendeley = config.kaggle, config.mendeley
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)

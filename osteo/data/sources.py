@@ -3,7 +3,7 @@
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -152,15 +152,28 @@ class Source:
     """what a clinical sheet says of the patients; see osteo.data.clinical"""
 
 
-def class_of(name: str) -> str | None:
-    """The class named by the nearest folder above a file, in any case and depth, or None."""
+def class_of(name: str, classes: Mapping[str, str] | None = None) -> str | None:
+    """The class named by the nearest folder above a file, in any case and depth, or None.
+
+    Args:
+        name: inside its archive.
+        classes: names of folders, in lower case, by the class that each stands for; without it, the classes' own.
+    """
+    known = classes or {own: own for own in CLASSES}
     for part in reversed(PurePosixPath(name).parts[:-1]):
-        if (folded := part.strip().casefold()) in CLASSES:
-            return folded
+        if found := known.get(part.strip().casefold()):
+            return found
     return None
 
 
-def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str], str] = lambda _: "") -> Source:
+def read_source(
+    source: str,
+    root: str,
+    key: str,
+    *,
+    patient_of: Callable[[str], str] = lambda _: "",
+    classes: Mapping[str, str] | None = None,
+) -> Source:
     """Finds the pictures of an archive by its class folders.
 
     Args:
@@ -168,6 +181,7 @@ def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str],
         root: folder or zip.
         key: option that named it, for errors.
         patient_of: gives the patient from a name inside the archive.
+        classes: as `class_of` takes them.
 
     Raises:
         UserError: the archive cannot be opened.
@@ -177,7 +191,7 @@ def read_source(source: str, root: str, key: str, *, patient_of: Callable[[str],
     stamps = []
     for entry in archive.entries():
         name, path = entry.name, PurePosixPath(entry.name)
-        class_name = class_of(name)
+        class_name = class_of(name, classes)
         if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
             found.clinical = read_sheet(archive.read(name))
         hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
@@ -210,6 +224,6 @@ def read_kaggle(root: str) -> Source:
     return read_source("kaggle", root, "data.kaggle")
 
 
-def read_folder(root: str) -> Source:
-    """Any folder or zip with class folders."""
-    return read_source("folder", root, "data.root")
+def read_folder(root: str, classes: Mapping[str, str] | None = None) -> Source:
+    """Any folder or zip with class folders, under the names of `classes` where they are others."""
+    return read_source("folder", root, "data.root", classes=classes)

@@ -79,10 +79,8 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             for model, mine in zip(models, prepared, strict=True)
         ]
     )  # (models, variants, pictures)
-    heat = np.array([model.card.temperature for model in models])[:, None, None]
-    calibrated = expit(logits / heat)
-    plain, sure = expit(logits[:, 0]).mean(axis=0), calibrated[:, 0].mean(axis=0)
-    own = logits[0, 0] if len(models) == 1 else logit(np.clip(plain, 1e-12, 1 - 1e-12))
+    calibrated = expit(logits / temperatures(models)[:, None, None])
+    own, plain, sure = combine(models, logits[:, 0])
     first = models[0]
     looks = [look(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
     ranges = (
@@ -102,6 +100,25 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
         )
         for n in range(len(pictures))
     ]
+
+
+def temperatures(models: Sequence[Model]) -> Floats:
+    """Of each model, (models,)."""
+    return np.array([model.card.temperature for model in models])
+
+
+def combine(models: Sequence[Model], logits: Floats) -> tuple[Floats, Floats, Floats]:
+    """Logit, probability and calibrated probability of each picture, (N,), from the logits of one or several models.
+
+    Probabilities of several are means; their logit is that of the mean.
+
+    Args:
+        models: that were asked.
+        logits: (models, N).
+    """
+    plain, sure = expit(logits).mean(axis=0), expit(logits / temperatures(models)[:, None]).mean(axis=0)
+    own = logits[0] if len(models) == 1 else logit(np.clip(plain, 1e-12, 1 - 1e-12))
+    return own, plain, sure
 
 
 def change(picture: Grey, variant: Variant) -> Grey:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,16 @@ Floats = npt.NDArray[np.float64]
 class Model:
     """A network in evaluation mode and float32, and the card that it came with."""
 
-    name: str
+    path: Path
     """of its file"""
     network: Network
     card: Card
     guard: Guard | None
+
+    @property
+    def name(self) -> str:
+        """Of its file, with the run that it lies in."""
+        return "/".join(self.path.parts[-3:] if self.path.parent.name == "checkpoints" else self.path.parts[-1:])
 
     def prepare(self, grey: Grey) -> Grey:
         """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training's store."""
@@ -57,7 +63,12 @@ def load_model(checkpoint: Path) -> Model:
     except TypeError as error:
         raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
-    return Model(checkpoint.name, network, card, guard)
+    return Model(checkpoint, network, card, guard)
+
+
+def names_of(ckpt: Any) -> list[str]:
+    """The checkpoints that a `ckpt` key names, one or several."""
+    return [str(name) for name in (ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else [])]
 
 
 def load_models(checkpoints: Sequence[str]) -> list[Model]:

@@ -1,0 +1,138 @@
+"""osteo evaluate: what checkpoints reach on a data set, as a run record."""
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.config import EvaluateConfig
+from osteo.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from osteo.inference.answer import Floats
+    from osteo.inference.model import Model
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("evaluate", EvaluateConfig, evaluate)
+
+
+def evaluate(config: EvaluateConfig, job: Job) -> bool:
+    """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
+    begun = time.perf_counter()
+    from osteo import metrics
+    from osteo.inference.answer import combine
+    from osteo.inference.model import load_models, names_of
+    from osteo.report.tables import as_table, terminal
+    from osteo.runs import Run, shown
+
+    models = load_models(names_of(config.ckpt))
+    manifest, logits = ask(models, config)
+    rows = manifest["split"] == ("test" if config.split == "all" else config.split)
+    predictions = manifest.loc[rows, ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
+    logit, probability, calibrated = combine(models, logits)
+    predictions = predictions.assign(logit=logit, probability=probability)
+    name = predictions["split"].iloc[0]
+    results = {f"{name}/{key}": v for key, v in metrics.evaluate(predictions["logit"], predictions["label"]).items()}
+    record = Run(job.directory)
+    record.hold()
+    record.start(job.config_yaml)
+    record.write_manifest(manifest)
+    record.write_predictions(predictions)
+    record.write_metrics(results)
+    facts = {
+        "backbone": "+".join(model.card.backbone for model in models),
+        "seed": models[0].card.seed,
+        "fold": models[0].card.fold,
+        "trained_on": models[0].card.trained_on,
+        "data_hash": [model.card.data_hash for model in models],
+        "pictures": len(predictions),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+    record.write_environment(**facts)
+    record.set_status("done")
+    console = terminal()
+    if predictions["label"].nunique() == 2:
+        console.print(as_table(intervals(predictions, calibrated, models)))
+        console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
+    else:
+        console.print(f"{len(predictions)} pictures of one class alone: no table; see metrics.json")
+    console.print(f"record       {shown(job.directory)}/", soft_wrap=True)
+    return True
+
+
+def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats]":
+    """The manifest, and the models' logits of the pictures that are asked about, (models, N).
+
+    Raises:
+        UserError: the data cannot be had, or nothing is left to ask about.
+    """
+    import numpy as np
+
+    from osteo.data.prepare import prepare
+    from osteo.inference.card import data_hash
+
+    logits = []
+    for model in models:
+        data = replace(config.data, image_size=model.card.image_size, fit=model.card.fit)
+        manifest, store = prepare(data, split=config.split != "all")
+        rows = manifest[manifest["split"] == ("test" if config.split == "all" else config.split)]
+        if rows.empty:
+            raise UserError(f"split={config.split} has no picture")
+        used = manifest[manifest["split"] != "excluded"]
+        same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
+        warn_of_seen(model, rows, same_data=same, split=config.split)
+        places = [store.rows[sha] for sha in rows["sha256"]]
+        logits.append(np.concatenate([model.logits(store.pictures[0][some]) for some in portions(places)]))
+    return manifest, np.stack(logits)
+
+
+def portions(places: "Sequence[int]", size: int = 32) -> "list[Sequence[int]]":
+    """Rows of the store in portions that are asked about at once."""
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
+def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
+    """Says how many of the pictures a model has learnt from, as far as its run directory still tells."""
+    from osteo.data.manifest import read_manifest
+
+    kept = model.path.parent.parent / "manifest.csv"
+    if same_data and split in ("test", "val"):
+        return
+    if not kept.exists():
+        log.warning(
+            "whether %s has learnt from these pictures cannot be told: its manifest.csv is not there", model.name
+        )
+        return
+    theirs = read_manifest(kept)
+    learnt = set(theirs.loc[theirs["split"].isin(["train", "val"]), "sha256"])
+    if seen := int(rows["sha256"].isin(learnt).sum()):
+        log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))
+
+
+def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequence[Model]") -> "pd.DataFrame":
+    """Every metric with its interval, called at 0.5 and at the thresholds that validation chose."""
+    import pandas as pd
+
+    from osteo import statistics
+    from osteo.inference.answer import threshold_of
+
+    labels, groups = predictions["label"].to_numpy(int), list(predictions["group"])
+    columns = {"metric": list(statistics.METRICS)}
+    for rule in models[0].card.thresholds:
+        limit, scores = threshold_of(models, rule), calibrated
+        if rule == "0.5":  # as in training: of what is not calibrated
+            scores = predictions["probability"].to_numpy(float)
+        made = statistics.bootstrap(statistics.metrics(labels, scores[None], limit), labels, groups)
+        found = [made.interval(column) for column in range(len(statistics.METRICS))]
+        columns[f"at {rule} ({limit:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
+    return pd.DataFrame(columns)
