@@ -325,9 +325,9 @@ def check_data(data: DataConfig) -> None:
             raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
         if place and not Path(place).expanduser().exists():
             raise UserError(f"data.{key}={place}: no such file or folder")
-    if data.classes and data.name != "folder":
-        raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
-    for folder, meant in data.classes.items():
+    if data.classes is not None and (data.name != "folder" or not isinstance(data.classes, dict)):
+        raise UserError("data.classes goes with data=folder, and is written as {healthy: normal, ill: osteoporosis}")
+    for folder, meant in (data.classes or {}).items():
         if meant not in CLASS_NAMES:
             raise unknown(f"data.classes.{folder}", meant, CLASS_NAMES)
     if split.fold is not None and split.fold >= split.folds:

@@ -242,8 +242,8 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
     """
     rows = []
     for run in runs_of(sweep):
-        if run.status()["state"] != "done":
-            continue
+        if run.status()["state"] != "done" or not (run.directory / "history.csv").exists():
+            continue  # the second: an evaluation
         metrics, facts = run.read_json("metrics.json"), run.read_json("environment.json")
         rows.append(
             {"run": run.directory.name}

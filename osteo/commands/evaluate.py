@@ -29,7 +29,10 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
+    import pandas as pd
+
     from osteo import metrics
+    from osteo.files import write_table
     from osteo.inference.answer import combine
     from osteo.inference.model import load_models, names_of
     from osteo.report.tables import as_table, terminal
@@ -59,10 +62,13 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
         "seconds": round(time.perf_counter() - begun, 1),
     }
     record.write_environment(**facts)
+    both = predictions["label"].nunique() == 2
+    table = intervals(predictions, calibrated, models) if both else pd.DataFrame()
+    write_table(job.directory / "intervals.csv", table)
     record.set_status("done")
     console = terminal()
-    if predictions["label"].nunique() == 2:
-        console.print(as_table(intervals(predictions, calibrated, models)))
+    if both:
+        console.print(as_table(table))
         console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
     else:
         console.print(f"{len(predictions)} pictures of one class alone: no table; see metrics.json")

@@ -53,7 +53,7 @@ def report(config: ReportConfig, job: Job) -> bool:
     runs = {run.directory.name: run for run in runs_of(directory)}
     board = leaderboard(directory)
     if board.empty:
-        raise UserError(f"runs={config.runs} holds no finished run; give a sweep or a run directory")
+        raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
     experiment = read_experiment(
         [runs[name] for name in runs if name in set(board["run"])], sensitivity=config.sensitivity
     )

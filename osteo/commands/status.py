@@ -47,8 +47,8 @@ def row(run: "Run") -> dict[str, Any]:
 
     state, error = run.state, run.status()["error"]
     found: dict[str, Any] = {"run": run.directory.name, "state": state}
-    if (run.directory / "config.yaml").exists():
-        settings = run.read_config()
+    settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
+    if "trainer" in settings:  # else it had not begun, or is an evaluation
         wanted = settings["trainer"]["max_epochs"]
         history = run.directory / "history.csv"
         seconds = pd.read_csv(history)["seconds"] if history.exists() else pd.Series(dtype=float)

@@ -1,0 +1,276 @@
+"""A checkpoint in the hands of somebody who has never seen how it was made."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+from sklearn.metrics import roc_auc_score
+
+from osteo.data.phantom import write_archives
+from osteo.data.store import Grey, decode, square
+from osteo.errors import UserError
+from osteo.inference import guard
+from osteo.inference.answer import VARIANTS, change, combine
+from osteo.inference.card import KEY, data_hash
+from osteo.inference.model import load_model, load_models
+from osteo.runs import Run
+
+COUNTS = {"normal": 40, "osteoporosis": 40}
+
+
+@pytest.fixture(scope="module")
+def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty phantom knees in class folders."""
+    root = tmp_path_factory.mktemp("knees") / "archives"
+    write_archives(root, seed=5, kaggle=COUNTS, mendeley={"normal": 1, "osteopenia": 0, "osteoporosis": 1})
+    return root / "kaggle"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, knees: Path, cache: Path) -> Path:
+    """Two trainings in float32, in one folder."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("runs")
+    command = [
+        str(Path(sys.executable).with_name("osteo")), "train", "-m", "data=folder", f"data.root={knees}",
+        "data.image_size=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "trainer.max_epochs=3", "model.backbone=test_resnet,test_convnext", "logger.wandb.mode=disabled",
+        "output_dir=s",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "s"
+
+
+def test_a_checkpoint_carries_all_that_its_use_needs(runs: Path) -> None:
+    card = load_model(runs / "0/checkpoints/best.ckpt").card
+    record = Run(runs / "0")
+    used = record.read_manifest().query("split != 'excluded'")
+    assert (card.image_size, card.fit, card.class_names) == (64, "pad", ["normal", "osteoporosis"])
+    assert (card.trained_on, card.backbone, card.seed) == ("folder", "test_resnet", 0)
+    assert card.data_hash == data_hash(list(used["sha256"]), list(used["split"]))
+    assert set(card.thresholds) == {"0.5", "Youden", "sensitivity"}
+    assert 0.05 <= card.temperature <= 20.0
+    assert card.intended_use.startswith("research use only, not a medical device")
+    again = load_model(runs / "0/checkpoints/best.ckpt")
+    assert again.guard is not None
+    assert again.guard.tested == (used["split"] == "test").sum()
+
+
+def test_a_picture_has_one_logit_wherever_it_is_asked_about(osteo: Callable, runs: Path, knees: Path) -> None:
+    """In training's test, in evaluate and in predict, alone or among others."""
+    trained = Run(runs / "0").read_table("predictions.csv").set_index("image_id")["logit"]
+    data = ["data=folder", f"data.root={knees}"]
+    assert osteo("evaluate", str(runs / "0"), *data, "output_dir=e").code == 0
+    evaluated = Run(Path("e")).read_table("predictions.csv").set_index("image_id")["logit"]
+    assert len(evaluated) == (Run(runs / "0").read_manifest()["split"] == "test").sum()
+    assert (evaluated - trained[evaluated.index]).abs().max() < 1e-4
+    assert osteo("predict", str(runs / "0"), f"input={knees}", "output_dir=p", "interval=false").code == 0
+    predicted = pd.read_csv("p/predictions.csv").assign(id=lambda t: "folder/" + t["file"]).set_index("id")["logit"]
+    assert (predicted[trained.index] - trained).abs().max() < 1e-4
+    name = trained.index[0].removeprefix("folder/")
+    assert osteo("predict", str(runs / "0"), f"input={knees / name}", "output_dir=one", "overlay=false").code == 0
+    assert pd.read_csv("one/predictions.csv")["logit"][0] == pytest.approx(trained.iloc[0], abs=1e-4)
+    kept = json.loads(Path("e/metrics.json").read_text())
+    assert kept == {k: v for k, v in Run(runs / "0").read_json("metrics.json").items() if k.startswith("test/")}
+
+
+def test_several_checkpoints_answer_together(osteo: Callable, runs: Path, knees: Path) -> None:
+    both = f"ckpt=[{runs / '0'},{runs / '1'}]"
+    done = osteo("predict", both, f"input={knees / 'normal'}", "output_dir=p", "rule=0.5")
+    assert done.code == 0, done.err
+    table = pd.read_csv("p/predictions.csv")
+    single = [Run(runs / n).read_table("predictions.csv").set_index("image_id") for n in "01"]
+    for row in table.assign(id="folder/normal/" + table["file"]).itertuples():
+        if row.id in single[0].index:
+            mean = np.mean([one.loc[row.id, "probability"] for one in single])
+            assert row.probability == pytest.approx(mean, abs=1e-5)
+            assert row.low <= row.calibrated <= row.high
+    calls = np.where(table["flag"].notna(), "withheld", np.where(table["calibrated"] > 0.5, "osteoporosis", "normal"))
+    assert list(table["call"]) == list(calls)
+    told = json.loads(Path("p/predictions.json").read_text())
+    assert [model["backbone"] for model in told["models"]] == ["test_resnet", "test_convnext"]
+    assert len(told["pictures"]) == len(table) == 40
+    assert (Path("p/overlays") / f"{table['file'][0]}.png").exists()
+
+
+def test_odd_files_are_rows_and_odd_pictures_are_flagged(
+    osteo: Callable, runs: Path, knees: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    first, second = (cv2.imread(str(path), 0) for path in sorted((knees / "normal").iterdir())[:2])
+    height = min(len(first), len(second))
+    sides = [cv2.resize(p, (p.shape[1] * height // len(p), height)) for p in (first, second)]
+    width = min(side.shape[1] for side in sides)
+    odd = {
+        "two knees": np.hstack([side[:, :width] for side in sides]),
+        "inverted": 255 - first,
+        "turned": np.rot90(first),
+        "only 20 x 20 pixels": cv2.resize(first, (20, 20)),
+        "unlike": cv2.cvtColor(load_sample_images().images[0], cv2.COLOR_RGB2GRAY),
+    }
+    for name, picture in odd.items():
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    (folder / "broken.png").write_bytes(b"\x89PNG no")
+    (folder / "notes.txt").write_text("not a picture")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+        archive.writestr("../escape.png", b"x")
+    for given in ("in", "in.zip"):
+        done = osteo("predict", str(runs / "0"), f"input={given}", f"output_dir=from_{given}")
+        assert done.code == 1, done.err
+        table = pd.read_csv(f"from_{given}/predictions.csv").set_index("file")
+        for name in odd:
+            assert name in table.loc[f"{name}.png", "flag"], name
+            assert table.loc[f"{name}.png", "call"] == "withheld"
+        assert {"two knees.png (left half)", "two knees.png (right half)"} <= set(table.index)
+        assert table.loc["broken.png", "error"] == "not a picture"
+        assert not any("notes" in str(name) for name in table.index)
+        assert not (tmp_path / "escape.png").exists()
+    assert table.loc["../escape.png", "error"] == "name leaves the archive"
+    assert "withheld" in done.out
+
+
+def test_a_guard_tells_knees_from_what_it_never_saw(knees: Path) -> None:
+    pictures = [square(decode(path.read_bytes(), 64), 64, "pad") for path in sorted(knees.rglob("*.*"))]
+    order = np.random.default_rng(0).permutation(len(pictures))
+    made = guard.fit(np.stack(pictures), order[:50], order[50:65], order[65:])
+    assert made.false_alarms <= 4
+    assert made.tested == 15
+    held = [pictures[row] for row in order[65:]]
+    rng = np.random.default_rng(1)
+    photographs = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in load_sample_images().images]
+    corners = [(rng.integers(0, 300), rng.integers(0, 500), image) for image in photographs for _ in range(20)]
+    others: dict[str, list[Grey]] = {
+        "photographs": [square(image[y : y + 120, x : x + 120], 64, "pad") for y, x, image in corners],
+        "noise": [rng.integers(0, 256, (64, 64), dtype=np.uint8) for _ in range(10)],
+        "nothing": [np.full((64, 64), value, np.uint8) for value in (0, 90, 255)],
+        "inverted": [np.asarray(255 - picture, np.uint8) for picture in held],
+        "turned": [np.ascontiguousarray(np.rot90(picture)) for picture in held],
+    }
+    for name, strange in others.items():
+        scores = np.r_[made.score(held), made.score(strange)]
+        assert roc_auc_score([0] * len(held) + [1] * len(strange), scores) > 0.97, name
+    back = guard.from_plain(guard.plain(made))
+    assert np.array_equal(back.score(held), made.score(held))
+
+
+def test_variants_and_means_are_what_they_say() -> None:
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert np.array_equal(change(picture, VARIANTS[0]), picture)
+    assert np.array_equal(
+        change(picture, next(v for v in VARIANTS if v[1:] == (0.0, 1.0) and v.mirrored)), picture[:, ::-1]
+    )
+    assert len(set(VARIANTS)) == len(VARIANTS) == 8
+
+    class Fake:
+        card = SimpleNamespace(temperature=2.0)
+
+    own, plain, sure = combine([Fake()], np.array([[0.0, 2.0]]))
+    assert (list(own), list(plain)) == ([0.0, 2.0], pytest.approx([0.5, 0.880797], abs=1e-6))
+    assert list(sure) == pytest.approx([0.5, 0.731059], abs=1e-6)
+    own, plain, sure = combine([Fake(), Fake()], np.array([[0.0, 2.0], [0.0, -2.0]]))
+    assert list(own) == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda kept: kept.pop(KEY), "carries no preprocessing"),
+        (lambda kept: kept[KEY].update(version=99), "does not know"),
+        (lambda kept: kept[KEY].update(temperature=-1.0), "makes no sense"),
+        (lambda kept: kept[KEY].update(extra=1), "does not know"),
+        (lambda kept: kept[KEY]["guard"].update(extra=1), "carries a guard that this osteo does not know"),
+        (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is no checkpoint of osteo"),
+        (lambda kept: kept.pop("state_dict"), "is no checkpoint of osteo"),
+    ],
+)
+def test_a_checkpoint_that_was_tampered_with_is_refused(
+    runs: Path, tmp_path: Path, spoil: Callable, message: str
+) -> None:
+    kept = torch.load(runs / "0/checkpoints/best.ckpt", weights_only=True)
+    spoil(kept)
+    torch.save(kept, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "bad.ckpt")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (__import__("os").system, ("touch pwned",))
+
+
+def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "hyper_parameters": Bomb()}, tmp_path / "bomb.ckpt")
+    done = osteo("predict", "bomb.ckpt", "input=.")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "bomb.ckpt is no checkpoint of osteo" in done.err
+    assert not (tmp_path / "pwned").exists()
+    foreign = osteo("predict", "ckpt=bomb.ckpt", "input=.", "+_target_=os.system")
+    assert foreign.code == 2
+    assert "key '_target_' is unknown" in foreign.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "input=."], "name a checkpoint"),
+        (["predict", "nowhere.ckpt", "input=."], "there is no checkpoint nowhere.ckpt"),
+        (["predict", "{run}"], "name what to look at"),
+        (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
+        (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
+        (["predict", "{run}", "input=.", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
+        (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
+        (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
+        (
+            ["evaluate", "{run}", "data=folder", "data.root=empty", "data.classes={a: b}"],
+            "data.classes.a 'b' is unknown",
+        ),
+        (["report", "{evaluation}"], "holds no finished run of training"),
+    ],
+)
+def test_mistakes_are_one_line(
+    osteo: Callable, runs: Path, knees: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    if "{evaluation}" in arguments:
+        assert osteo("evaluate", str(runs / "0"), "data=folder", f"data.root={knees}", "output_dir=e").code == 0
+        assert "done" in osteo("status", "e").out
+    done = osteo(*(a.format(run=runs / "0", evaluation="e") if "{" in a and ":" not in a else a for a in arguments))
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err
+
+
+def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Path, tmp_path: Path) -> None:
+    for theirs, ours in (("Healthy", "normal"), ("ILL", "osteoporosis")):
+        shutil.copytree(knees / ours, tmp_path / "external" / theirs)
+    names = "data.classes={healthy: normal, ill: osteoporosis}"
+    done = osteo("evaluate", str(runs / "0"), "data=folder", "data.root=external", names, "split=all", "output_dir=e")
+    assert done.code == 0, done.err
+    table = Run(Path("e")).read_table("predictions.csv")
+    assert table["label"].value_counts().to_dict() == {0: 40, 1: 40}
+    learnt = Run(runs / "0").read_manifest()["split"].isin(["train", "val"]).sum()
+    assert f"has learnt from {learnt} of these 80 pictures: the result is too good" in done.out
+    intervals = pd.read_csv("e/intervals.csv").set_index("metric")
+    value = float(intervals.loc["auroc", "at 0.5 (0.50)"].split()[0])
+    assert value == pytest.approx(json.loads(Path("e/metrics.json").read_text())["test/auroc"], abs=6e-4)
+
+
+def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: Path) -> None:
+    kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
+    kept[KEY]["class_names"] = ["no fracture", "fracture"]
+    torch.save(kept, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="tells .'no fracture', 'fracture'. apart"):
+        load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
