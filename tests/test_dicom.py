@@ -1,6 +1,8 @@
 """What hospitals have: a DICOM file becomes the pixels that a viewer shows."""
 
 import io
+import os
+import struct
 import subprocess
 import time
 import zlib
@@ -206,17 +208,43 @@ def test_threads_share_the_process_without_mixing_pictures_up() -> None:
 
 
 def test_a_process_that_dies_takes_one_file_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = picture(8)
-    same(file(pixels, 8), pixels)
+    one, other = picture(8), picture(8)
+    same(file(one, 8), one)
     ask = apart._ask
 
-    def broken(reader: "subprocess.Popen[bytes]", content: bytes) -> Grey:
+    def killed(reader: "subprocess.Popen[bytes]", content: bytes) -> Grey:
         reader.kill()
         return ask(reader, content)
 
+    def interrupted(reader: "subprocess.Popen[bytes]", content: bytes) -> Grey:
+        reader.stdin.write(struct.pack(">Q", len(content)) + content)
+        reader.stdin.flush()
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "_ask", broken)
-        assert reason(file(pixels, 8)) == "DICOM that breaks its decoder"
+        patch.setattr(apart, "_ask", killed)
+        assert reason(file(one, 8)) == "DICOM that breaks its decoder"
+        patch.setattr(apart, "_ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            read_picture(file(one, 8), 64)
+    same(file(other, 8), other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_has_a_process_of_its_own() -> None:
+    pixels = picture(8)
+    same(file(pixels, 8), pixels)
+    mine = apart._reader
+    if not (child := os.fork()):
+        wrong = True
+        try:
+            same(file(pixels, 8), pixels)
+            wrong = apart._reader is mine
+        finally:
+            apart.stop()
+            os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert apart._reader is mine
     same(file(pixels, 8), pixels)
 
 

@@ -38,11 +38,12 @@ SECRETS = {
     "ImageComments": "shown to her daughter Philippa",
     "AccessionNumber": "ACC998877",
 }
+PIXELS = picture(12)
 PLANTED = [*SECRETS.values(), "ZIMMERMANN", "Philippa", "private-diary"]
 
 
 def planted(**elements: object) -> bytes:
-    found = dataset(picture(12), 12, **(SECRETS | elements))
+    found = dataset(PIXELS, 12, **(SECRETS | elements))
     found.private_block(0x0011, "private-diary", create=True).add_new(1, "LO", "private-diary of ZIMMERMANN")
     return written(found)
 
@@ -77,8 +78,9 @@ def test_nothing_of_a_patient_comes_out(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     caplog.set_level(0)
-    said, hidden = [], set()
-    for _, content in spoilt():
+    said, hidden, good = [], set(), planted()
+    for name, content in spoilt():
+        assert (content == good) == (name == "good"), name
         try:
             assert read_picture(content, 64).dtype == np.uint8
         except Unusable as error:

@@ -48,8 +48,11 @@ def read_apart(content: bytes) -> Grey:
         except (OSError, ValueError, struct.error):  # its end broke off
             stop()
             reason = "DICOM that breaks its decoder"
-            if not watch.is_alive() or -reader.returncode == getattr(signal, "SIGPROF", None):
+            if not watch.is_alive() or -reader.wait() == getattr(signal, "SIGPROF", None):
                 reason = f"DICOM that takes longer than {seconds_for(content):.1f} s to read"
+        except BaseException:  # such as Ctrl-C: an answer that is still to come must not become the next file's
+            stop()
+            raise
         finally:
             watch.cancel()
     raise Unusable(reason)
@@ -69,6 +72,16 @@ def stop() -> None:
         with suppress(OSError):  # what it has not read is lost
             _reader.communicate()
     _reader = None
+
+
+def _forget() -> None:
+    """A fork must not share its parent's process: each would read the other's answers."""
+    global _reader, _lock
+    _reader, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _started() -> "subprocess.Popen[bytes]":
