@@ -82,7 +82,7 @@ def _parse(content: bytes) -> Any:
         raise Unusable("DICOM without pixel data (a report, a plan, ...)")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images")
+        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images" if frames < 2**16 else MANY)
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if rows * columns > LARGEST_PICTURE:
         raise Unusable(f"more than 100 million pixels ({columns} x {rows})")
@@ -98,8 +98,9 @@ def _parse(content: bytes) -> Any:
 
 
 def _whole(dataset: Any, name: str) -> int:
+    """A number that an honest file has, in 16 bits; a longer one may be a patient's."""
     value = dataset.get(name)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not 0 < value < 2**16:
         raise Unusable(f"DICOM without {name}")
     return value
 
@@ -234,7 +235,7 @@ def _look_up(values: Floats, descriptor: Any, data: Any, dataset: Any) -> Floats
     """
     entries, first, depth = descriptor[0] or 2**16, descriptor[1], descriptor[2]
     if not 8 <= depth <= 16:
-        raise Unusable(f"DICOM with a table of {depth} bits: 8 to 16 can be read")
+        raise Unusable("DICOM with a table of too few or too many bits: 8 to 16 can be read")
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
         data = np.frombuffer(data, "u1" if len(data) < 2 * entries else f"{order}u2")
