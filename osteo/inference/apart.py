@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,7 @@ from osteo.inference.dicom import read_dicom
 from osteo.inference.pictures import Unusable
 
 SECONDS = 1.5  # of CPU for any file
-SECONDS_A_BYTE = 1e-6  # beside them: a lossless JPEG 2000 takes a quarter of this
+SECONDS_A_BYTE = 5e-7  # beside them: a lossless JPEG 2000 takes less than half of this
 MOST_SECONDS = 30.0
 PATIENCE = 10  # times as long by the clock, for a machine that is busy
 MEMORY = 3 * 2**29  # bytes beside what the libraries take
@@ -42,11 +43,16 @@ def read_apart(content: bytes) -> Grey:
         watch.start()
         try:
             return _ask(reader, content)
-        except (OSError, struct.error):
+        except Unusable:
+            raise
+        except (OSError, ValueError, struct.error):  # its end broke off
             stop()
-            reason = "broke its decoder"
+            reason = "DICOM that breaks its decoder"
             if not watch.is_alive() or -reader.wait() == getattr(signal, "SIGPROF", None):
-                reason = f"takes longer than {seconds_for(content):.1f} s to read"
+                reason = f"DICOM that takes longer than {seconds_for(content):.1f} s to read"
+        except BaseException:  # such as Ctrl-C: an answer that is still to come must not become the next file's
+            stop()
+            raise
         finally:
             watch.cancel()
     raise Unusable(reason)
@@ -57,13 +63,25 @@ def seconds_for(content: bytes) -> float:
     return min(SECONDS + SECONDS_A_BYTE * len(content), MOST_SECONDS)
 
 
+@atexit.register
 def stop() -> None:
     """Ends the process, if there is one; the next file starts another."""
     global _reader
     if _reader:
         _reader.kill()
-        _reader.communicate()
+        with suppress(OSError):  # what it has not read is lost
+            _reader.communicate()
     _reader = None
+
+
+def _forget() -> None:
+    """A fork must not share its parent's process: each would read the other's answers."""
+    global _reader, _lock
+    _reader, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _started() -> "subprocess.Popen[bytes]":
@@ -77,9 +95,9 @@ def _started() -> "subprocess.Popen[bytes]":
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-        atexit.register(stop)
         assert _reader.stdout
-        _reader.stdout.read(1)  # it is ready, and its imports are not on the watch
+        if not _reader.stdout.read(1):  # once it is ready: its imports are not on the watch
+            raise Unusable("DICOM, but the process that reads it does not start")
     return _reader
 
 

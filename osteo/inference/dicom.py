@@ -26,6 +26,7 @@ DESCRIBING = [
     *("FloatPixelData", "DoubleFloatPixelData", "PixelData"),
 ]
 """The elements that are read; none of them can name a patient."""
+MANY = "multi-frame DICOM (more pixel data than one frame has): give single images"
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -60,18 +61,28 @@ def _try(step: Callable[..., T], *arguments: Any, otherwise: str) -> T:
     raise Unusable(f"damaged DICOM: {reason}" if reason == otherwise else f"DICOM: {reason}")
 
 
+class _Bounded(io.BytesIO):
+    """The file as pydicom reads it, piece by piece; only to inflate it does it want the rest in one, without limit."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next `size` bytes."""
+        if size is None or size < 0:
+            raise Unusable("DICOM with transfer syntax Deflated Explicit VR Little Endian, which is not read")
+        return super().read(size)
+
+
 def _parse(content: bytes) -> Any:
     """The data set, with nothing in it but what describes pixels, once it is known to be one that we can show."""
     from pydicom import dcmread
 
-    dataset = dcmread(io.BytesIO(content), specific_tags=DESCRIBING)
+    dataset = dcmread(_Bounded(content), specific_tags=DESCRIBING)
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise Unusable("DICOM with float pixel data")
     if "PixelData" not in dataset:
         raise Unusable("DICOM without pixel data (a report, a plan, ...)")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images")
+        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images" if frames < 2**16 else MANY)
     rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
     if rows * columns > LARGEST_PICTURE:
         raise Unusable(f"more than 100 million pixels ({columns} x {rows})")
@@ -87,15 +98,16 @@ def _parse(content: bytes) -> Any:
 
 
 def _whole(dataset: Any, name: str) -> int:
+    """A number that an honest file has, in 16 bits; a longer one may be a patient's."""
     value = dataset.get(name)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or not 0 < value < 2**16:
         raise Unusable(f"DICOM without {name}")
     return value
 
 
 def _decode(dataset: Any) -> tuple[npt.NDArray[Any], str]:
     """Stored values (H, W), or (H, W, 3) for colour, in the system's byte order, and the colours that they are in."""
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import AllTransferSyntaxes
 
     syntax = dataset.file_meta.get("TransferSyntaxUID")
@@ -110,7 +122,7 @@ def _decode(dataset: Any) -> tuple[npt.NDArray[Any], str]:
     if syntax.is_encapsulated:
         _check_codestream(dataset)
     elif len(dataset.PixelData) >= 2 * dataset.Rows * dataset.Columns * _bytes_a_pixel(dataset):
-        raise Unusable("multi-frame DICOM: more pixel data than one frame has")
+        raise Unusable(MANY)
     pixels, found = decoder.as_array(dataset, index=0, raw=True)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), str(found["photometric_interpretation"])
 
@@ -121,8 +133,10 @@ def _bytes_a_pixel(dataset: Any) -> int:
 
 def _check_codestream(dataset: Any) -> None:
     """A compressed picture that says its size and depth must say the same as the elements, before memory is taken."""
-    from pydicom.encaps import get_frame
+    from pydicom.encaps import get_frame, parse_basic_offsets
 
+    if len(parse_basic_offsets(dataset.PixelData)) > 1:
+        raise Unusable(MANY)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start >= 0:  # JPEG 2000, bare or in a box: SOC, SIZ
@@ -221,7 +235,7 @@ def _look_up(values: Floats, descriptor: Any, data: Any, dataset: Any) -> Floats
     """
     entries, first, depth = descriptor[0] or 2**16, descriptor[1], descriptor[2]
     if not 8 <= depth <= 16:
-        raise Unusable(f"DICOM with a table of {depth} bits: 8 to 16 can be read")
+        raise Unusable("DICOM with a table of too few or too many bits: 8 to 16 can be read")
     if isinstance(data, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
         data = np.frombuffer(data, "u1" if len(data) < 2 * entries else f"{order}u2")

@@ -5,12 +5,13 @@ from pathlib import PurePosixPath
 
 import cv2
 
-from osteo.data.manifest import explain
+from osteo.data.manifest import explain, header
 from osteo.data.sources import LARGEST_FILE, PICTURES
 from osteo.data.store import Grey, decode
 
 DICOM = {".dcm", ".dicom"}
 PICTURES_AND_DICOM = PICTURES | DICOM
+PNG_PIXELS_A_BYTE = 8 * 1032  # at most: of one bit each, deflated
 
 
 class Unusable(ValueError):  # noqa: N818 - it is said of a file
@@ -53,11 +54,28 @@ def read_picture(content: bytes, size: int) -> Grey:
 
         return read_apart(content)
     try:
+        _check_png(content)
         return decode(content, size)
     except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
-        reason = explain(error)
+        reason = explain(error).partition(" (")[0]  # what stands there is a number or bytes of the file
     except Exception:  # noqa: BLE001 - what a broken file makes of Pillow's parsers: struct.error, KeyError, ...
         reason = "damaged picture"
     if content[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):  # the groups that a data set starts with
         reason = "not a picture; if it is DICOM, its header (DICM at byte 128) is missing"
     raise Unusable(reason)
+
+
+def _check_png(content: bytes) -> None:
+    """Refuses a PNG file that says more than it holds, of its pixels or a chunk: OpenCV would take memory for all.
+
+    Raises:
+        OSError, ValueError: so it is, or this is not a picture.
+    """
+    width, height, kind, _ = header(content)
+    if kind != "PNG":
+        return
+    at = 8
+    while at < len(content) and content[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(content[at : at + 4])
+    if at >= len(content) or width * height > PNG_PIXELS_A_BYTE * len(content):
+        raise ValueError("cut short, or not as large as it says")
