@@ -65,9 +65,8 @@ class DataConfig:
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
     root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
-    classes: dict[str, str] = option(
-        {},
-        "the class that a folder stands for where names are others: {healthy: normal, ill: osteoporosis} (data=folder)",
+    classes: list[str] = option(
+        [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
     )
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
     download: bool = option(False, "fetch the archives that are not given (data=paper, data=clean)")
@@ -325,11 +324,11 @@ def check_data(data: DataConfig) -> None:
             raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
         if place and not Path(place).expanduser().exists():
             raise UserError(f"data.{key}={place}: no such file or folder")
-    if data.classes is not None and (data.name != "folder" or not isinstance(data.classes, dict)):
-        raise UserError("data.classes goes with data=folder, and is written as {healthy: normal, ill: osteoporosis}")
-    for folder, meant in (data.classes or {}).items():
-        if meant not in CLASS_NAMES:
-            raise unknown(f"data.classes.{folder}", meant, CLASS_NAMES)
+    if data.classes and data.name != "folder":
+        raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
+    for pair in data.classes:
+        if pair.rpartition(":")[2].strip() not in CLASS_NAMES or ":" not in pair:
+            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASS_NAMES)}")
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"

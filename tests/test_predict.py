@@ -1,6 +1,7 @@
 """A checkpoint in the hands of somebody who has never seen how it was made."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -109,12 +110,9 @@ def test_odd_files_are_rows_and_odd_pictures_are_flagged(
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    first, second = (cv2.imread(str(path), 0) for path in sorted((knees / "normal").iterdir())[:2])
-    height = min(len(first), len(second))
-    sides = [cv2.resize(p, (p.shape[1] * height // len(p), height)) for p in (first, second)]
-    width = min(side.shape[1] for side in sides)
+    first = cv2.imread(str(sorted((knees / "normal").iterdir())[0]), 0)
     odd = {
-        "two knees": np.hstack([side[:, :width] for side in sides]),
+        "two knees": np.hstack([first, first[:, ::-1]]),
         "inverted": 255 - first,
         "turned": np.rot90(first),
         "only 20 x 20 pixels": cv2.resize(first, (20, 20)),
@@ -234,10 +232,7 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
         (["predict", "{run}", "input=.", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
         (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
         (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
-        (
-            ["evaluate", "{run}", "data=folder", "data.root=empty", "data.classes={a: b}"],
-            "data.classes.a 'b' is unknown",
-        ),
+        (["evaluate", "{run}", "data=folder", "data.root=.", "data.classes=[a:b]"], "data.classes: 'a:b' is no FOLDER"),
         (["report", "{evaluation}"], "holds no finished run of training"),
     ],
 )
@@ -248,7 +243,7 @@ def test_mistakes_are_one_line(
     if "{evaluation}" in arguments:
         assert osteo("evaluate", str(runs / "0"), "data=folder", f"data.root={knees}", "output_dir=e").code == 0
         assert "done" in osteo("status", "e").out
-    done = osteo(*(a.format(run=runs / "0", evaluation="e") if "{" in a and ":" not in a else a for a in arguments))
+    done = osteo(*(a.format(run=runs / "0", evaluation="e") if "{" in a else a for a in arguments))
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err
 
@@ -256,7 +251,7 @@ def test_mistakes_are_one_line(
 def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Path, tmp_path: Path) -> None:
     for theirs, ours in (("Healthy", "normal"), ("ILL", "osteoporosis")):
         shutil.copytree(knees / ours, tmp_path / "external" / theirs)
-    names = "data.classes={healthy: normal, ill: osteoporosis}"
+    names = "data.classes=[healthy:normal,ill:osteoporosis]"
     done = osteo("evaluate", str(runs / "0"), "data=folder", "data.root=external", names, "split=all", "output_dir=e")
     assert done.code == 0, done.err
     table = Run(Path("e")).read_table("predictions.csv")
@@ -272,5 +267,5 @@ def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: 
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
     kept[KEY]["class_names"] = ["no fracture", "fracture"]
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="tells .'no fracture', 'fracture'. apart"):
+    with pytest.raises(UserError, match=re.escape("tells ['no fracture', 'fracture'] apart")):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])

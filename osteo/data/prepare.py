@@ -58,7 +58,8 @@ def prepare(
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     """The sources of a data set, by name; archives are drawn or downloaded first where they are missing."""
     if config.name == "folder":
-        return {"folder": read_folder(str(config.root), config.classes)}
+        pairs = [pair.rpartition(":") for pair in config.classes]
+        return {"folder": read_folder(str(config.root), {folder.strip(): own.strip() for folder, _, own in pairs})}
     kaggle, mendeley = config.kaggle, config.mendeley
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)

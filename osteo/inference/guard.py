@@ -137,12 +137,13 @@ def look(guard: Guard | None, grey: Grey, prepare: Any, image_size: int) -> Look
     if own > guard.limit:
         left, right = (np.ascontiguousarray(half) for half in (grey[:, : width // 2], grey[:, width - width // 2 :]))
         turned = [np.ascontiguousarray(np.rot90(grey, quarter)) for quarter in (1, 2, 3)]
-        if width > height and max(score(left), score(right)) <= guard.limit:
+        explained = max(guard.limit, own / 10)  # a score that says what the matter is
+        if width > height and max(score(left), score(right)) <= explained:
             flags.append("two knees")
             halves = (left, right)
-        elif score(np.asarray(255 - grey, np.uint8)) <= guard.limit:
+        elif score(np.asarray(255 - grey, np.uint8)) <= explained:
             flags.append("inverted: bone is dark")
-        elif min(score(picture) for picture in turned) <= guard.limit:
+        elif min(score(picture) for picture in turned) <= explained:
             flags.append("turned")
         else:
             flags.append("unlike the pictures that the model learnt from")
