@@ -13,9 +13,10 @@ COMMANDS = {
     "status": "how far the runs of a sweep are, and what failed",
     "rerun": "repeat a recorded run and compare the metrics",
     "report": "figures and tables of a sweep, beside the paper's",
+    "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
 }
 
-POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run"}
+POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "export": "ckpt"}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

@@ -17,9 +17,8 @@ def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
     assert osteo().code == 2
     done = osteo("trian")
     assert (done.code, done.out) == (2, "")
-    assert (
-        done.err == "osteo: command 'trian' is unknown; choose one of: prepare, audit, train, status, rerun, report\n"
-    )
+    commands = "prepare, audit, train, status, rerun, report, export"
+    assert done.err == f"osteo: command 'trian' is unknown; choose one of: {commands}\n"
 
 
 def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
