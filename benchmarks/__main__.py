@@ -28,6 +28,7 @@ BENCHMARKS = {
     "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",
     "coverage": "intervals and tests against a known truth",
+    "export": "an exported model through our wrapper against plain onnxruntime",
 }
 
 

@@ -78,12 +78,14 @@ def output_of(config: ExportConfig, checkpoint: Path, suffix: str) -> Path:
     """The file to write.
 
     Raises:
-        UserError: it is there already, or its name does not fit the format.
+        UserError: it is there already, its folder is not, or its name does not fit the format.
     """
     beside = checkpoint.with_name(f"{checkpoint.stem}{'.int8' if config.int8 else ''}{suffix}")
     output = Path(config.output).expanduser() if config.output else beside
     if not output.name.endswith(suffix):
         raise UserError(f"output={output.name} must end in {suffix} for format={config.format}")
+    if not output.parent.is_dir():
+        raise UserError(f"output={output}: there is no folder {output.parent}")
     if output.exists():
         raise UserError(f"{output.name} is there already; remove it, or choose another: output=FILE{suffix}")
     return output

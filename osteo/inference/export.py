@@ -72,26 +72,31 @@ def facts_of(card: Card) -> str:
     return json.dumps({name: value for name, value in asdict(card).items() if name != "guard"})
 
 
+def kind_of(path: Path) -> str:
+    """The format that a file's name ends in."""
+    return next(kind for kind, suffix in SUFFIXES.items() if path.name.endswith(suffix))
+
+
 def write_exported(model: Model, path: Path) -> None:
-    """Writes a model in the format of the path's suffix.
+    """Writes a model in the format that the path ends in.
 
     Raises:
         UserError: the exporter cannot follow this backbone.
     """
     answer = Answer(model.network, model.card.temperature).eval()
-    side, facts = model.card.image_size, facts_of(model.card)
+    side, facts, kind = model.card.image_size, facts_of(model.card), kind_of(path)
     example = (torch.zeros(2, side, side, dtype=torch.uint8),)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
         with _quiet(), torch.no_grad():
-            if path.suffix == ".onnx":
+            if kind == "onnx":
                 made: Any = torch.onnx.export(
                     answer, example, dynamo=True, verbose=False, dynamic_shapes=shapes,
                     input_names=[INPUT], output_names=OUTPUTS,
                 )  # fmt: skip
                 made.model.metadata_props[KEY] = facts
                 made.save(path, external_data=False)
-            elif path.suffix == ".pt2":
+            elif kind == "torch_export":
                 program = torch.export.export(answer, example, dynamic_shapes=shapes)
                 torch.export.save(program, path, extra_files={KEY: facts})
             else:
@@ -101,7 +106,7 @@ def write_exported(model: Model, path: Path) -> None:
         raise
     except Exception as error:  # what an exporter raises depends on where in the backbone it is lost
         raise UserError(
-            f"model.backbone={model.card.backbone} cannot be exported to {path.suffix}"
+            f"model.backbone={model.card.backbone} cannot be exported to {kind}"
             f" ({_first_line(error)}); try another format"
         ) from error
 
@@ -109,14 +114,14 @@ def write_exported(model: Model, path: Path) -> None:
 def open_exported(path: Path) -> Exported:
     """Loads a file that `write_exported` or `quantise` wrote; anything else is an error of its library."""
     facts: dict[str, Any] = {KEY: ""}
-    if path.suffix == ".onnx":
+    if kind_of(path) == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         told = session.get_modelmeta().custom_metadata_map[KEY]
         return Exported(json.loads(told), lambda pictures: session.run(OUTPUTS, {INPUT: pictures}))
     with _quiet():
-        if path.suffix == ".pt2":
+        if kind_of(path) == "torch_export":
             network: Any = torch.export.load(path, extra_files=facts).module()
         else:
             network = torch.jit.load(path, map_location="cpu", _extra_files=facts)
