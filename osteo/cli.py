@@ -15,9 +15,12 @@ COMMANDS = {
     "evaluate": "what checkpoints reach on a data set or a split",
     "predict": "what checkpoints say of your own pictures",
     "report": "figures and tables of a sweep, beside the paper's",
+    "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
 }
 
-POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "evaluate": "ckpt", "predict": "ckpt"}
+POSITIONAL = {
+    "report": "runs", "status": "runs", "rerun": "run", "evaluate": "ckpt", "predict": "ckpt", "export": "ckpt",
+}  # fmt: skip
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

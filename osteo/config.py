@@ -188,6 +188,17 @@ class RerunConfig:
 
 
 @dataclass
+class ExportConfig:
+    """What `osteo export` can be told."""
+
+    ckpt: Any = option(None, "a checkpoint or a run directory; `osteo export CHECKPOINT` is short for it")
+    format: str = option("onnx", "format of the file", choices=("onnx", "torchscript", "torch_export"))
+    output: str | None = option(None, "the file; null for one beside the checkpoint")
+    int8: bool = option(False, "eight-bit integers, calibrated on the pictures of `check` (format=onnx)")
+    check: str | None = option(None, "a folder or zip of pictures to check the file with; null for phantoms")
+
+
+@dataclass
 class ReportConfig:
     """What `osteo report` can be told."""
 

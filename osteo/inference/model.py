@@ -71,6 +71,12 @@ def names_of(ckpt: Any) -> list[str]:
     return [str(name) for name in (ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else [])]
 
 
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint that a user named; a run directory stands for its best one."""
+    path = Path(name).expanduser()
+    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+
+
 def load_models(checkpoints: Sequence[str]) -> list[Model]:
     """One model or the members of an ensemble; a run directory stands for its best checkpoint.
 
@@ -79,10 +85,7 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     """
     if not checkpoints:
         raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    models = []
-    for name in checkpoints:
-        path = Path(name).expanduser()
-        models.append(load_model(path / "checkpoints" / "best.ckpt" if path.is_dir() else path))
+    models = [load_model(checkpoint_of(name)) for name in checkpoints]
     first = models[0].card
     for other in models[1:]:
         if other.card.class_names != first.class_names:

@@ -1,0 +1,29 @@
+"""python onnx_example.py best.onnx PICTURE: asks an exported model with onnxruntime and numpy alone.
+
+PICTURE is grey, as a binary PGM (P5, eight bits) or a .npy array, uint8 (H, W). A square one of the model's size is used
+as it is; from any other the square of training is made by means over areas, within a grey level or two of OpenCV's.
+"""
+import json, re, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+
+def read(path):
+    if path.endswith(".npy"):
+        return np.load(path)
+    content = Path(path).read_bytes()
+    head = re.match(rb"P5\s(?:\s*#.*\n)*\s*(\d+)\s+(\d+)\s+255\s", content)
+    return np.frombuffer(content[head.end():], np.uint8).reshape(int(head[2]), int(head[1]))
+
+def shrink(grey, length):  # to this many rows, each the mean of what it covers; fractions of a row count as such
+    edges = np.linspace(0, len(grey), length + 1)
+    whole = np.minimum(edges.astype(int), len(grey) - 1)
+    above = np.cumsum(grey, axis=0, dtype=float)[whole] - grey[whole] * (1 + whole - edges)[:, None]
+    return np.diff(above, axis=0) * length / len(grey)
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+card, grey = json.loads(session.get_modelmeta().custom_metadata_map["osteo"]), read(sys.argv[2])
+side, longest, square = card["image_size"], max(grey.shape), np.zeros((1, card["image_size"], card["image_size"]), np.uint8)
+height, width = [side if card["fit"] == "resize" else max(1, round(n * side / longest)) for n in grey.shape]
+top, left = (side - height) // 2, (side - width) // 2
+square[0, top:top + height, left:left + width] = np.rint(shrink(shrink(grey, height).T, width).T)
+print("%.6f" % session.run(["probability"], {"picture": square})[0][0], card["class_names"][1], card["intended_use"], sep="; ")
