@@ -32,7 +32,7 @@ def measure() -> list[dict]:
     for backbone in BACKBONES:
         torch.manual_seed(0)
         card = Card(SIDE, "pad", ["normal", "osteoporosis"], 1.0, {}, "", "phantom", backbone, 0, None, "")
-        model = Model(backbone, Network(backbone, image_size=SIDE).eval(), card)
+        model = Model(Path(backbone), Network(backbone, image_size=SIDE).eval(), card, None)
         pictures, _ = check_pictures(None, model)
         with tempfile.TemporaryDirectory() as folder:
             exact, small = Path(folder) / "exact.onnx", Path(folder) / "small.onnx"
