@@ -23,7 +23,7 @@ SIDE, BINS = 32, 16  # of the thumbnail and of the histogram
 HISTOGRAM = 0.5  # its weight beside the thumbnail
 COMPONENTS = 16
 MOST = 2000  # training pictures that are looked at
-KEPT = 0.95  # share of validation pictures that are not flagged
+KEPT, MARGIN = 0.95, 1.5  # the limit is so much times the score that this share of validation pictures stays below
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def fit(plane: Grey, train: Rows, val: Rows, test: Rows) -> Guard:
         torch.from_numpy(part.astype(np.float32)) for part in (mean, directions[:count], variances[:count])
     )
     guard = Guard(mean, components, along, float(max(variances[count:].sum(), 1e-6)), 0.0, 0, len(test))
-    limit = float(np.quantile(guard.score(plane[row] for row in val), KEPT))
+    limit = MARGIN * float(np.quantile(guard.score(plane[row] for row in val), KEPT))
     alarms = int((guard.score(plane[row] for row in test) > limit).sum()) if len(test) else 0
     return replace(guard, limit=limit, false_alarms=alarms)
 
