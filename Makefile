@@ -28,7 +28,7 @@ run: setup ## sweep three backbones on phantom radiographs and compare them
 
 .PHONY: test
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: lint
 lint: setup ## check style and types
