@@ -29,6 +29,8 @@ BENCHMARKS = {
     "audit": "an audit of 20 000 phantoms",
     "coverage": "intervals and tests against a known truth",
     "dicom": "what becomes of the files that pydicom ships",
+    "parity": "one picture, one logit, wherever it is asked about",
+    "predict": "how long an answer takes",
     "guard": "what the guard flags, and what it lets pass",
     "export": "an exported model through our wrapper against plain onnxruntime",
 }

@@ -1,0 +1,57 @@
+"""How long an answer takes: one picture and sixteen, with and without its range and its overlay."""
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.noise import note
+from osteo.data.phantom import T_SCORES, draw
+from osteo.data.store import square
+from osteo.inference import guard
+from osteo.inference.answer import answer, heat_map
+from osteo.inference.card import Card
+from osteo.inference.model import Model
+from osteo.network import Network
+
+BACKBONES, SIDE, ROUNDS = ("resnet50", "densenet121"), 224, 7
+
+
+def measure() -> list[dict]:
+    """A row a backbone and number of pictures, beside the bare network's time; weights change no time."""
+    rng = np.random.default_rng(0)
+    greys = [draw(rng, float(rng.uniform(*T_SCORES["normal"])), height=600, width=500) for _ in range(16)]
+    plane = np.stack([square(grey, SIDE, "pad") for grey in greys])
+    made = guard.fit(plane, np.arange(8), np.arange(8, 12), np.arange(12, 16))
+    rows = []
+    for backbone in BACKBONES:
+        torch.manual_seed(0)
+        thresholds = {"Youden": 0.5}
+        card = Card(SIDE, "pad", ["normal", "osteoporosis"], 1.0, thresholds, "", "phantom", backbone, 0, None, "")
+        model = Model(Path(backbone), Network(backbone, image_size=SIDE).eval(), card, made)
+        for count in (1, 16):
+            some = greys[:count]
+            prepared = [model.prepare(grey) for grey in some]
+            systems = {
+                "network": lambda p=prepared, m=model: m.logits(p),
+                "answer": lambda s=some, m=model: answer([m], s, rule="Youden", interval=False),
+                "answer with range": lambda s=some, m=model: answer([m], s, rule="Youden"),
+                "overlay": lambda s=some, m=model: [heat_map([m], grey) for grey in s],
+            }
+            times: dict[str, list[float]] = {name: [] for name in systems}
+            for turn in range(ROUNDS + 1):
+                for name, run in systems.items():
+                    begun = time.perf_counter()
+                    run()
+                    if turn:  # the first warms up
+                        times[name].append((time.perf_counter() - begun) * 1e3 / count)
+            told = {f"{name}, ms a picture": round(statistics.median(spent), 1) for name, spent in times.items()}
+            bare, ours = statistics.median(times["network"]), statistics.median(times["answer"])
+            rows.append(
+                {"backbone": backbone, "pictures": count, **told, "answer / network": round(ours / bare, 2),
+                 "noise": note(times["network"], times["answer"])}
+            )  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
