@@ -23,7 +23,7 @@ from osteo.inference.model import Model
 from osteo.network import Network
 
 BACKBONES = ("resnet50", "densenet121")
-SIDE = 224
+SIDE, ROUNDS = 224, 6
 
 
 def measure() -> list[dict]:
@@ -49,14 +49,14 @@ def _rows(model: Model, files: dict[str, Path], pictures: list[np.ndarray]) -> l
     for path in files.values():
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         systems += [open_exported(path).logits, lambda _, session=session: session.run(OUTPUTS, {INPUT: stacked})]
-    torch_times, *others = milliseconds(systems, pictures)
+    torch_times, *others = milliseconds(systems, pictures, rounds=ROUNDS)
     float32 = statistics.median(others[0])
     rows = []
     for arithmetic, ours, plain in zip(files, others[::2], others[1::2], strict=True):
         first, second = statistics.median(ours), statistics.median(plain)
         rows.append(
             {
-                "backbone": model.name,
+                "backbone": model.card.backbone,
                 "batch": len(pictures),
                 "arithmetic": arithmetic,
                 "osteo, ms a picture": round(first, 2),

@@ -63,7 +63,7 @@ def by_hand(backbone: str, side: int) -> Model:
     torch.manual_seed(0)
     network = Network(backbone, image_size=side).eval()
     card = Card(side, "pad", ["normal", "osteoporosis"], 1.5, {"0.5": 0.5}, "", "phantom", backbone, 0, None, "0")
-    return Model("by_hand.ckpt", network, card)
+    return Model(Path("by_hand.ckpt"), network, card, None)
 
 
 @pytest.mark.parametrize(("kind", "suffix"), work.SUFFIXES.items())

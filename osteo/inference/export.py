@@ -170,10 +170,12 @@ def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:
         quantize_static(target, target, Pictures(), per_channel=True, op_types_to_quantize=QUANTISED)
 
 
-def milliseconds(systems: Sequence[Callable[[Sequence[Grey]], Any]], pictures: Sequence[Grey]) -> list[list[float]]:
-    """Milliseconds a picture of each system on one batch, measured in turn, after two rounds to warm up."""
+def milliseconds(
+    systems: Sequence[Callable[[Sequence[Grey]], Any]], pictures: Sequence[Grey], *, rounds: int = 20
+) -> list[list[float]]:
+    """Milliseconds a picture of each system on one batch, measured in turn, after two more rounds to warm up."""
     taken: list[list[float]] = [[] for _ in systems]
-    for turn in range(22):
+    for turn in range(rounds + 2):
         for system, times in zip(systems, taken, strict=True):
             start = time.perf_counter()
             system(pictures)
