@@ -14,10 +14,18 @@ COMMANDS = {
     "rerun": "repeat a recorded run and compare the metrics",
     "evaluate": "what checkpoints reach on a data set or a split",
     "predict": "what checkpoints say of your own pictures",
+    "serve": "the same on a page of this computer, for one picture after the other",
     "report": "figures and tables of a sweep, beside the paper's",
 }
 
-POSITIONAL = {"report": "runs", "status": "runs", "rerun": "run", "evaluate": "ckpt", "predict": "ckpt"}
+POSITIONAL = {
+    "report": "runs",
+    "status": "runs",
+    "rerun": "run",
+    "evaluate": "ckpt",
+    "predict": "ckpt",
+    "serve": "ckpt",
+}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
