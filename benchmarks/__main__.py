@@ -29,6 +29,7 @@ BENCHMARKS = {
     "audit": "an audit of 20 000 phantoms",
     "coverage": "intervals and tests against a known truth",
     "dicom": "what becomes of the files that pydicom ships",
+    "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 
 

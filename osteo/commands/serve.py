@@ -21,12 +21,11 @@ def serve(config: ServeConfig, job: Job) -> bool:
 
     models = load_models(names_of(config.ckpt))
     app = server.make_app(models, config)
-    with server.listen(config.host, config.port) as listening:
+    with suppress(KeyboardInterrupt), server.listen(config.host, config.port) as listening:
         if config.host not in server.LOOPBACK:
             print(f"host={config.host} is open to others: there is no encryption and no login", flush=True)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{models[0].card.intended_use}")
         print(f"page         http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
-        with suppress(KeyboardInterrupt):
-            server.serve(app, listening)
+        server.serve(app, listening)
     return True

@@ -8,9 +8,12 @@ import hashlib
 import ipaddress
 import logging
 import math
+import os
 import re
 import socket
+import sys
 import time
+import warnings
 from base64 import b64encode
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 WAITING = 8  # pictures beside the one that is being answered
-PATIENCE = 30.0  # seconds in which a picture must have come
+PATIENCE = 15.0  # seconds in which a picture must have come
 CONNECTIONS = 256  # at once
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"GIF8")
 """Of PNG, JPEG, TIFF, BMP, WEBP and GIF; what Pillow could read beside them has no business here."""
@@ -244,7 +247,24 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         hint = "; choose another, or port=0 for any that is free" if host in LOOPBACK else ""
-        raise UserError(f"host={host} port={port}: {(error.strerror or str(error)).lower()}{hint}") from error
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise UserError(f"host={host} port={port}: {reason}{hint}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What decoders print of a broken file goes nowhere, since it may quote it; Python's own stderr stays."""
+    kept, theirs = os.dup(2), sys.stderr
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as ours, open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+        sys.stderr = ours
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                yield
+        finally:
+            sys.stderr = theirs
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
@@ -254,4 +274,5 @@ def serve(app: FastAPI, listening: socket.socket) -> None:
         access_log=False, proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=3,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listening])
+    with quiet():
+        uvicorn.Server(config).run(sockets=[listening])
