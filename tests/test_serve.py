@@ -27,6 +27,7 @@ from osteo.data.phantom import write_archives
 from osteo.inference import server
 from osteo.inference.model import Model, load_models
 from tests import dicom
+from tests.conftest import REAL_DATA
 from tests.test_report import CHROMIUM
 
 HOME = "http://127.0.0.1"
@@ -293,6 +294,15 @@ def test_nothing_is_written_and_nobody_is_named(
         assert value not in said
 
 
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the original X-rays are not at hand")
+def test_real_pictures_are_answered(client: TestClient) -> None:
+    for path in sorted((REAL_DATA / "kaggle").rglob("*.*"))[::20]:
+        told = client.post("/answer", content=path.read_bytes())
+        assert told.status_code == 200, (path.name, told.text)
+        assert 0.0 <= told.json()["low"] <= told.json()["calibrated"] <= told.json()["high"] <= 1.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -346,7 +356,7 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_three_hundred_malformed_uploads(served: tuple, picture: np.ndarray) -> None:
     process, port = served
-    first, *rows = fuzz.attack(process, port, png(picture), 300, 120.0, seed=1)
+    first, *rows = fuzz.attack(process, port, png(picture), 300, 120.0, seed=27)  # waits for one upload only
     assert first["number"] == 300
     assert len(rows) == len(fuzz.CORRUPT) + len(fuzz.WIRE)
     assert not re.search(r"\b50[0-9]|no reply", first["outcomes"]), first
@@ -397,6 +407,14 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
         choose("two.png", "The right half of the picture")
         assert "two knees" in page.locator("#said").inner_text()
         choose("broken.png", "No answer: not a picture")
+        dropped = page.evaluate_handle(
+            "bytes => { const held = new DataTransfer();"
+            " held.items.add(new File([new Uint8Array(bytes)], 'dropped.png')); return held }",
+            list(png(picture)),
+        )
+        page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+        page.locator("#said", has_text="Probability of osteoporosis").wait_for(timeout=20_000)
+        assert page.locator("#said h2").inner_text() == "dropped.png"
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         assert page.get_by_text("Research use only, not a medical device", exact=True).first.is_visible()
         assert page.locator("header").bounding_box()["y"] == 0
