@@ -33,6 +33,7 @@ BENCHMARKS = {
     "predict": "how long an answer takes",
     "guard": "what the guard flags, and what it lets pass",
     "export": "an exported model through our wrapper against plain onnxruntime",
+    "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 
 

@@ -14,13 +14,20 @@ COMMANDS = {
     "rerun": "repeat a recorded run and compare the metrics",
     "evaluate": "what checkpoints reach on a data set or a split",
     "predict": "what checkpoints say of your own pictures",
+    "serve": "the same on a page of this computer, for one picture after the other",
     "report": "figures and tables of a sweep, beside the paper's",
     "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
 }
 
 POSITIONAL = {
-    "report": "runs", "status": "runs", "rerun": "run", "evaluate": "ckpt", "predict": "ckpt", "export": "ckpt",
-}  # fmt: skip
+    "report": "runs",
+    "status": "runs",
+    "rerun": "run",
+    "evaluate": "ckpt",
+    "predict": "ckpt",
+    "serve": "ckpt",
+    "export": "ckpt",
+}
 """The key that a command's first argument stands for where it has no key."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs

@@ -248,6 +248,20 @@ class PredictConfig:
 
 
 @dataclass
+class ServeConfig:
+    """What `osteo serve` can be told; how a picture is prepared is the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
+    port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
+    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
+    overlay: bool = option(True, "the picture with its Grad-CAM beside it")
+    most_mib: int = option(32, "largest file that is taken, in MiB", low=1, high=512)
+    a_minute: int | None = option(30, "pictures in a minute, whoever asks; null for no limit", low=1)
+
+
+@dataclass
 class Config:
     """Everything that a training run can be told."""
 

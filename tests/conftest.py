@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on two cores wait for each other
 
 from osteo.data.phantom import write_archives
 

@@ -20,8 +20,18 @@ def check_extras(arguments: Sequence[str]) -> None:
     """
     for argument in arguments:
         package, extra = EXTRAS.get(argument, ("", ""))
-        if package and not _is_installed(package):
-            raise UserError(f"{argument} needs an extra that is not installed: pip install 'osteo[{extra}]'")
+        if package:
+            needs(argument, extra, package)
+
+
+def needs(what: str, extra: str, *packages: str) -> None:
+    """Refuses what cannot be done without the packages of an extra.
+
+    Raises:
+        UserError: one line that says what to install.
+    """
+    if not all(_is_installed(package) for package in packages):
+        raise UserError(f"{what} needs an extra that is not installed: pip install 'osteo[{extra}]'")
 
 
 def _is_installed(package: str) -> bool:

@@ -1,0 +1,31 @@
+"""osteo serve: a page on this computer that answers the pictures dropped on it."""
+
+from contextlib import suppress
+
+from osteo.commands import application
+from osteo.commands.application import Job
+from osteo.commands.launchers import needs
+from osteo.config import ServeConfig
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("serve", ServeConfig, serve)
+
+
+def serve(config: ServeConfig, job: Job) -> bool:
+    """Prints the address and answers until Ctrl-C."""
+    needs("osteo serve", "serve", "fastapi", "uvicorn")
+    from osteo.inference import server
+    from osteo.inference.model import load_models, names_of
+
+    models = load_models(names_of(config.ckpt))
+    app = server.make_app(models, config)
+    with suppress(KeyboardInterrupt), server.listen(config.host, config.port) as listening:
+        if config.host not in server.LOOPBACK:
+            print(f"host={config.host} is open to others: there is no encryption and no login", flush=True)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"{models[0].card.intended_use}")
+        print(f"page         http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+        server.serve(app, listening)
+    return True
