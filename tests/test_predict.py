@@ -24,6 +24,7 @@ from osteo.inference.answer import VARIANTS, change, combine
 from osteo.inference.card import KEY, data_hash
 from osteo.inference.model import load_model, load_models
 from osteo.runs import Run
+from tests import dicom
 
 COUNTS = {"normal": 40, "osteoporosis": 40}
 
@@ -269,3 +270,36 @@ def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: 
     torch.save(kept, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=re.escape("tells ['no fracture', 'fracture'] apart")):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
+
+
+def test_nothing_of_a_patient_reaches_an_output(osteo: Callable, runs: Path, knees: Path, tmp_path: Path) -> None:
+    """Names, dates and identifiers are planted in a good file and in one that is cut short."""
+    planted = {
+        "PatientName": "Zweigelt^Roswitha",
+        "PatientID": "ID-4711-0815",
+        "PatientBirthDate": "19410317",
+        "StudyDate": "20191231",
+        "AccessionNumber": "ACC7788123",
+        "InstitutionName": "Spital Hinterbruehl",
+        "ReferringPhysicianName": "Blaufraenkisch^Anton",
+        "PatientAddress": "Rebgasse 9",
+        "ImageComments": "seen with daughter Veltlina",
+        "StudyInstanceUID": "1.2.3.4.5.6.7.8.98765432",
+    }
+    knee = cv2.imread(str(sorted((knees / "normal").iterdir())[0]), 0)
+    content = dicom.file(knee, 8, **planted)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good").write_bytes(content)
+    (folder / "cut.dcm").write_bytes(content[: len(content) // 2])
+    done = osteo("predict", str(runs / "0"), "input=in", "output_dir=p")
+    assert done.code == 1
+    table = pd.read_csv("p/predictions.csv").set_index("file")
+    assert table.loc["good", "call"] in ("normal", "osteoporosis")
+    assert table.loc["cut.dcm", "error"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file())
+    told = written + done.out.encode() + done.err.encode()
+    for value in planted.values():
+        for part in value.replace("^", " ").split():
+            if len(part) > 4:
+                assert part.encode() not in told, part
