@@ -2,17 +2,22 @@
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on two cores wait for each other
 
 from osteo.data.phantom import write_archives
+
+if TYPE_CHECKING:
+    from osteo.inference.model import Model
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {"kaggle": {"normal": 14, "osteoporosis": 14}, "mendeley": {"normal": 6, "osteopenia": 2, "osteoporosis": 6}}
@@ -82,3 +87,46 @@ def tiny(archives: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "trainer.precision=32-true",
     ]
+
+
+@pytest.fixture(scope="session")
+def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty phantom knees in class folders."""
+    root = tmp_path_factory.mktemp("knees") / "archives"
+    mendeley = {"normal": 1, "osteopenia": 0, "osteoporosis": 1}
+    write_archives(root, seed=5, kaggle={"normal": 40, "osteoporosis": 40}, mendeley=mendeley)
+    return root / "kaggle"
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, knees: Path, cache: Path) -> Path:
+    """A training of a few seconds, in float32."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [
+        str(Path(sys.executable).with_name("osteo")), "train", "data=folder", f"data.root={knees}",
+        "data.image_size=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "trainer.max_epochs=3", "model.backbone=test_resnet", "logger.wandb.mode=disabled", "output_dir=run",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def models(run: Path) -> "list[Model]":
+    """Of the run, ready to be asked."""
+    from osteo.inference.model import load_models
+
+    return load_models([str(run)])
+
+
+@pytest.fixture(scope="session")
+def picture(knees: Path, models: "list[Model]") -> np.ndarray:
+    """Grey, as a file has it, of a phantom that no flag is raised for."""
+    from osteo.data.store import decode
+    from osteo.inference.answer import answer
+
+    for path in sorted(knees.rglob("*.*")):
+        grey = decode(path.read_bytes())
+        if not answer(models, [grey], rule="0.5", interval=False)[0].look.flags:
+            return grey
+    raise AssertionError("all are flagged")
