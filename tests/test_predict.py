@@ -16,7 +16,6 @@ import torch
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
-from osteo.data.phantom import write_archives
 from osteo.data.store import Grey, decode, square
 from osteo.errors import UserError
 from osteo.inference import guard
@@ -25,16 +24,6 @@ from osteo.inference.card import KEY, data_hash
 from osteo.inference.model import load_model, load_models
 from osteo.runs import Run
 from tests import dicom
-
-COUNTS = {"normal": 40, "osteoporosis": 40}
-
-
-@pytest.fixture(scope="module")
-def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighty phantom knees in class folders."""
-    root = tmp_path_factory.mktemp("knees") / "archives"
-    write_archives(root, seed=5, kaggle=COUNTS, mendeley={"normal": 1, "osteopenia": 0, "osteoporosis": 1})
-    return root / "kaggle"
 
 
 @pytest.fixture(scope="module")
