@@ -154,6 +154,26 @@ def test_what_cannot_be_resumed_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["+hydra.callbacks.x={_target_: os.system, command: touch pwned}", "hydra.job_logging.version=1",
+     "hydra.launcher._target_=os.system", "+_target_=os.system", "hydra.searchpath=[file:///tmp/evil]"],
+)  # fmt: skip
+def test_a_sweep_from_elsewhere_runs_no_code(osteo: Callable, tmp_path: Path, override: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    recorded = {"hydra": {"overrides": {"task": ["seed=0,1"], "hydra": [override]}}}
+    (tmp_path / "theirs/multirun.yaml").write_text(json.dumps(recorded))
+    done = osteo("train", "resume=theirs")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "which names code to run; begin a new sweep" in done.err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("_target_: os.system\nseed: 0\n")
+    (tmp_path / "run/status.json").write_text('{"state": "running", "error": null, "id": "0"}')
+    done = osteo("train", "resume=run")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_two_processes_do_not_work_on_one_run(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     process = start(tmp_path, *words, "trainer.max_epochs=10000", "output_dir=run")
     try:

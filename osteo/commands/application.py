@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from osteo.commands.explain import CONF, explain
 from osteo.commands.launchers import check_extras
@@ -35,6 +37,10 @@ Task = Callable[[C, "Job"], bool]
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
 # started in another process knows it too
 OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
+
+
+_REPLAYED = re.compile(r"hydra[./](launcher|sweeper|sweep|job\.name)\b")
+"""Settings of Hydra that a sweep is resumed with; others, such as callbacks, could name any code."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,9 @@ def resumed(arguments: list[str]) -> list[str]:
             for o in theirs
             if not o.lstrip("+~").startswith(("output_dir=", "resume=", "hydra.mode=", "hydra.sweep.dir="))
         ]
+        for override in kept:  # a directory from elsewhere may hold what no sweep of ours has recorded
+            if "_target_" in override or (override.lstrip("+~").startswith("hydra") and not _REPLAYED.match(override)):
+                raise UserError(f"{shown(directory)} records {override}, which names code to run; begin a new sweep")
         return ["-m", *kept, f"hydra.sweep.dir={quoted}", f"resume={quoted}"]
     if (directory / "config.yaml").exists():
         return [f"hydra.run.dir={quoted}", f"resume={quoted}"]
@@ -198,8 +207,16 @@ def _check_processes(arguments: list[str]) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration that a run has recorded."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    """The configuration that a run has recorded.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{shown(path)} is no configuration of osteo train ({reason})") from error
     assert isinstance(config, Config)
     return config
 
