@@ -1,7 +1,6 @@
 """How long an answer takes: one picture and sixteen, with and without its range and its overlay."""
 
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from osteo.data.store import square
 from osteo.inference import guard
 from osteo.inference.answer import answer, heat_map
 from osteo.inference.card import Card
+from osteo.inference.export import milliseconds
 from osteo.inference.model import Model
 from osteo.network import Network
 
@@ -35,18 +35,12 @@ def measure() -> list[dict]:
             some = greys[:count]
             prepared = [model.prepare(grey) for grey in some]
             systems = {
-                "network": lambda p=prepared, m=model: m.logits(p),
-                "answer": lambda s=some, m=model: answer([m], s, rule="Youden", interval=False),
-                "answer with range": lambda s=some, m=model: answer([m], s, rule="Youden"),
-                "overlay": lambda s=some, m=model: [heat_map([m], grey) for grey in s],
+                "network": lambda _, p=prepared, m=model: m.logits(p),
+                "answer": lambda some, m=model: answer([m], some, rule="Youden", interval=False),
+                "answer with range": lambda some, m=model: answer([m], some, rule="Youden"),
+                "overlay": lambda some, m=model: [heat_map([m], grey) for grey in some],
             }
-            times: dict[str, list[float]] = {name: [] for name in systems}
-            for turn in range(ROUNDS + 1):
-                for name, run in systems.items():
-                    begun = time.perf_counter()
-                    run()
-                    if turn:  # the first warms up
-                        times[name].append((time.perf_counter() - begun) * 1e3 / count)
+            times = dict(zip(systems, milliseconds(list(systems.values()), some, rounds=ROUNDS), strict=True))
             told = {f"{name}, ms a picture": round(statistics.median(spent), 1) for name, spent in times.items()}
             bare, ours = statistics.median(times["network"]), statistics.median(times["answer"])
             rows.append(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import torch
 import wandb
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
@@ -45,15 +44,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
 @pytest.fixture
 def words(archives: Path) -> list[str]:
     return [*WORDS, f"data.root={archives / 'kaggle'}", "logger.wandb.mode=online"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a network is fastest on one, and all runs here are compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BATCH = 32  # pictures that are asked about at once
+
 
 def main() -> None:
     """Entry point."""
@@ -40,11 +42,11 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
 
     models = load_models(names_of(config.ckpt))
     manifest, logits = ask(models, config)
-    rows = manifest["split"] == ("test" if config.split == "all" else config.split)
+    name = name_of(config)
+    rows = manifest["split"] == name
     predictions = manifest.loc[rows, ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
     logit, probability, calibrated = combine(models, logits)
     predictions = predictions.assign(logit=logit, probability=probability)
-    name = predictions["split"].iloc[0]
     results = {f"{name}/{key}": v for key, v in metrics.evaluate(predictions["logit"], predictions["label"]).items()}
     record = Run(job.directory)
     record.hold()
@@ -76,6 +78,11 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     return True
 
 
+def name_of(config: EvaluateConfig) -> str:
+    """The split that is asked about, as the manifest names it: where all pictures are, they are all for the test."""
+    return "test" if config.split == "all" else config.split
+
+
 def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats]":
     """The manifest, and the models' logits of the pictures that are asked about, (models, N).
 
@@ -86,25 +93,25 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
     from osteo.data.prepare import prepare
     from osteo.inference.card import data_hash
+    from osteo.inference.model import in_batches
 
     logits = []
+    prepared = {}
     for model in models:
-        data = replace(config.data, image_size=model.card.image_size, fit=model.card.fit)
-        manifest, store = prepare(data, split=config.split != "all")
-        rows = manifest[manifest["split"] == ("test" if config.split == "all" else config.split)]
+        size, fit = model.card.image_size, model.card.fit
+        if (size, fit) not in prepared:
+            data = replace(config.data, image_size=size, fit=fit)
+            prepared[size, fit] = prepare(data, split=config.split != "all")
+        manifest, store = prepared[size, fit]
+        rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:
             raise UserError(f"split={config.split} has no picture")
         used = manifest[manifest["split"] != "excluded"]
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
-        places = [store.rows[sha] for sha in rows["sha256"]]
-        logits.append(np.concatenate([model.logits(store.pictures[0][some]) for some in portions(places)]))
+        pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
+        logits.append(in_batches(model.logits, pictures, BATCH))
     return manifest, np.stack(logits)
-
-
-def portions(places: "Sequence[int]", size: int = 32) -> "list[Sequence[int]]":
-    """Rows of the store in portions that are asked about at once."""
-    return [places[start : start + size] for start in range(0, len(places), size)]
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:

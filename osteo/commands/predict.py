@@ -2,9 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from osteo.commands import application
 from osteo.commands.application import Job
@@ -12,26 +12,14 @@ from osteo.config import PredictConfig
 from osteo.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from osteo.data.sources import Archive, Entry
     from osteo.data.store import Grey
-    from osteo.inference.answer import Answer
     from osteo.inference.model import Model
+    from osteo.report.predictions import Row
 
 log = logging.getLogger(__name__)
 
 BATCH = 16  # pictures that are answered at once
-
-
-class Row(NamedTuple):
-    """One line of the answers: a picture, half of one that shows two knees, or a file that cannot be used."""
-
-    name: str
-    reason: str
-    """why the file cannot be used, or empty"""
-    answer: "Answer | None"
-    heat: "npt.NDArray[Any] | None"
 
 
 def main() -> None:
@@ -53,7 +41,8 @@ def predict(config: PredictConfig, job: Job) -> bool:
     rows: list[Row] = []
     heats = config.overlay
     with tqdm(total=len(entries), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        for some in batches(entries):
+        for start in range(0, len(entries), BATCH):
+            some = entries[start : start + BATCH]
             answered, heats = answers(models, archive, some, config, heats=heats)
             rows += answered
             bar.update(len(some))
@@ -62,19 +51,13 @@ def predict(config: PredictConfig, job: Job) -> bool:
     return not any(row.reason for row in rows)
 
 
-def batches(entries: "Sequence[Entry]") -> "Iterator[Sequence[Entry]]":
-    """Portions that are answered at once."""
-    for start in range(0, len(entries), BATCH):
-        yield entries[start : start + BATCH]
-
-
 def pictures_of(given: str) -> "tuple[Archive, list[Entry]]":
     """A file, folder or zip as an archive, and the files in it that are meant to be pictures.
 
     Raises:
         UserError: nothing is there.
     """
-    from osteo.data.sources import Entry, Folder, open_archive
+    from osteo.data.sources import Entry, Folder, is_hidden, open_archive
     from osteo.inference.pictures import looks_like_picture
 
     path = Path(given).expanduser()
@@ -83,10 +66,9 @@ def pictures_of(given: str) -> "tuple[Archive, list[Entry]]":
     archive = open_archive(given, "input")
     found, passed = [], 0
     for entry in archive.entries():
-        parts = Path(entry.name).parts
-        if any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts):
+        if is_hidden(entry.name):
             continue
-        head = b"" if entry.refused or looks_like_picture(entry.name, b"") else archive.read(entry.name)[:132]
+        head = b"" if entry.refused or looks_like_picture(entry.name, b"") else archive.read(entry.name, 132)
         if looks_like_picture(entry.name, head):
             found.append(entry)
         else:
@@ -100,10 +82,11 @@ def pictures_of(given: str) -> "tuple[Archive, list[Entry]]":
 
 def answers(
     models: "Sequence[Model]", archive: "Archive", entries: "Sequence[Entry]", config: PredictConfig, *, heats: bool
-) -> tuple[list[Row], bool]:
+) -> "tuple[list[Row], bool]":
     """A row an entry, two more for one that shows two knees; and whether heat maps can be had."""
     from osteo.inference.answer import answer, heat_map
     from osteo.inference.pictures import Unusable, read_picture
+    from osteo.report.predictions import Row
 
     size = max(model.card.image_size for model in models)
     reasons: dict[str, str] = {}

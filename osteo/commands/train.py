@@ -293,13 +293,11 @@ def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", prediction
 
     import numpy as np
 
-    from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature
+    from osteo.evaluation.systems import validate
     from osteo.inference import guard
     from osteo.inference.card import Card, data_hash
 
-    val = predictions[predictions["split"] == "val"]
-    logits, labels = val["logit"].to_numpy(float), val["label"].to_numpy(int)
-    temperature = fit_temperature(logits, labels)
+    validated = validate(predictions)
     used = manifest[manifest["split"] != "excluded"]
     rows = used["sha256"].map(store.rows)
     seen = [np.asarray(rows[used["split"] == name], np.int_) for name in ("train", "val", "test")]
@@ -307,8 +305,8 @@ def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", prediction
         image_size=config.data.image_size,
         fit=config.data.fit,
         class_names=["normal", "osteoporosis"],
-        temperature=temperature,
-        thresholds=choose_thresholds(calibrate(logits, temperature), labels),
+        temperature=validated.temperature,
+        thresholds=validated.thresholds,
         data_hash=data_hash(list(used["sha256"]), list(used["split"])),
         trained_on=config.data.name,
         backbone=config.model.backbone,

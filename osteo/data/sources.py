@@ -46,8 +46,8 @@ class Archive(Protocol):
     def entries(self) -> Iterator[Entry]:
         """Every file, sorted by name, so that no order of a file system shows."""
 
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
+    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
+        """The content of one file, or its first bytes."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ class Folder:
             refused = "larger than 512 MiB" if status.st_size > LARGEST_FILE else ""
             yield Entry(name, f"{status.st_size}:{status.st_mtime_ns}", refused)
 
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        return (self.root / name).read_bytes()
+    def read(self, name: str, most: int = -1) -> bytes:
+        """The content of one file, or its first bytes."""
+        with (self.root / name).open("rb") as file:
+            return file.read(most)
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ class Zip:
                     refused = "larger than 512 MiB"
                 yield Entry(entry.filename, f"{entry.file_size}:{entry.CRC}", refused)
 
-    def read(self, name: str) -> bytes:
-        """The content of one file, at most as long as the zip's index says."""
+    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
+        """The content of one file, at most as long as the zip's index says, or its first bytes."""
         with zipfile.ZipFile(self.root) as archive, archive.open(name) as file:
-            return file.read(LARGEST_FILE)
+            return file.read(most)
 
 
 def open_archive(root: str, key: str) -> Archive:
@@ -166,6 +167,11 @@ def class_of(name: str, classes: Mapping[str, str] | None = None) -> str | None:
     return None
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is none of the user's: hidden, in a hidden folder, or what macOS adds to a zip."""
+    return any(part.startswith((".", "__MACOSX")) and part != ".." for part in PurePosixPath(name).parts)
+
+
 def read_source(
     source: str,
     root: str,
@@ -194,8 +200,7 @@ def read_source(
         class_name = class_of(name, classes)
         if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
             found.clinical = read_sheet(archive.read(name))
-        hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
-        if class_name is None or hidden or path.suffix.lower() not in PICTURES:
+        if class_name is None or is_hidden(name) or path.suffix.lower() not in PICTURES:
             found.strays.append(name)
             continue
         found.pictures.append(

@@ -26,7 +26,7 @@ from osteo.data.sources import CLASSES, PICTURES, class_of, open_archive
 from osteo.data.store import Grey, decode
 from osteo.errors import UserError
 from osteo.inference.card import KEY, Card
-from osteo.inference.model import Floats, Model
+from osteo.inference.model import Floats, Model, in_batches
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,6 @@ def open_exported(path: Path) -> Exported:
             return [values.numpy() for values in network(torch.from_numpy(pictures))]
 
     return Exported(json.loads(facts[KEY]), run)
-
-
-def in_batches(logits: Callable[[Sequence[Grey]], Floats], pictures: Sequence[Grey], size: int) -> Floats:
-    """The logits of many pictures, some at a time; the last batch may be smaller."""
-    return np.concatenate([logits(pictures[start : start + size]) for start in range(0, len(pictures), size)])
 
 
 def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> float:

@@ -4,7 +4,7 @@ A picture's features are a thumbnail, without its brightness and contrast, and a
 of the training pictures is measured by probabilistic principal components (Tipping and Bishop 1999).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -115,7 +115,7 @@ class Look:
     """left and right, as decoded, where it shows two knees"""
 
 
-def look(guard: Guard | None, grey: Grey, prepare: Any, image_size: int) -> Look:
+def look(guard: Guard | None, grey: Grey, prepare: Callable[[Grey], Grey], image_size: int) -> Look:
     """Looks at a decoded picture (H, W) of any size before it is answered.
 
     Args:

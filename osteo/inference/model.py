@@ -1,6 +1,6 @@
 """A checkpoint ready to be asked, alone or as one of an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class Model:
         """The logits of prepared pictures, (N,)."""
         with torch.inference_mode():
             return np.asarray(self.network(to_batch(pictures)).double().numpy(), np.float64)
+
+
+def in_batches(logits: Callable[[Sequence[Grey]], Floats], pictures: Sequence[Grey], size: int) -> Floats:
+    """The logits of many pictures, some at a time; the last batch may be smaller."""
+    return np.concatenate([logits(pictures[start : start + size]) for start in range(0, len(pictures), size)])
 
 
 def to_batch(pictures: Sequence[Grey]) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -20,24 +20,17 @@ from osteo.report.tables import as_table, terminal
 from osteo.runs import shown
 
 
-class Row(Protocol):
-    """A picture and what is said of it, or why nothing can be."""
+class Row(NamedTuple):
+    """One line of the answers: a picture, half of one that shows two knees, or a file that cannot be used."""
 
-    @property
-    def name(self) -> str:
-        """Of the file, within what was given."""
-
-    @property
-    def reason(self) -> str:
-        """Why the file cannot be used, or empty."""
-
-    @property
-    def answer(self) -> Answer | None:
-        """None where there is a reason."""
-
-    @property
-    def heat(self) -> npt.NDArray[Any] | None:
-        """Grad-CAM in [0, 1], (S, S)."""
+    name: str
+    """of the file, within what was given"""
+    reason: str
+    """why the file cannot be used, or empty"""
+    answer: Answer | None
+    """None where there is a reason"""
+    heat: npt.NDArray[Any] | None
+    """Grad-CAM in [0, 1], (S, S)"""
 
 
 class Wishes(Protocol):
