@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.noise import note
-from osteo.augment import Online, make_cpu_twin
 from osteo.config import AugmentConfig
+from osteo.training.augment import Online, make_cpu_twin
 
 BATCH, BATCHES, ROUNDS = 16, 60, 9
 

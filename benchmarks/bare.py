@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import timm
 import torch
 
-from osteo.hardware import choose_accelerator, choose_precision
+from osteo.training.hardware import choose_accelerator, choose_precision
 
 WARM_UP = 3
 

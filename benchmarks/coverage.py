@@ -13,16 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from osteo.statistics import (
-    METRICS,
-    bootstrap,
-    delong_interval,
-    delong_test,
-    mcnemar,
-    metrics,
-    paired_bootstrap,
-    proportion,
-)
+from osteo.evaluation.bootstrap import bootstrap, proportion
+from osteo.evaluation.metrics import METRICS, metrics
+from osteo.evaluation.tests import delong_interval, delong_test, mcnemar, paired_bootstrap
 
 DISTANCE = 2**0.5 * norm.ppf(0.85)  # between the classes' means: an AUROC of 0.85
 TRUTH = {"accuracy": float(norm.cdf(DISTANCE / 2)), "auroc": 0.85}

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from osteo.data.manifest import header, typed
+from osteo.data.manifest import typed
 from osteo.data.phantom import write_archives
-from osteo.data.store import decode, open_store, square
+from osteo.data.store import open_store, square
+from osteo.reading.pictures import decode, header
 
 REPEATS = 7
 

@@ -4,7 +4,8 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-from osteo.inference.pictures import Unusable, looks_like_picture, read_picture
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import looks_like_picture, read_picture
 
 SHOWN_SIZE = 224  # pixels; of no matter to DICOM
 READERS = ("pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle")

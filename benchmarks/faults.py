@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.noise import python
 from osteo.data.phantom import write_archives
-from osteo.runs import Run, runs_of
+from osteo.records.record import Run
+from osteo.records.sweep import runs_of
 
 RUN_KILLS, SWEEP_KILLS = 30, 10
 SWEEP = "model.backbone=test_resnet,test_convnext"

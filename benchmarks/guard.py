@@ -18,7 +18,8 @@ from osteo.config import DataConfig
 from osteo.data.prepare import prepare
 from osteo.data.store import Grey, square
 from osteo.inference import guard
-from osteo.inference.pictures import Unusable, read_picture
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import read_picture
 
 KAGGLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kaggle"
 SIDE, CROPS, SEEDS = 224, 100, 5

@@ -14,8 +14,8 @@ from benchmarks.guard import KAGGLE
 from benchmarks.noise import python
 from osteo.inference.export import SUFFIXES, open_exported
 from osteo.inference.model import load_model
-from osteo.inference.pictures import read_picture
-from osteo.runs import Run
+from osteo.reading.reader import read_picture
+from osteo.records.record import Run
 
 BACKBONES = ("resnet18", "densenet121", "test_vit")
 

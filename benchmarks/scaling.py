@@ -27,7 +27,7 @@ def files_below(folder: Path) -> tuple[int, int]:
 def checkpoint_bytes() -> int:
     """Of a checkpoint of the paper's largest backbone with the moments of AdamW."""
     from osteo.config import ModelConfig
-    from osteo.network import Network
+    from osteo.training.network import Network
 
     network = Network(**{**asdict(ModelConfig(BACKBONE)), "image_size": 224})
     return sum(weights.nbytes for weights in network.state_dict().values()) + 2 * sum(
@@ -48,7 +48,7 @@ def compose_jobs(count: int) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
 
-    from osteo.commands.application import CONF
+    from osteo.app.hydra import CONF
     from osteo.config import Config
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -59,8 +59,8 @@ def compose_jobs(count: int) -> None:
 
 def measure() -> list[dict]:
     """A row a quantity."""
-    from osteo.commands.status import row
-    from osteo.runs import leaderboard, runs_of
+    from osteo.records.sweep import leaderboard, runs_of
+    from osteo.report.summary import row
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -14,7 +14,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from osteo.config import SearchSettings, check
+from osteo.checks import check
+from osteo.config import SearchSettings
 from osteo.errors import UserError
 
 ConfigStore.instance().store(group="hydra/sweeper", name="search_schema", node=SearchSettings)
@@ -47,8 +48,8 @@ class SearchSweeper(Sweeper):
             import optuna  # noqa: F401
         except ImportError as error:
             raise UserError("hydra/sweeper=search needs Optuna: pip install 'osteo[search]'") from error
-        from osteo import search
-        from osteo.tracking import group_of
+        from osteo.training import search
+        from osteo.training.tracking import group_of
 
         settings, loader = self.settings, self.hydra_context.config_loader
         check(settings, "hydra.sweeper.")

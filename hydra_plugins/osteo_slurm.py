@@ -97,7 +97,7 @@ class SlurmLauncher(Launcher):
         return ended
 
     def _returned(self, job: "Job[JobReturn]", has_result: bool, directory: Path) -> JobReturn:
-        from osteo.runs import Run
+        from osteo.records.record import Run
 
         error = job.exception() if has_result else "ended by the cluster"
         if error is None:

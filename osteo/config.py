@@ -5,11 +5,8 @@ Importing this module costs nothing: no torch, no Hydra.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
-
-from osteo.errors import UserError, unknown
 
 CLASS_NAMES = ("normal", "osteopenia", "osteoporosis")
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
@@ -294,85 +291,3 @@ class SearchSettings:
     seed: int = option(0, "seed of the proposals", low=0, high=2**32 - 1)
     pruner: str = option("median", "what stops a trial early", choices=("median", "hyperband", "none"))
     params: dict[str, str] = option({}, "values by key, for an experiment file; the command line comes after")
-
-
-def check(config: Any, prefix: str = "") -> None:
-    """Refuses the first value outside what its option allows.
-
-    Raises:
-        UserError: one line that names the key, the value and what is allowed.
-    """
-    names = [entry.name for entry in fields(config)]
-    if extra := [name for name in vars(config) if name not in names]:  # Hydra's +key=value adds keys
-        raise unknown("key", f"{prefix}{extra[0]}", names)
-    for entry in fields(config):
-        value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
-        if is_dataclass(value):
-            check(value, f"{key}.")
-        elif value is not None and entry.metadata:
-            _check_value(key, value, entry.metadata)
-    if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
-        check_data(config.data)
-    if isinstance(config, Config):
-        _check_training(config)
-
-
-def _check_value(key: str, value: Any, allowed: Any) -> None:
-    low, high, above = allowed["low"], allowed["high"], allowed["above"]
-    if allowed["choices"] and value not in allowed["choices"]:
-        raise unknown(key, value, allowed["choices"])
-    if low is not None and not value >= low:
-        raise UserError(f"{key}={value} is too small; the smallest allowed is {low}")
-    if high is not None and not value <= high:
-        raise UserError(f"{key}={value} is too large; the largest allowed is {high}")
-    if above is not None and not value > above:
-        raise UserError(f"{key}={value} is too small; it must be above {above}")
-
-
-def check_data(data: DataConfig) -> None:
-    """Refuses what does not go together in the data, and archives that are not there.
-
-    Raises:
-        UserError: one line that says what to change.
-    """
-    split = data.split
-    given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
-    used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
-    if given - used:
-        wrong = sorted(given - used)[0]
-        right = "data=folder" if wrong == "root" else "data=paper or data=clean"
-        raise UserError(f"data.{wrong} is not read by data={data.name}; it goes with {right}")
-    for key in sorted(used):
-        place = getattr(data, key)
-        if not place and not (data.download and key != "root"):
-            hint = "" if key == "root" else ", or data.download=true"
-            raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
-        if place and not Path(place).expanduser().exists():
-            raise UserError(f"data.{key}={place}: no such file or folder")
-    if data.classes and data.name != "folder":
-        raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
-    for pair in data.classes:
-        if pair.rpartition(":")[2].strip() not in CLASS_NAMES or ":" not in pair:
-            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASS_NAMES)}")
-    if split.fold is not None and split.fold >= split.folds:
-        raise UserError(
-            f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
-            f" for data.split.folds={split.folds}"
-        )
-    if sum((split.file is not None, split.fold is not None, split.test_source is not None)) > 1:
-        raise UserError("only one of data.split.file, data.split.fold and data.split.test_source can be given")
-    if split.train + split.val >= 1.0:
-        raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
-    if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
-        raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
-    if data.download and data.name not in ("paper", "clean"):
-        raise UserError(f"data.download=true goes with data=paper or data=clean, not with data={data.name}")
-
-
-def _check_training(config: Config) -> None:
-    if config.model.pretrained and config.model.weights_file:
-        raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
-    if config.model.channels == 2:
-        raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
-    if config.augment.val and config.augment.name != "paper":
-        raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")

@@ -1,7 +1,9 @@
 """The one exception that a user's mistake raises, and how a wrong name is answered."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,3 +18,42 @@ def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) 
         return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}")
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     return UserError(f"{kind} '{name}' is unknown among {len(known)} names{hint}")
+
+
+DISK = {
+    errno.ENOSPC: "cannot be written: the disk is full",
+    errno.EDQUOT: "cannot be written: the disk quota is used up",
+    errno.EROFS: "cannot be written: it is read-only",
+    errno.EACCES: "cannot be used: permission denied",
+    errno.EPERM: "cannot be used: permission denied",
+    errno.EIO: "cannot be used: the disk fails",
+    errno.ESTALE: "cannot be used: the network disk is gone",
+}
+
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class MachineError(UserError):
+    """The machine's fault: what was begun goes on from its last checkpoint when it is resumed."""
+
+
+class LostDeviceError(MachineError):
+    """A GPU that this process cannot use any more."""
+
+
+class OutOfMemoryError(UserError):
+    """The batch does not fit into the memory of the device."""
+
+
+def diagnose(error: BaseException) -> BaseException:
+    """The trouble in one line where it is a known one, else the error itself."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in DISK:
+        name = Path(error.filename).name if isinstance(error.filename, str | Path) else "a file"
+        return MachineError(f"{name} {DISK[error.errno]}")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in NO_MEMORY)):
+        return OutOfMemoryError(text.splitlines()[0] if text else "out of memory")
+    if isinstance(error, RuntimeError) and text.startswith("CUDA error") and "device-side assert" not in text:
+        return LostDeviceError(f"the GPU failed ({text.splitlines()[0].removeprefix('CUDA error: ')}); see nvidia-smi")
+    return error

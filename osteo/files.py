@@ -61,3 +61,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def cache_dir(setting: str | None) -> Path:
     """Where stores, manifests and phantom archives are kept: the setting, else $OSTEO_CACHE, else ~/.cache/osteo."""
     return Path(setting or os.environ.get("OSTEO_CACHE") or "~/.cache/osteo").expanduser()
+
+
+def display_path(path: Path) -> str:
+    """A path as it may be shown: relative to the working directory where it lies below, else as it is."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

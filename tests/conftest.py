@@ -122,8 +122,8 @@ def models(run: Path) -> "list[Model]":
 @pytest.fixture(scope="session")
 def picture(knees: Path, models: "list[Model]") -> np.ndarray:
     """Grey, as a file has it, of a phantom that no flag is raised for."""
-    from osteo.data.store import decode
     from osteo.inference.answer import answer
+    from osteo.reading.pictures import decode
 
     for path in sorted(knees.rglob("*.*")):
         grey = decode(path.read_bytes())

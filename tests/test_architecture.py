@@ -33,9 +33,16 @@ def test_imports_run_one_way(path: Path) -> None:
     if name not in ("tracking.py",):
         assert not uses(path, "wandb"), "only tracking.py knows W&B"
     if name.startswith("data/"):
-        assert not uses(path, "osteo.module", "osteo.network", "osteo.metrics", "osteo.augment", "osteo.tracking")
+        assert not uses(
+            path,
+            "osteo.training.module",
+            "osteo.training.network",
+            "osteo.evaluation.metrics",
+            "osteo.training.augment",
+            "osteo.training.tracking",
+        )
     if name in ("module.py", "network.py", "metrics.py", "augment.py"):
-        assert not uses(path, "osteo.data", "osteo.runs", "osteo.tracking")
+        assert not uses(path, "osteo.data", "osteo.records.record", "osteo.training.tracking")
     if name == "network.py":
         assert not uses(path, "lightning")
 

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from osteo.audit.shortcuts import FOLDS, Shortcut, shortcuts
 from osteo.config import DataConfig
-from osteo.data.audit import FOLDS, Shortcut, leaks, shortcuts
 from osteo.data.manifest import assign_groups, clean, copies, typed
 from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
-from osteo.statistics import Interval, auroc, proportion
+from osteo.data.summary import leaks
+from osteo.evaluation.bootstrap import Interval, auroc, proportion
 from tests.conftest import REAL_DATA
 
 
@@ -66,9 +67,9 @@ def arguments(root: Path, data: str = "paper") -> list[str]:
 @pytest.fixture(scope="module")
 def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """audit.json and audit.html of the planted archives."""
-    from osteo.commands.audit import look
+    from osteo.audit.findings import look
+    from osteo.audit.page import page
     from osteo.config import AuditConfig
-    from osteo.report.audit import page
 
     config = AuditConfig(data=DataConfig("paper", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley")))
     config.data.split.grouped, config.data.split.stratify = False, ["label"]
@@ -220,7 +221,7 @@ def test_leaks_by_picture_cluster_and_patient() -> None:
 
 
 def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
-    from osteo.data.audit import Facts
+    from osteo.audit.findings import Facts
 
     rng = np.random.default_rng(0)
     rows = [{"image_id": f"s/{i}", "sha256": str(i), "label": i % 2, "format": "PNG", "mode": "L",

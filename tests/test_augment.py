@@ -6,7 +6,10 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from osteo.augment import (
+from osteo.config import AugmentConfig
+from osteo.data.phantom import draw
+from osteo.data.store import clahe, square
+from osteo.training.augment import (
     PAPER_VARIANTS,
     Online,
     Paper,
@@ -18,9 +21,6 @@ from osteo.augment import (
     paper_twins,
     warp_and_expose,
 )
-from osteo.config import AugmentConfig
-from osteo.data.phantom import draw
-from osteo.data.store import clahe, square
 
 PICTURES = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 SAME = torch.zeros(6, dtype=torch.int64)

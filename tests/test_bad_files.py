@@ -15,7 +15,8 @@ from PIL import Image
 
 from osteo.config import DataConfig
 from osteo.data import prepare
-from osteo.data.store import decode, square
+from osteo.data.store import square
+from osteo.reading.pictures import decode
 
 RNG = np.random.default_rng(0)
 RAMP = np.tile(np.linspace(10, 245, 120).astype(np.uint8), (160, 1)) + RNG.integers(0, 8, (160, 120), dtype=np.uint8)

@@ -24,9 +24,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from osteo.data.store import Grey, decode
-from osteo.inference import apart
-from osteo.inference.pictures import PICTURES_AND_DICOM, Unusable, looks_like_picture, read_picture
+from osteo.data.store import Grey
+from osteo.reading import apart
+from osteo.reading.pictures import PICTURES_AND_DICOM, Unusable, decode
+from osteo.reading.reader import looks_like_picture, read_picture
 from tests.dicom import FILES, RNG, compressed, dataset, file, picture, saved, table, written
 
 
@@ -270,7 +271,7 @@ def test_which_files_of_a_folder_count() -> None:
 
 
 def test_without_the_extra_the_reason_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osteo.inference.pictures.find_spec", lambda _: None)
+    monkeypatch.setattr("osteo.reading.reader.find_spec", lambda _: None)
     assert reason(file(picture(8), 8)) == "DICOM needs pip install 'osteo[dicom]'"
 
 

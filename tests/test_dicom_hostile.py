@@ -23,9 +23,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from osteo.inference import apart
-from osteo.inference.apart import MEMORY, seconds_for
-from osteo.inference.pictures import Unusable, read_picture
+from osteo.reading import apart
+from osteo.reading.apart import MEMORY, seconds_for
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import read_picture
 from tests.dicom import FILES, compressed, dataset, file, picture, saved, table, written
 
 SECRETS = {
@@ -96,7 +97,7 @@ def test_nothing_of_a_patient_comes_out(
 
 
 def test_only_what_describes_pixels_is_kept_of_a_file() -> None:
-    from osteo.inference.dicom import DESCRIBING, _parse
+    from osteo.reading.dicom import DESCRIBING, _parse
 
     kept = _parse(planted())
     assert {element.keyword for element in kept} <= set(DESCRIBING)

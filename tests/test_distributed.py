@@ -19,10 +19,10 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from benchmarks.faults import differs
 from osteo.data.datamodule import Shares
 from osteo.data.phantom import write_archives
-from osteo.distributed import SyncBatchNorm, spawn
 from osteo.errors import UserError
-from osteo.ranks import rank
-from osteo.runs import Run
+from osteo.records.record import Run
+from osteo.training.distributed import SyncBatchNorm, spawn
+from osteo.training.ranks import rank
 from tests.test_resume import start, wait_for_epochs
 
 CURVES = ["train/loss", "train/auroc", "train/accuracy", "val/loss", "val/auroc", "val/accuracy"]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from osteo.commands.application import CONF
+from osteo.app.hydra import CONF
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PHANTOMS = [

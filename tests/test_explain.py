@@ -7,8 +7,8 @@ import torch
 from osteo.data.phantom import draw
 from osteo.data.store import square
 from osteo.errors import UserError
-from osteo.evaluation import explain
-from osteo.network import Network
+from osteo.evaluation import gradcam as explain
+from osteo.training.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_map_follows_what_the_network_was_made_to_see() -> None:
 def test_new_weights_give_another_map(pictures: torch.Tensor) -> None:
     network = Network("resnet18", image_size=96)
     state = torch.random.get_rng_state()
-    fresh = explain.randomised(network)
+    fresh = network.untrained()
     assert torch.equal(state, torch.random.get_rng_state())
     assert not torch.equal(next(fresh.parameters()), next(network.parameters()))
     maps = explain.grad_cam(network, pictures)

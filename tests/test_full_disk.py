@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.faults import differs, torn
 from osteo import files
-from osteo.runs import Run
+from osteo.records.record import Run
 
 PAGE = 4096
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from benchmarks.faults import differs
-from osteo import hardware
-from osteo.runs import Run
+from osteo.records.record import Run
+from osteo.training import hardware
 from tests import slurm
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))
@@ -75,7 +75,7 @@ def test_every_process_takes_the_gpu_that_has_the_fewest(tmp_path: Path) -> None
 def test_an_extra_that_is_missing_is_one_line(
     osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    from osteo.commands import launchers
+    from osteo.app import extras as launchers
 
     monkeypatch.setattr(launchers, "find_spec", lambda _: None)
     done = osteo("train", "-m", choice, "seed=0,1")

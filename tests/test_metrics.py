@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from osteo.metrics import evaluate
+from osteo.evaluation.metrics import evaluate
 
 # (normal right, normal wrong, osteoporosis wrong, osteoporosis right) in the paper's Fig. 6, and its Table 2
 PAPER = {

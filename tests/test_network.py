@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from osteo.errors import UserError
-from osteo.network import Network, check_backbone
+from osteo.training.network import Network, check_backbone
 
 GREY = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from osteo.data.phantom import draw, write_archives
-from osteo.data.store import decode
+from osteo.reading.pictures import decode
 
 
 def content(root: Path) -> dict[str, bytes]:

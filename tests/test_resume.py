@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from benchmarks.faults import differs, harness
-from osteo.checkpoints import newest
-from osteo.module import Classifier
-from osteo.runs import Run
+from osteo.records.record import Run
+from osteo.training.callbacks import newest
+from osteo.training.module import Classifier
 from tests.test_tracking import of_type, offline_runs
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))

@@ -15,8 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from osteo.errors import UserError
-from osteo.runs import Run
-from osteo.search import batches, space_of
+from osteo.records.record import Run
+from osteo.training.search import batches, space_of
 from tests.test_resume import start, wait_for_epochs
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"

@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from osteo.config import ServeConfig
-from osteo.inference import server
 from osteo.inference.model import Model
+from osteo.serving import server
 from tests import dicom
 from tests.conftest import REAL_DATA
 

@@ -41,7 +41,7 @@ def test_mistakes_are_one_line(osteo: Callable, run: Path, tmp_path: Path, argum
 
 
 def test_a_missing_extra_is_one_line(osteo: Callable, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osteo.commands.launchers._is_installed", lambda package: False)
+    monkeypatch.setattr("osteo.app.extras._is_installed", lambda package: False)
     done = osteo("serve", str(run))
     assert done.code == 2
     assert done.err == "osteo serve: osteo serve needs an extra that is not installed: pip install 'osteo[serve]'\n"

@@ -6,20 +6,10 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, brier_score_loss
 
 from benchmarks import coverage
-from osteo import metrics as recorded
-from osteo.statistics import (
-    METRICS,
-    auroc,
-    bootstrap,
-    delong,
-    delong_interval,
-    delong_test,
-    holm,
-    mcnemar,
-    metrics,
-    paired_bootstrap,
-    proportion,
-)
+from osteo.evaluation import metrics as recorded
+from osteo.evaluation.bootstrap import auroc, bootstrap, proportion
+from osteo.evaluation.metrics import METRICS, metrics
+from osteo.evaluation.tests import delong, delong_interval, delong_test, holm, mcnemar, paired_bootstrap
 
 # Turck et al., Intensive Care Medicine 36 (2010): 113 patients after subarachnoid haemorrhage, as pROC ships them
 POOR = [
@@ -150,7 +140,7 @@ def test_the_same_seed_gives_the_same_interval_in_one_piece_or_many(
     whole = auroc(labels, logits, groups, seed=3)
     assert whole == auroc(labels, logits, groups, seed=3)
     assert whole != auroc(labels, logits, groups, seed=4)
-    monkeypatch.setattr("osteo.statistics.CELLS", 200 * 64)
+    monkeypatch.setattr("osteo.evaluation.bootstrap.CELLS", 200 * 64)
     assert auroc(labels, logits, groups, seed=3) == pytest.approx(whole)
 
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from osteo.config import DataConfig
-from osteo.data.manifest import header, typed
+from osteo.data.manifest import typed
 from osteo.data.prepare import prepare
-from osteo.data.store import clahe, decode, open_store, square, stretch
+from osteo.data.store import clahe, open_store, square
+from osteo.reading.pictures import decode, header, stretch
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
 

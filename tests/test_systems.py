@@ -13,12 +13,12 @@ from scipy.special import expit
 
 from osteo.config import Config
 from osteo.errors import UserError
+from osteo.evaluation.metrics import METRICS
 from osteo.evaluation.systems import read_experiment, validate
+from osteo.records.record import Run
 from osteo.report import rows
 from osteo.report.results import compute
 from osteo.report.verdict import verdict
-from osteo.runs import Run
-from osteo.statistics import METRICS
 
 PICTURES = 60
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from osteo.tracking import public
+from osteo.training.tracking import public
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
@@ -123,7 +123,7 @@ def test_absolute_paths_keep_only_their_last_name() -> None:
 def test_a_server_out_of_reach_never_loses_a_run(
     osteo: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("osteo.tracking.SECONDS_TO_REACH", 2)
+    monkeypatch.setattr("osteo.training.tracking.SECONDS_TO_REACH", 2)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=online")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from osteo.augment import Augmentation
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.manifest import typed
 from osteo.data.store import Store
 from osteo.errors import UserError
-from osteo.module import Classifier, load
-from osteo.runs import Run
+from osteo.records.record import Run
+from osteo.training.augment import Augmentation
+from osteo.training.module import Classifier, load
 
 OPTIMIZER = {
     "name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "momentum": 0.9, "schedule": "constant", "warmup": 0.25,

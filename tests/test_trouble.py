@@ -15,8 +15,8 @@ import timm
 import torch
 from timm.models import _registry
 
-from osteo.runs import Run
-from osteo.trouble import LostDeviceError, MachineError, OutOfMemoryError, told
+from osteo.errors import LostDeviceError, MachineError, OutOfMemoryError, diagnose
+from osteo.records.record import Run
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))
 CUDA_GONE = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"
@@ -131,13 +131,17 @@ def test_a_lost_gpu_ends_the_sweep_and_nothing_is_lost(
 
 
 def test_known_troubles_are_told_apart() -> None:
-    assert isinstance(told(OSError(28, "No space left on device", "/a/b/last.ckpt")), MachineError)
-    assert str(told(OSError(28, "No space left", "/a/b/last.ckpt"))) == "last.ckpt cannot be written: the disk is full"
-    assert isinstance(told(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")), OutOfMemoryError)
-    assert isinstance(told(MemoryError()), OutOfMemoryError)
-    assert isinstance(told(RuntimeError(CUDA_GONE)), LostDeviceError)
+    assert isinstance(diagnose(OSError(28, "No space left on device", "/a/b/last.ckpt")), MachineError)
+    assert (
+        str(diagnose(OSError(28, "No space left", "/a/b/last.ckpt"))) == "last.ckpt cannot be written: the disk is full"
+    )
+    assert isinstance(
+        diagnose(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")), OutOfMemoryError
+    )
+    assert isinstance(diagnose(MemoryError()), OutOfMemoryError)
+    assert isinstance(diagnose(RuntimeError(CUDA_GONE)), LostDeviceError)
     for other in (RuntimeError("CUDA error: device-side assert triggered"), FileNotFoundError(2, "x"), ValueError("x")):
-        assert told(other) is other
+        assert diagnose(other) is other
 
 
 def test_two_sweeps_at_once_share_pictures_but_no_directory(words: list[str], tmp_path: Path) -> None:
@@ -147,11 +151,11 @@ def test_two_sweeps_at_once_share_pictures_but_no_directory(words: list[str], tm
     said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path, "env": cache}
     both = [subprocess.Popen([*command, f"output_dir={name}"], **said) for name in ("one", "other")]
     third = subprocess.Popen([*command, "output_dir=one"], **said)
-    told = [process.communicate(timeout=200)[0] for process in (*both, third)]
+    diagnose = [process.communicate(timeout=200)[0] for process in (*both, third)]
     codes = [both[0].returncode, both[1].returncode, third.returncode]
-    assert sorted([codes[0], codes[2]]) == [0, 2], told
-    assert codes[1] == 0, told[1]
-    refused = told[0] if codes[0] == 2 else told[2]
+    assert sorted([codes[0], codes[2]]) == [0, 2], diagnose
+    assert codes[1] == 0, diagnose[1]
+    refused = diagnose[0] if codes[0] == 2 else diagnose[2]
     assert "another process works on one" in refused or "one holds runs already" in refused
     assert [Run(tmp_path / sweep / n).state for sweep in ("one", "other") for n in "01"] == ["done"] * 4
     assert len([path for path in (tmp_path / "cache/stores").iterdir() if not path.name.startswith(".")]) == 2

@@ -12,8 +12,8 @@ import wandb
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from osteo.runs import Run
-from osteo.tracking import Tracker
+from osteo.records.record import Run
+from osteo.training.tracking import Tracker
 from tests.fake_wandb import KEY, FakeWandb
 from tests.test_tracking import WANDB, of_type
 
@@ -34,9 +34,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "1")
         monkeypatch.setattr("wandb.apis.public.Api._HTTP_TIMEOUT", 1)  # W&B reads the variable once
-        monkeypatch.setattr("osteo.tracking.SECONDS_TO_REACH", 3)
-        monkeypatch.setattr("osteo.tracking.SECONDS_TO_FINISH", 3)
-        monkeypatch.setattr("osteo.tracking.RETRIES", 1)
+        monkeypatch.setattr("osteo.training.tracking.SECONDS_TO_REACH", 3)
+        monkeypatch.setattr("osteo.training.tracking.SECONDS_TO_FINISH", 3)
+        monkeypatch.setattr("osteo.training.tracking.RETRIES", 1)
         yield fake
         wandb.teardown()
 
@@ -172,7 +172,7 @@ def test_a_server_that_goes_down(
 def test_a_server_that_comes_back_gets_everything(
     osteo: Callable, words: list[str], server: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("osteo.tracking.SECONDS_TO_FINISH", 30)
+    monkeypatch.setattr("osteo.training.tracking.SECONDS_TO_FINISH", 30)
     after_epoch(monkeypatch, 0, lambda: server.heard_epoch.wait(20) and server.down())
     after_epoch(monkeypatch, 2, server.up)
     done = osteo("train", *words, "output_dir=run")

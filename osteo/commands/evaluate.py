@@ -2,25 +2,16 @@
 
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from osteo.commands import application
-from osteo.commands.application import Job
+from osteo.app import hydra as application
 from osteo.config import EvaluateConfig
-from osteo.errors import UserError
+from osteo.records.record import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-
-    from osteo.inference.answer import Floats
-    from osteo.inference.model import Model
+    pass
 
 log = logging.getLogger(__name__)
-
-BATCH = 32  # pictures that are asked about at once
 
 
 def main() -> None:
@@ -33,12 +24,13 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     begun = time.perf_counter()
     import pandas as pd
 
-    from osteo import metrics
-    from osteo.files import write_table
+    from osteo.evaluation import metrics
+    from osteo.files import display_path, write_table
     from osteo.inference.answer import combine
+    from osteo.inference.evaluate import ask, intervals, name_of
     from osteo.inference.model import load_models, names_of
+    from osteo.records.record import Run
     from osteo.report.tables import as_table, terminal
-    from osteo.runs import Run, shown
 
     models = load_models(names_of(config.ckpt))
     manifest, logits = ask(models, config)
@@ -74,78 +66,5 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
         console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
     else:
         console.print(f"{len(predictions)} pictures of one class alone: no table; see metrics.json")
-    console.print(f"record       {shown(job.directory)}/", soft_wrap=True)
+    console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)
     return True
-
-
-def name_of(config: EvaluateConfig) -> str:
-    """The split that is asked about, as the manifest names it: where all pictures are, they are all for the test."""
-    return "test" if config.split == "all" else config.split
-
-
-def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats]":
-    """The manifest, and the models' logits of the pictures that are asked about, (models, N).
-
-    Raises:
-        UserError: the data cannot be had, or nothing is left to ask about.
-    """
-    import numpy as np
-
-    from osteo.data.prepare import prepare
-    from osteo.inference.card import data_hash
-    from osteo.inference.model import in_batches
-
-    logits = []
-    prepared = {}
-    for model in models:
-        size, fit = model.card.image_size, model.card.fit
-        if (size, fit) not in prepared:
-            data = replace(config.data, image_size=size, fit=fit)
-            prepared[size, fit] = prepare(data, split=config.split != "all")
-        manifest, store = prepared[size, fit]
-        rows = manifest[manifest["split"] == name_of(config)]
-        if rows.empty:
-            raise UserError(f"split={config.split} has no picture")
-        used = manifest[manifest["split"] != "excluded"]
-        same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
-        warn_of_seen(model, rows, same_data=same, split=config.split)
-        pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
-        logits.append(in_batches(model.logits, pictures, BATCH))
-    return manifest, np.stack(logits)
-
-
-def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
-    """Says how many of the pictures a model has learnt from, as far as its run directory still tells."""
-    from osteo.data.manifest import read_manifest
-
-    kept = model.path.parent.parent / "manifest.csv"
-    if same_data and split in ("test", "val"):
-        return
-    if not kept.exists():
-        log.warning(
-            "whether %s has learnt from these pictures cannot be told: its manifest.csv is not there", model.name
-        )
-        return
-    theirs = read_manifest(kept)
-    learnt = set(theirs.loc[theirs["split"].isin(["train", "val"]), "sha256"])
-    if seen := int(rows["sha256"].isin(learnt).sum()):
-        log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))
-
-
-def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequence[Model]") -> "pd.DataFrame":
-    """Every metric with its interval, called at 0.5 and at the thresholds that validation chose."""
-    import pandas as pd
-
-    from osteo import statistics
-    from osteo.inference.answer import threshold_of
-
-    labels, groups = predictions["label"].to_numpy(int), list(predictions["group"])
-    columns = {"metric": list(statistics.METRICS)}
-    for rule in models[0].card.thresholds:
-        limit, scores = threshold_of(models, rule), calibrated
-        if rule == "0.5":  # as in training: of what is not calibrated
-            scores = predictions["probability"].to_numpy(float)
-        made = statistics.bootstrap(statistics.metrics(labels, scores[None], limit), labels, groups)
-        found = [made.interval(column) for column in range(len(statistics.METRICS))]
-        columns[f"at {rule} ({limit:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
-    return pd.DataFrame(columns)

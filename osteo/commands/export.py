@@ -7,10 +7,10 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from osteo.commands import application
-from osteo.commands.application import Job
+from osteo.app import hydra as application
 from osteo.config import ExportConfig
 from osteo.errors import UserError
+from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
 

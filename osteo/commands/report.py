@@ -1,31 +1,20 @@
 """osteo report: what the records of a sweep say, as one page, beside the paper's figures and tables."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osteo.commands import application
-from osteo.commands.application import Job
-from osteo.config import Config, ReportConfig, check_data
+from osteo.app import hydra as application
+from osteo.checks import check_data
+from osteo.config import ReportConfig
 from osteo.errors import UserError
+from osteo.records.record import Job
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from matplotlib.figure import Figure
 
-    from osteo.data.sources import Source
-    from osteo.data.store import Store
-    from osteo.report.page import Looked
-    from osteo.report.results import Results
-    from osteo.runs import Run
 
 log = logging.getLogger(__name__)
-
-SAMPLES, PREDICTIONS = 5, 12  # pictures a class, and of the best run's test split
-EXPLAINED = 400  # pictures at most whose Grad-CAM is looked at
-RANDOMISED = 12  # pictures a run whose map is compared with an untrained network's
 
 
 def main() -> None:
@@ -37,15 +26,17 @@ def report(config: ReportConfig, job: Job) -> bool:
     """Writes report.html, report.md, model cards, figures/ and tables/ beside the runs, and tells W&B."""
     from omegaconf import OmegaConf
 
-    from osteo.augment import make_augmentation
     from osteo.data.prepare import clinical_table, read_sources, reader
     from osteo.evaluation.systems import read_experiment
-    from osteo.files import cache_dir, write_table, write_text
+    from osteo.files import cache_dir, display_path, write_table, write_text
+    from osteo.records.record import read_config
+    from osteo.records.sweep import leaderboard, runs_of
     from osteo.report import figures, page, paper, rows
+    from osteo.report.radiographs import look, with_pictures
     from osteo.report.results import compute
     from osteo.report.tables import as_latex, as_markdown, as_table, terminal
-    from osteo.runs import leaderboard, runs_of, shown
-    from osteo.tracking import Place, Tracker, group_of, public
+    from osteo.training.augment import make_augmentation
+    from osteo.training.tracking import Place, Tracker, group_of, public
 
     if not config.runs:
         raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
@@ -62,7 +53,7 @@ def report(config: ReportConfig, job: Job) -> bool:
         experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity
     )
     best = results.best.system.best_run
-    setting = application.read_config(best.directory / "config.yaml")
+    setting = read_config(best.directory / "config.yaml")
     manifest = best.read_manifest()
     group = group_of(setting.logger.wandb, directory)
 
@@ -120,146 +111,10 @@ def report(config: ReportConfig, job: Job) -> bool:
     console.print(as_table(tables["comparison"][short], title="with 95 % intervals"))
     for line in [*story.verdict, *looked.findings, *experiment.notes]:
         console.print(f"- {line}", soft_wrap=True)
-    console.print(f"report       {shown(directory)}/report.html", soft_wrap=True)
+    console.print(f"report       {display_path(directory)}/report.html", soft_wrap=True)
     return True
 
 
 def labels(board: "pd.DataFrame") -> list[tuple[str, str]]:
     """A name on a figure and the run it stands for: the best run of every backbone."""
     return [(str(row["backbone"]), str(row["run"])) for _, row in board.drop_duplicates("backbone").iterrows()]
-
-
-def look(setting: Config, sources: "dict[str, Source]", results: "Results", config: ReportConfig) -> "Looked":
-    """The best model's surest mistakes, and where the networks that tested the pictures look.
-
-    Raises:
-        UserError: the pictures are no longer what they were, or a checkpoint is gone.
-    """
-    import numpy as np
-
-    from osteo.data.prepare import prepare
-    from osteo.evaluation import explain
-    from osteo.report.html import embed
-    from osteo.report.page import Looked
-    from osteo.report.rows import mistakes
-
-    _, store = prepare(setting.data, sources)
-    system = results.best.system
-    wrong = mistakes(results, results.best, config.mistakes)
-    pictures = results.experiment.pictures
-    sha256 = {str(i): str(sha) for i, sha in zip(pictures["image_id"], pictures["sha256"], strict=True)}
-    if gone := sorted(image_id for image_id, sha in sha256.items() if sha not in store.rows):
-        raise UserError(f"{len(gone)} pictures are no longer what they were, {gone[0]} first")
-    note = ""
-    try:
-        log.info("looking where %s looks", system.name)
-        maps, alike = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
-    except UserError as error:
-        maps, alike, note = {}, [], str(error)
-    shown = []
-    if not config.pictures:
-        wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
-    for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
-        picture = store.pictures[0, store.rows[sha256[image_id]]]
-        names = ("normal", "osteoporosis")
-        call = int(probability > 0.5)
-        shown.append(
-            {
-                "name": image_id,
-                "picture": embed(picture),
-                "map": embed(explain.overlay(picture, maps[image_id])) if image_id in maps else "",
-                "label": names[int(label)],
-                "call": names[call],
-                "sure": f"{probability if call else 1 - probability:.0%}",
-            }
-        )
-    found = {i: explain.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()}
-    measured = {image_id: one for image_id, one in found.items() if one is not None}
-    findings = explain.findings(measured, pictures, alike) if measured else []
-    return Looked(shown, findings, note)
-
-
-def grad_cams(
-    runs: "list[Run]", first: list[str], sha256: dict[str, str], store: "Store"
-) -> "tuple[dict[str, np.ndarray], list[float]]":
-    """Grad-CAM of test pictures by the network that tested them, by image_id, float32 (S, S).
-
-    Also how alike a map and an untrained network's are (Spearman's correlation), for some pictures of each run.
-
-    Args:
-        runs: of one model.
-        first: pictures that are looked at in any case.
-        sha256: of the other pictures too, by image_id.
-        store: holds them.
-
-    Raises:
-        UserError: the backbone has no feature map, or a checkpoint is gone.
-    """
-    import torch
-
-    from osteo.data.datamodule import unit
-    from osteo.evaluation import explain
-    from osteo.module import load
-
-    maps: dict[str, np.ndarray] = {}
-    alike: list[float] = []
-    for run in runs:
-        predictions = run.read_table("predictions.csv")
-        tested = [i for i in predictions.loc[predictions["split"] == "test", "image_id"] if i not in maps]
-        kept = [i for i in tested if i in first]
-        kept += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(kept))]
-        if not kept:
-            continue
-        network = load(run.best_checkpoint).network
-        rows = [store.rows[sha256[i]] for i in kept]
-        for place in range(0, len(rows), 32):
-            pictures = unit(torch.from_numpy(store.pictures[0, rows[place : place + 32]]))
-            cams = explain.grad_cam(network, pictures)
-            maps |= dict(zip(kept[place : place + 32], cams.numpy(), strict=True))
-            if place == 0:
-                some = pictures[:RANDOMISED]
-                alike += explain.agreement(cams[:RANDOMISED], explain.grad_cam(explain.randomised(network), some))
-    return maps, alike
-
-
-def with_pictures(
-    setting: Config, read: Callable[[str], bytes], manifest: "pd.DataFrame", best: "Run"
-) -> "dict[str, Figure]":
-    """Samples by class, the variants of one picture, and the best run's predictions.
-
-    Raises:
-        UserError: the pictures are no longer where they were.
-    """
-    from osteo.augment import paper_twins
-    from osteo.data.store import decode, square
-    from osteo.report.figures import Shown, pictures
-
-    def picture(image_id: str) -> "np.ndarray":
-        return square(decode(read(image_id), 224), 224, setting.data.fit)
-
-    used = manifest[manifest["split"] != "excluded"]
-    samples = []
-    for name in ("normal", "osteoporosis"):
-        ids = used.loc[used["class_name"] == name, "image_id"]
-        samples.append((name, [Shown(picture(i), "") for i in ids.iloc[_spread(len(ids), SAMPLES)]]))
-    one = picture(str(used["image_id"].iloc[0]))
-    twins = paper_twins(setting.augment)
-    variants = [Shown(one, "original"), *(Shown(change(one), name) for name, change in twins.items())]
-    predictions = best.read_table("predictions.csv")
-    test = predictions[predictions["split"] == "test"].reset_index(drop=True)
-    drawn = test.iloc[_spread(len(test), PREDICTIONS)]
-    marked = []
-    for image_id, label, probability in drawn[["image_id", "label", "probability"]].itertuples(index=False, name=None):
-        guess = int(probability > 0.5)
-        sure = probability if guess else 1.0 - probability
-        marked.append(Shown(picture(image_id), f"{('normal', 'osteoporosis')[guess]} {sure:.0%}", guess == label))
-    return {
-        "samples": pictures(samples),
-        "augmentations": pictures([("", variants)]),
-        "predictions": pictures([("", marked[place : place + 6]) for place in range(0, len(marked), 6)]),
-    }
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """Positions, evenly spread over `count` rows, at most `wanted` of them."""
-    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(wanted, count))})

@@ -4,12 +4,12 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from osteo.commands import application
-from osteo.commands.application import Job
-from osteo.config import RerunConfig, check
+from osteo.app import hydra as application
+from osteo.checks import check
+from osteo.config import RerunConfig
 from osteo.errors import UserError
+from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,10 @@ def main() -> None:
 
 def rerun(config: RerunConfig, job: Job) -> bool:
     """Trains again and compares; returns whether every metric and every prediction is the same."""
-    from osteo.commands.train import check_same_data, launch
+    from osteo.commands.train import train
     from osteo.data.prepare import prepare
-    from osteo.runs import Run, environment
+    from osteo.records.record import Run, environment, environment_changes, read_config
+    from osteo.training.launch import launch
 
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
@@ -36,13 +37,13 @@ def rerun(config: RerunConfig, job: Job) -> bool:
         )
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # the repetition is none of the search's
-    setting = replace(application.read_config(record.directory / "config.yaml"), trial=None)
+    setting = replace(read_config(record.directory / "config.yaml"), trial=None)
     check(setting)
-    for name, first, second in changed(record.read_json("environment.json"), environment()):
+    for name, first, second in environment_changes(record.read_json("environment.json"), environment()):
         log.warning("%s was %s and is %s now", name, first, second)
-    check_same_data(record, prepare(setting.data)[0])
+    record.check_same_data(prepare(setting.data)[0])
     again = Run(job.directory)
-    launch(setting, Job(job.directory, None, text))
+    launch(train, setting, replace(job, config_yaml=text))
     before, now = record.read_json("metrics.json"), again.read_json("metrics.json")
     differ = {name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)}
     columns = ["image_id", "logit"]
@@ -52,10 +53,3 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     if not differ:
         print(f"all {len(before)} metrics are identical, and the logits {'too' if same else 'are not'}")
     return not differ and same
-
-
-def changed(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Versions and machine that are not what they were: name, before, now."""
-    pairs = [(name, before.get(name), now[name]) for name in ("osteo", "python", "system", "machine")]
-    pairs += [(name, before["libraries"].get(name), version) for name, version in now["libraries"].items()]
-    return [(name, str(first), str(second)) for name, first, second in pairs if first != second]

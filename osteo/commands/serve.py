@@ -2,10 +2,10 @@
 
 from contextlib import suppress
 
-from osteo.commands import application
-from osteo.commands.application import Job
-from osteo.commands.launchers import needs
+from osteo.app import hydra as application
+from osteo.app.extras import needs
 from osteo.config import ServeConfig
+from osteo.records.record import Job
 
 
 def main() -> None:
@@ -16,8 +16,8 @@ def main() -> None:
 def serve(config: ServeConfig, job: Job) -> bool:
     """Prints the address and answers until Ctrl-C."""
     needs("osteo serve", "serve", "fastapi", "uvicorn")
-    from osteo.inference import server
     from osteo.inference.model import load_models, names_of
+    from osteo.serving import server
 
     models = load_models(names_of(config.ckpt))
     app = server.make_app(models, config)

@@ -1,6 +1,5 @@
 """osteo train: one run, or a sweep of them with -m."""
 
-import gc
 import logging
 import logging.config
 import statistics
@@ -9,105 +8,27 @@ import time
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
-from osteo.commands import application
-from osteo.commands.application import Job
+from osteo.app import hydra as application
 from osteo.config import Config
 from osteo.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from lightning.pytorch import Trainer
-
-    from osteo.data.datamodule import KneeDataModule
-    from osteo.data.store import Store
-    from osteo.inference.card import Card
-    from osteo.module import Classifier
-    from osteo.runs import Run
+from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Entry point; everything slow is imported once the configuration is known to be right."""
-    application.run("train", Config, launch, finish=show)
+    application.run("train", Config, train_job, finish=show)
 
 
-def launch(config: Config, job: Job) -> bool:
-    """Trains, and where memory runs out tries again with half the batch, if that was asked for."""
-    from osteo.ranks import launched
-    from osteo.runs import record_of
-    from osteo.trouble import OutOfMemoryError, told
+def train_job(config: Config, job: Job) -> bool:
+    """Trains in as many processes as there are devices."""
+    from osteo.training.launch import launch
 
-    record = record_of(job.directory)
-    while True:
-        try:
-            return train_in_processes(config, job)
-        except Exception as error:
-            trouble = told(error)
-            size, times = config.data.batch_size, 2 * config.trainer.accumulate_grad_batches
-            if not isinstance(trouble, OutOfMemoryError):
-                raise
-            if not config.trainer.halve_batch or size == 1 or launched():
-                hint = f"data.batch_size={max(1, size // 2)} trainer.accumulate_grad_batches={times}"
-                raise UserError(
-                    f"memory ran out with data.batch_size={size} ({trouble}); use {hint}, or trainer.halve_batch=true"
-                ) from error
-        log.warning("memory ran out with batches of %d; the run begins anew with %d, %d a step", size, size // 2, times)
-        gc.collect()  # the network that did not fit
-        record.clear()
-        config, job = with_batch(config, replace(job, goes_on=False), size // 2, times)
-
-
-def with_batch(config: Config, job: Job, size: int, times: int) -> tuple[Config, Job]:
-    """The same run with batches of another size, so many an optimiser step, as its record will say."""
-    trainer = replace(config.trainer, accumulate_grad_batches=times)
-    changed = {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}}
-    text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(job.config_yaml), changed))
-    config = replace(config, data=replace(config.data, batch_size=size), trainer=trainer)
-    return config, replace(job, config_yaml=text)
-
-
-def train_in_processes(config: Config, job: Job) -> bool:
-    """Trains in this process, or in one a device; this one works on the run until the job has ended."""
-    import torch
-
-    from osteo import hardware, ranks
-    from osteo.files import cache_dir
-    from osteo.runs import record_of
-
-    accelerator = hardware.choose_accelerator(config.trainer)
-    count = hardware.count_processes(config.trainer, accelerator)
-    if count > config.data.batch_size:
-        raise UserError(f"data.batch_size={config.data.batch_size} cannot be shared by {count} processes; raise it")
-    record_of(job.directory).hold()
-    # a process of joblib's that is killed would take the whole sweep with it
-    side_by_side = application.launcher() == "JoblibLauncher"
-    if (count == 1 and not side_by_side) or ranks.launched():
-        return train(config, job)
-    from osteo.distributed import spawn
-
-    logged = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-    present = torch.cuda.device_count() if accelerator == "cuda" else 0
-    if side_by_side and count == 1 and present > 1:
-        with hardware.free_gpu(cache_dir(None) / "gpus", present) as gpu:
-            spawn(1, train_with_log, replace(config, trainer=replace(config.trainer, devices=[gpu])), job, logged)
-    else:
-        spawn(count, train_with_log, config, job, logged)
+    launch(train, config, job)
     return True
-
-
-def train_with_log(config: Config, job: Job, logged: dict[str, Any]) -> None:
-    """Trains in a process that knows nothing of Hydra; the first of them logs."""
-    from osteo.ranks import rank
-
-    if rank() == 0:
-        logging.config.dictConfig(logged)
-    train(config, job)
 
 
 def train(config: Config, job: Job) -> bool:
@@ -117,18 +38,18 @@ def train(config: Config, job: Job) -> bool:
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.strategies import DDPStrategy
 
-    from osteo import hardware, metrics
-    from osteo.augment import make_augmentation, make_cpu_twin
-    from osteo.checkpoints import Checkpoints, newest
     from osteo.data.datamodule import KneeDataModule
     from osteo.data.prepare import prepare
-    from osteo.distributed import SyncBatchNorm, environment
-    from osteo.history import EpochBar, History
-    from osteo.inference.card import write_card
-    from osteo.module import Classifier
-    from osteo.ranks import rank, started
-    from osteo.runs import record_of
-    from osteo.tracking import Tracker
+    from osteo.evaluation import metrics
+    from osteo.inference.card import card_of, write_card
+    from osteo.training import hardware
+    from osteo.training.augment import make_augmentation, make_cpu_twin
+    from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
+    from osteo.training.distributed import SyncBatchNorm, environment
+    from osteo.training.fit import predict
+    from osteo.training.module import Classifier
+    from osteo.training.ranks import rank, record_of, started
+    from osteo.training.tracking import Tracker, describe, place_of
 
     processes, is_first = started(), rank() == 0
     if not is_first:
@@ -166,14 +87,14 @@ def train(config: Config, job: Job) -> bool:
         raise UserError(f"{processes} processes are more than there are pictures to validate with; use fewer")
     stops = []
     if config.trial is not None:
-        from osteo.search import Pruning
+        from osteo.training.search import Pruning
 
         stops = [Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs)]
     record = record_of(job.directory)
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
         record.set_status("running")
-        check_same_data(record, manifest)
+        record.check_same_data(manifest)
         log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
     else:
         record.start(job.config_yaml)
@@ -248,99 +169,6 @@ def train(config: Config, job: Job) -> bool:
         tracker.result({**results, **at_best}, predictions, facts)
     record.set_status("done")
     return True
-
-
-def check_same_data(record: "Run", manifest: "pd.DataFrame") -> None:
-    """Refuses to go on with other pictures or another split than the run began with.
-
-    Raises:
-        UserError: they differ.
-    """
-    if not (record.directory / "manifest.csv").exists():
-        return
-    columns = ["image_id", "sha256", "split"]
-    before, now = (table[columns].astype(str).set_index("image_id") for table in (record.read_manifest(), manifest))
-    joined = before.join(now, how="outer", lsuffix=" before", rsuffix=" now")
-    changed = joined[
-        (joined["sha256 before"] != joined["sha256 now"]) | (joined["split before"] != joined["split now"])
-    ]
-    if len(changed):
-        raise UserError(
-            f"{len(changed)} pictures or their splits are no longer what they were when the run began,"
-            f" {changed.index[0]} first; begin a new run"
-        )
-
-
-def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":
-    """Validation and test predictions, one row a picture, from all processes."""
-    import torch
-
-    batches: Any = trainer.predict(module, datamodule=datamodule)
-    if trainer.world_size > 1:
-        shares: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(shares, batches)
-        batches = [batch for share in shares for batch in share]
-    rows, order = torch.cat([batch.rows for batch in batches]).sort()
-    logits = torch.cat([batch.logits for batch in batches])[order]
-    table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
-    table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
-    return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
-
-
-def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", predictions: "pd.DataFrame") -> "Card":
-    """What the checkpoint will carry; calibration follows from validation alone."""
-    from importlib.metadata import version
-
-    import numpy as np
-
-    from osteo.evaluation.systems import validate
-    from osteo.inference import guard
-    from osteo.inference.card import Card, data_hash
-
-    validated = validate(predictions)
-    used = manifest[manifest["split"] != "excluded"]
-    rows = used["sha256"].map(store.rows)
-    seen = [np.asarray(rows[used["split"] == name], np.int_) for name in ("train", "val", "test")]
-    return Card(
-        image_size=config.data.image_size,
-        fit=config.data.fit,
-        class_names=["normal", "osteoporosis"],
-        temperature=validated.temperature,
-        thresholds=validated.thresholds,
-        data_hash=data_hash(list(used["sha256"]), list(used["split"])),
-        trained_on=config.data.name,
-        backbone=config.model.backbone,
-        seed=config.seed,
-        fold=config.data.split.fold,
-        osteo=version("osteo"),
-        guard=guard.plain(guard.fit(store.pictures[0], *seen)),
-    )
-
-
-def place_of(config: Config, job: Job) -> Any:
-    """Where the run stands in W&B: the sweep's group, named by backbone and seed."""
-    from osteo.tracking import Place, group_of
-
-    folder = job.sweep or job.directory
-    fold = config.data.split.fold
-    return Place(
-        folder=folder,
-        group=group_of(config.logger.wandb, folder),
-        name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
-        job_type="train",
-        tags=[config.experiment or "train", config.model.backbone, config.data.name, *config.logger.wandb.tags],
-    )
-
-
-def describe(config: Config) -> str:
-    """The effective configuration, a line a group, without absolute paths."""
-    from osteo.tracking import public
-
-    lines = []
-    for group, values in public(asdict(config)).items():
-        flat = values if isinstance(values, dict) else {"": values}
-        lines.append(f"  {group:9} " + " ".join(f"{key}={value}" if key else f"{value}" for key, value in flat.items()))
-    return "configuration\n" + "\n".join(lines)
 
 
 def show(directory: Path) -> bool:

@@ -20,7 +20,7 @@ from osteo.errors import UserError
 WORKERS = 4  # that stream what a device cannot hold
 
 Augment = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(pictures, CLAHE twins, variants, draws) -> pictures; see osteo.augment.Augmentation."""
+"""(pictures, CLAHE twins, variants, draws) -> pictures; see osteo.training.augment.Augmentation."""
 
 
 class Batch(NamedTuple):

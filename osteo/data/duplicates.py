@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Grey = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+from osteo.types import Grey, Singles
+
 Window = tuple[float, float, float, float]
 
 SIDE = 256
@@ -109,7 +109,7 @@ def _candidates(middle: Grey) -> list[Candidate]:
     return kept
 
 
-def _nearest(queries: Floats, plain: Floats, start: int, window: int, *, mirrored: bool) -> npt.NDArray[np.float64]:
+def _nearest(queries: Singles, plain: Singles, start: int, window: int, *, mirrored: bool) -> npt.NDArray[np.float64]:
     """The likeliest partners of these queries, which are pictures start, start + 1, and so on."""
     alike = torch.from_numpy(queries) @ torch.from_numpy(plain).T  # torch, since NumPy has no topk
     alike[torch.arange(len(queries)), start + torch.arange(len(queries))] = -1.0
@@ -120,7 +120,7 @@ def _nearest(queries: Floats, plain: Floats, start: int, window: int, *, mirrore
     return np.column_stack([row + start, columns[row, place], values[row, place], *fixed]).astype(np.float64)
 
 
-def _describe(middle: Grey, window: Window, *, mirrored: bool) -> Floats:
+def _describe(middle: Grey, window: Window, *, mirrored: bool) -> Singles:
     """Unit vectors (N, 1024): the window of each picture, small, without what varies slowly."""
     vectors = np.empty((len(middle), _COARSE * _COARSE), np.float32)
     for row, picture in enumerate(middle):
@@ -135,7 +135,7 @@ def _describe(middle: Grey, window: Window, *, mirrored: bool) -> Floats:
 _INVERSE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
-def _crop(window: Window, source: int, target: int) -> Floats:
+def _crop(window: Window, source: int, target: int) -> Singles:
     """The map from pixels of a target to pixels of a window of the source."""
     left, top, right, bottom = (edge * source for edge in window)
     across, down = (right - left) / target, (bottom - top) / target
@@ -165,7 +165,7 @@ def _similarity(thumbnails: Grey, middle: Grey, candidate: Candidate) -> float:
     return similarity
 
 
-def _align(pictures: Grey, start: Candidate, warp: Floats, *, steps: int, gain: float) -> tuple[float, Floats]:
+def _align(pictures: Grey, start: Candidate, warp: Singles, *, steps: int, gain: float) -> tuple[float, Singles]:
     """Warps the first picture of a candidate onto the second: how well they agree then, and the warp."""
     first, second = pictures[start.first].astype(np.float32), pictures[start.second].astype(np.float32)
     first = np.ascontiguousarray(first[:, ::-1]) if start.mirrored else first
@@ -181,7 +181,7 @@ def _align(pictures: Grey, start: Candidate, warp: Floats, *, steps: int, gain: 
     return _agreement(np.asarray(aligned, np.float32), second, inside), warp
 
 
-def _inner(picture: Floats) -> Grey:
+def _inner(picture: Singles) -> Grey:
     """Where alignment may look: not at the rim, nor at what is white, where films have edges and letters."""
     rim = len(picture) // 32
     mask = np.zeros(picture.shape, np.uint8)
@@ -189,7 +189,7 @@ def _inner(picture: Floats) -> Grey:
     return mask
 
 
-def _agreement(first: Floats, second: Floats, inside: npt.NDArray[np.bool_]) -> float:
+def _agreement(first: Singles, second: Singles, inside: npt.NDArray[np.bool_]) -> float:
     """Median over tiles of the correlation of detail between two pictures (S, S), where both are well exposed."""
     side = len(second)
     detail = (1.5, 4.0) if side == SIDE else (0.6, 2.0)  # sigmas, in pixels, between which detail lies
@@ -202,7 +202,7 @@ def _agreement(first: Floats, second: Floats, inside: npt.NDArray[np.bool_]) -> 
         for p in (first, second)
     )
 
-    def tiles(values: Floats) -> Floats:
+    def tiles(values: Singles) -> Singles:
         means = cv2.boxFilter(values, -1, (tile, tile), borderType=cv2.BORDER_CONSTANT)
         return np.asarray(means[tile // 2 :: tile // 2, tile // 2 :: tile // 2], np.float32)
 

@@ -1,9 +1,7 @@
 """One table, a row a picture: what is known of every file before any of it is decoded."""
 
 import hashlib
-import io
 import logging
-import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -20,6 +17,7 @@ from osteo.data.clinical import who_class
 from osteo.data.sources import CLASSES, SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
 from osteo.files import write_table
+from osteo.reading.pictures import describe_error, header
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,6 @@ COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
 DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that say nothing against the file itself."""
-LARGEST_PICTURE = 100_000_000  # pixels; the largest knee in the two archives has 5 million
 
 
 def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
@@ -125,41 +122,11 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
             row["sha256"] = hashlib.sha256(content).hexdigest()
             row["width"], row["height"], row["format"], row["mode"] = header(content)
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
-            reason = explain(error)
+            reason = describe_error(error)
     if not reason and row["label"] is None:
         reason = OSTEOPENIA
     row["split"], row["reason"] = ("excluded", reason) if reason else ("", "")
     return row
-
-
-def header(content: bytes) -> tuple[int, int, str, str]:
-    """Width and height in pixels, format and mode, from a picture's first bytes.
-
-    Raises:
-        ValueError: the picture has more than 100 million pixels.
-        OSError: this is not a picture.
-    """
-    if not content:
-        raise ValueError("empty file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours, below, is stricter
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                (width, height), kind, mode = image.size, image.format or "", image.mode
-        except Image.DecompressionBombError:
-            raise ValueError("more than 100 million pixels") from None
-    if width * height > LARGEST_PICTURE:
-        raise ValueError(f"more than 100 million pixels ({width} x {height})")
-    return width, height, kind, mode
-
-
-def explain(error: BaseException) -> str:
-    """A reason in a few words, without a path."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
-    if isinstance(error, PermissionError):
-        return "no permission to read"
-    return str(error).split(":")[0].splitlines()[0][:120] or type(error).__name__
 
 
 def _drop_repeats(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import openpyxl
 
 from osteo.files import whole
+from osteo.types import Grey
 
 Map = npt.NDArray[np.floating[Any]]
-Grey = npt.NDArray[np.uint8]
 
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 T_SCORES = {"normal": (-0.9, 1.0), "osteopenia": (-2.4, -1.1), "osteoporosis": (-4.0, -2.5)}

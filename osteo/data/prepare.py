@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -17,6 +18,13 @@ from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError
 from osteo.files import cache_dir, write_json
+from osteo.types import ReadFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from osteo.data.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +87,7 @@ def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
     return root
 
 
-def reader(sources: dict[str, Source]) -> Callable[[str], bytes]:
+def reader(sources: dict[str, Source]) -> ReadFile:
     """A function that gives a picture's bytes by its image_id."""
 
     def read(image_id: str) -> bytes:
@@ -94,7 +102,7 @@ def decodable(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[~table.unusable(manifest)].assign(split="")
 
 
-def open_thumbnails(manifest: pd.DataFrame, read: Callable[[str], bytes], cache: Path) -> Store:
+def open_thumbnails(manifest: pd.DataFrame, read: ReadFile, cache: Path) -> Store:
     """Small pictures of everything that can be decoded, without regard to their proportions."""
     return open_store(decodable(manifest), read, cache, image_size=SIDE, fit="resize", twins=False)
 
@@ -169,3 +177,24 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
         )
     for image_id, reason in zip(unusable["image_id"], unusable["reason"], strict=True):
         log.warning("set aside %s: %s", image_id, reason)
+
+
+def export(
+    used: "pd.DataFrame", store: "Store", twins: "Mapping[str, Callable[[np.ndarray], np.ndarray]]", folder: Path
+) -> None:
+    """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none."""
+    import cv2
+
+    from osteo.files import whole
+
+    with whole(folder) as aside:
+        for image_id, sha256, split, class_name in used[["image_id", "sha256", "split", "class_name"]].itertuples(
+            index=False, name=None
+        ):
+            place = aside / split / class_name
+            place.mkdir(parents=True, exist_ok=True)
+            picture = store.pictures[0, store.rows[sha256]]
+            stem = image_id.replace("/", " ").rsplit(".", 1)[0]
+            cv2.imwrite(str(place / f"{stem}, original.png"), picture)
+            for name, change in twins.items():
+                cv2.imwrite(str(place / f"{stem}, {name}.png"), change(picture))

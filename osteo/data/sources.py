@@ -12,11 +12,12 @@ import pandas as pd
 
 from osteo.data.clinical import SHEETS, read_sheet
 from osteo.errors import UserError
+from osteo.reading.pictures import LARGEST_FILE, PICTURES
+from osteo.types import ReadFile
 
 CLASSES = {"normal": 0, "osteopenia": None, "osteoporosis": 1}
 """Class folders and their label in the binary task; osteopenia lies between the two and has none."""
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
     "train",
     "training",
@@ -26,7 +27,6 @@ SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to
     "test",
     "testing",
 }
-LARGEST_FILE = 512 * 2**20  # bytes; a radiograph of 50 million pixels at 16 bits has a fifth of this
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Source:
     pictures: list[Picture]
     strays: list[str] = field(default_factory=list)
     """files that are no picture of a known class"""
-    read: Callable[[str], bytes] = field(repr=False, default=lambda _: b"")
+    read: ReadFile = field(repr=False, default=lambda _: b"")
     stamp: str = ""
     """changes when a picture is added, removed or changed"""
     clinical: pd.DataFrame | None = field(repr=False, default=None)

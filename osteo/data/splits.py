@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
 from osteo.data.manifest import SPLITS
 from osteo.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Plan(Protocol):
@@ -149,3 +152,28 @@ def _check_filled(manifest: pd.DataFrame) -> None:
                     f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"
                     " use more pictures, other shares (data.split.train, data.split.val) or fewer folds"
                 )
+
+
+def read_split(against: str, manifest: "pd.DataFrame") -> dict[str, str]:
+    """The split of a file or of a run record, by image_id.
+
+    Raises:
+        UserError: there is no such file or run, or it names none of the pictures.
+    """
+    path = Path(against).expanduser()
+    given = read_split_file(path / "manifest.csv" if path.is_dir() else path, f"against={against}")
+    if not manifest["image_id"].isin(list(given)).any():
+        raise UserError(
+            f"against={against} names none of the {len(manifest)} pictures, such as {manifest['image_id'][0]};"
+            " give the data that it was made from"
+        )
+    return given
+
+
+def with_split(manifest: "pd.DataFrame", given: dict[str, str]) -> "pd.DataFrame":
+    """The manifest with a given split; pictures that it does not name are left out, with that reason."""
+    from osteo.data.manifest import NOT_IN_SPLIT
+
+    split = manifest["image_id"].map(given).where(manifest["split"] != "excluded", "excluded")
+    reason = manifest["reason"].where(split.notna(), NOT_IN_SPLIT)
+    return manifest.assign(split=split.fillna("excluded").astype("string"), reason=reason)

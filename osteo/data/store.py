@@ -3,11 +3,10 @@
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,20 +14,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from PIL import Image, ImageOps
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
-from osteo.data.manifest import explain, header
+from osteo.reading.pictures import decode, describe_error
+from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the pixels: raise it when decode, square or clahe change what they return
 
 CHUNK = 4096  # pictures after which what is done is safe on the disk
-
-Grey = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Store:
 
 
 def open_store(
-    manifest: pd.DataFrame, read: Callable[[str], bytes], folder: Path, *, image_size: int, fit: str, twins: bool = True
+    manifest: pd.DataFrame, read: ReadFile, folder: Path, *, image_size: int, fit: str, twins: bool = True
 ) -> Store:
     """Opens the store of these pictures, and builds it first where it is missing.
 
@@ -99,9 +95,7 @@ def _aside(place: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _build(
-    kept: pd.DataFrame, read: Callable[[str], bytes], place: Path, *, image_size: int, fit: str, twins: bool
-) -> None:
+def _build(kept: pd.DataFrame, read: ReadFile, place: Path, *, image_size: int, fit: str, twins: bool) -> None:
     """Decodes what is not done yet; `done` marks the rows whose pixels are safe on the disk."""
     shape = (2 if twins else 1, len(kept), image_size, image_size)
     pictures, done = _open_rows(place / "pictures.npy", shape), _open_rows(place / "done.npy", (len(kept),))
@@ -111,7 +105,7 @@ def _build(
         try:
             picture = square(decode(read(image_id), image_size), image_size, fit)
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
-            return explain(error)
+            return describe_error(error)
         pictures[0, row] = picture
         if twins:
             pictures[1, row] = clahe(picture)
@@ -155,54 +149,6 @@ def _open_rows(path: Path, shape: tuple[int, ...]) -> "np.memmap[tuple[int, ...]
                     raise OSError(error.errno, error.strerror, str(path)) from error
     fresh.rename(path)
     return np.lib.format.open_memmap(path, mode="r+")
-
-
-def decode(content: bytes, size: int = 0) -> Grey:
-    """Decodes a picture file to eight-bit grey, (H, W), upright.
-
-    Plain JPEG and PNG files take OpenCV's path, and a JPEG is decoded at a half, a quarter or an eighth where that
-    still leaves twice `size` pixels on its shorter side. Everything rarer takes Pillow's: palettes, transparency
-    (over black), CMYK, one bit; 16-bit and float pictures are stretched from their darkest to their brightest pixel,
-    so that they keep their contrast. Of an animation, the first frame counts.
-
-    Raises:
-        OSError, ValueError: the file is no picture, is cut short or is too large.
-    """
-    width, height, kind, mode = header(content)
-    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
-    if end and mode in ("L", "RGB") and end in content[-65536:]:  # OpenCV fills what is cut off with grey, silently
-        flag = cv2.IMREAD_GRAYSCALE
-        if kind == "JPEG" and size:
-            shrink = max((f for f in (1, 2, 4, 8) if min(width, height) // f >= 2 * size), default=1)
-            flag = {
-                1: cv2.IMREAD_GRAYSCALE,
-                2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-                4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-                8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-            }[shrink]
-        grey = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
-        if grey is not None:
-            return np.asarray(grey, np.uint8)
-    with Image.open(io.BytesIO(content)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith(("I", "F")):
-            return stretch(np.asarray(image, np.float32))
-        if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.asarray(image.convert("RGB").convert("L"), np.uint8)
-
-
-def stretch(values: npt.NDArray[np.float32]) -> Grey:
-    """Maps the darkest pixel to 0 and the brightest to 255.
-
-    Raises:
-        ValueError: a pixel is not finite.
-    """
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("pixels that are not finite")
-    return np.round((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 def square(grey: Grey, size: int, fit: str) -> Grey:

@@ -1,12 +1,10 @@
 """What validation says of a run: the temperature of its logits and the thresholds of its calls."""
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int_]
+from osteo.types import Floats, Labels
 
 RULES = ("0.5", "Youden", "sensitivity")
 """How a threshold is chosen: as given, by the largest sensitivity + specificity, or by a wanted sensitivity."""

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from osteo.statistics import Statistic, cumulated
-
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int_]
+from osteo.evaluation.bootstrap import cumulated
+from osteo.types import Floats, Labels, Statistic
 
 
 def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats) -> Statistic:

@@ -9,13 +9,12 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 
-from osteo.data.audit import TREES
 from osteo.errors import UserError
 from osteo.evaluation.calibration import RULES, calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.runs import Run
+from osteo.records.record import Run
+from osteo.types import Floats
 
-Floats = npt.NDArray[np.float64]
-
+TREES = 100  # of the forest that a shortcut is
 REPEATED = ("seed", "output_dir", "experiment", "logger", "data.cache", "data.split.seed", "data.split.fold",
             "data.split.test_source")  # fmt: skip
 """Keys that may differ between runs of one system."""

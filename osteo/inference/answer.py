@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from osteo.data.store import Grey
 from osteo.errors import UserError
-from osteo.evaluation.explain import grad_cam
+from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Look, look
 from osteo.inference.model import Model, to_batch
-
-Floats = npt.NDArray[np.float64]
+from osteo.types import Floats, Grey
 
 
 class Variant(NamedTuple):

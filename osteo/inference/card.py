@@ -6,12 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from osteo.data.store import Store
 
 KEY = "osteo"
 """of a checkpoint, under which its card stands"""
@@ -85,3 +91,32 @@ def read_card(kept: Mapping[str, Any], name: str) -> Card:
     if not all(isinstance(v, float) for v in values) or card.fit not in ("pad", "resize") or card.temperature <= 0:
         raise UserError(f"{name} carries a card that makes no sense; it may have been tampered with")
     return card
+
+
+def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", predictions: "pd.DataFrame") -> "Card":
+    """What the checkpoint will carry; calibration follows from validation alone."""
+    from importlib.metadata import version
+
+    import numpy as np
+
+    from osteo.evaluation.systems import validate
+    from osteo.inference import guard
+
+    validated = validate(predictions)
+    used = manifest[manifest["split"] != "excluded"]
+    rows = used["sha256"].map(store.rows)
+    seen = [np.asarray(rows[used["split"] == name], np.int_) for name in ("train", "val", "test")]
+    return Card(
+        image_size=config.data.image_size,
+        fit=config.data.fit,
+        class_names=["normal", "osteoporosis"],
+        temperature=validated.temperature,
+        thresholds=validated.thresholds,
+        data_hash=data_hash(list(used["sha256"]), list(used["split"])),
+        trained_on=config.data.name,
+        backbone=config.model.backbone,
+        seed=config.seed,
+        fold=config.data.split.fold,
+        osteo=version("osteo"),
+        guard=guard.plain(guard.fit(store.pictures[0], *seen)),
+    )

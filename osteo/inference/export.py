@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from osteo.data.manifest import explain
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import CLASSES, PICTURES, class_of, open_archive
-from osteo.data.store import Grey, decode
+from osteo.data.sources import CLASSES, class_of, open_archive
 from osteo.errors import UserError
 from osteo.inference.card import KEY, Card
-from osteo.inference.model import Floats, Model, in_batches
+from osteo.inference.model import Model, in_batches
+from osteo.reading.pictures import PICTURES, decode, describe_error
+from osteo.types import Floats, Grey
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
         try:
             pictures.append(model.prepare(decode(archive.read(name), model.card.image_size)))
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
-            log.warning("check: %s is left out: %s", name, explain(error))
+            log.warning("check: %s is left out: %s", name, describe_error(error))
             continue
         labels.append(CLASSES.get(class_of(name) or ""))
     if not pictures:

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from osteo.data.store import Grey
+from osteo.types import Grey, Singles
 
-Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int_]
 
 SIDE, BINS = 32, 16  # of the thumbnail and of the histogram
@@ -59,7 +58,7 @@ class Guard:
         return f"flags {self.false_alarms} of {self.tested} held-out pictures of the training's kind"
 
 
-def features(pictures: Iterable[Grey]) -> Floats:
+def features(pictures: Iterable[Grey]) -> Singles:
     """Float32 (N, 32 * 32 + 16) of uint8 (S, S) pictures."""
     rows = []
     for picture in pictures:

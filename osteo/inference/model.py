@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from osteo.data.store import Grey, square
+from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.inference.card import Card, read_card
 from osteo.inference.guard import Guard, from_plain
-from osteo.module import read_checkpoint
-from osteo.network import Network
-
-Floats = npt.NDArray[np.float64]
+from osteo.training.module import read_checkpoint
+from osteo.training.network import Network
+from osteo.types import Floats, Grey
 
 
 @dataclass(frozen=True)

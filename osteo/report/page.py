@@ -9,16 +9,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from osteo.data import audit
+from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
+from osteo.evaluation.metrics import METRICS
 from osteo.evaluation.systems import System, validate
+from osteo.records.record import Run
 from osteo.report import plots, rows
 from osteo.report.html import inline, render
 from osteo.report.results import Results
 from osteo.report.verdict import verdict
-from osteo.runs import Run
-from osteo.statistics import METRICS
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
@@ -145,8 +145,8 @@ def tell(
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
         "subgroups": rows.subgroup_table(results, results.best, clinical),
-        "flow": audit.flow(manifest, DELIBERATE),
-        "by_split": audit.by_split(manifest, None),
+        "flow": summary.flow(manifest, DELIBERATE),
+        "by_split": summary.by_split(manifest, None),
         "runs": _runs(board),
         "versions": _versions(runs),
         "hashes": _hashes(results, manifest),
@@ -161,7 +161,7 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
     leaks = {"clusters": 0, "patients": 0, "pictures": 0}
     for run in runs:
-        found = audit.leaks(run.read_manifest())
+        found = summary.leaks(run.read_manifest())
         leaks = {name: max(leaks[name], len(found[name])) for name in leaks}
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
@@ -257,7 +257,7 @@ def model_card(story: Story, system: System) -> str:
         osteo=facts["osteo"],
         torch=facts["libraries"]["torch"],
         timm=facts["libraries"]["timm"],
-        by_split=audit.by_split(manifest, None),
+        by_split=summary.by_split(manifest, None),
         data=data["name"],
         data_sha256=data_sha256(manifest),
         audit=story.audit,

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from osteo.evaluation import curves
+from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.paper import TABLE_2
 from osteo.report.results import Results
 from osteo.report.verdict import PAPER_TEST
-from osteo.statistics import Interval, Statistic, bootstrap, proportion
+from osteo.types import Statistic
 
 GRID = np.linspace(0.0, 1.0, 101)
 LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities at which a decision is looked at

@@ -4,33 +4,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from osteo.evaluation.explain import overlay
-from osteo.files import whole, write_json, write_table, write_text
-from osteo.inference.answer import VARIANTS, Answer
+from osteo.evaluation.gradcam import overlay
+from osteo.files import display_path, whole, write_json, write_table, write_text
+from osteo.inference.answer import VARIANTS
 from osteo.inference.model import Model
+from osteo.inference.predictions import Row
 from osteo.report.html import embed, render
 from osteo.report.tables import as_table, terminal
-from osteo.runs import shown
-
-
-class Row(NamedTuple):
-    """One line of the answers: a picture, half of one that shows two knees, or a file that cannot be used."""
-
-    name: str
-    """of the file, within what was given"""
-    reason: str
-    """why the file cannot be used, or empty"""
-    answer: Answer | None
-    """None where there is a reason"""
-    heat: npt.NDArray[Any] | None
-    """Grad-CAM in [0, 1], (S, S)"""
 
 
 class Wishes(Protocol):
@@ -121,4 +108,4 @@ def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int =
     failed, flagged = sum(bool(row.reason) for row in rows), int((table["flag"].fillna("") != "").sum())
     console.print(f"{len(rows)} rows, {flagged} flagged, {failed} that cannot be used")
     console.print(f"{models[0].card.intended_use}")
-    console.print(f"sheet        {shown(folder)}/predictions.html", soft_wrap=True)
+    console.print(f"sheet        {display_path(folder)}/predictions.html", soft_wrap=True)

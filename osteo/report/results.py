@@ -4,24 +4,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from osteo.evaluation.bootstrap import Comparison, Interval, bootstrap, proportion
+from osteo.evaluation.metrics import METRICS, metrics
 from osteo.evaluation.systems import Experiment, System
-from osteo.statistics import (
-    METRICS,
-    Comparison,
-    Interval,
-    bootstrap,
-    delong_interval,
-    delong_test,
-    mcnemar,
-    metrics,
-    paired_bootstrap,
-    proportion,
-)
-
-Floats = npt.NDArray[np.float64]
+from osteo.evaluation.tests import delong_interval, delong_test, mcnemar, paired_bootstrap
+from osteo.types import Floats
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 
 from osteo.evaluation import curves
+from osteo.evaluation.bootstrap import Bootstrapped, Interval, bootstrap
 from osteo.evaluation.calibration import calibration_error
+from osteo.evaluation.metrics import METRICS, metrics
 from osteo.evaluation.systems import Experiment
+from osteo.evaluation.tests import holm
 from osteo.report.results import Paired, Result, Results, mean
-from osteo.statistics import METRICS, Bootstrapped, Interval, Statistic, bootstrap, holm, metrics
+from osteo.types import Statistic
 
 TITLES = {
     "accuracy": "accuracy",

@@ -1,14 +1,19 @@
 """What the terminal shows at the end of a run or a sweep."""
 
 import shlex
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.table import Table
 
-from osteo.files import write_table
+from osteo.files import display_path, write_table
+from osteo.records.sweep import leaderboard, runs_of
 from osteo.report.tables import terminal
-from osteo.runs import leaderboard, runs_of, shown
+
+if TYPE_CHECKING:
+    from osteo.records.record import Run
 
 HEADINGS = {
     "backbone": "backbone",
@@ -48,7 +53,7 @@ def show_runs(directory: Path) -> bool:
         for name, status in failed.items():
             table.add_row(name, status["state"], status["error"] or "")
         console.print(table)
-    place = shown(directory)
+    place = display_path(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", f"leaderboard  {place}/leaderboard.csv"]
         lines += [f"report       osteo report {shlex.quote(place)}"] if len(board) else []
@@ -88,3 +93,24 @@ def _cell(key: str, value: object) -> str:
     if key == "seconds":
         return f"{value:.0f}"
     return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def row(run: "Run") -> dict[str, Any]:
+    """State, epochs done of all, time left, and the error of one run."""
+    import pandas as pd
+
+    state, error = run.state, run.status()["error"]
+    found: dict[str, Any] = {"run": run.directory.name, "state": state}
+    settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
+    if "trainer" in settings:  # else it had not begun, or is an evaluation
+        wanted = settings["trainer"]["max_epochs"]
+        history = run.directory / "history.csv"
+        seconds = pd.read_csv(history)["seconds"] if history.exists() else pd.Series(dtype=float)
+        found["backbone"] = settings["model"]["backbone"]
+        fold = settings["data"]["split"]["fold"]
+        found["fold"], found["seed"] = "-" if fold is None else str(fold), settings["seed"]
+        found["epochs"] = f"{len(seconds)} of {wanted}"
+        left = float(seconds.median()) * (wanted - len(seconds)) if len(seconds) and state == "running" else None
+        found["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
+    found["error"] = error or ""
+    return found

@@ -1,9 +1,10 @@
 """A report's results in plain words."""
 
+from osteo.evaluation.bootstrap import proportion
+from osteo.evaluation.tests import holm
 from osteo.report.paper import TABLE_2
 from osteo.report.results import Results
 from osteo.report.rows import shown
-from osteo.statistics import holm, proportion
 
 PAPER_TEST = 47  # pictures
 

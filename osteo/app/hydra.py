@@ -1,0 +1,149 @@
+"""Makes a Hydra application of a command: typed configuration in, one line out for a user's mistake."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from osteo.app.extras import check_extras
+from osteo.app.jobs import C, FailFast, Task, remove_empty, run_job
+from osteo.app.messages import CONF, describe_mistake
+from osteo.app.resume import check_processes, resumed
+from osteo.errors import UserError, diagnose
+from osteo.files import display_path
+from osteo.records.record import Run
+from osteo.records.sweep import runs_of
+from osteo.training.ranks import rank
+
+log = logging.getLogger(__name__)
+
+# null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
+# started in another process knows it too
+OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
+
+
+class SweepStart(Callback):
+    """Holds the directory of this process's sweep, and refuses one that holds another's."""
+
+    begun: ClassVar[list[Path]] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Called by Hydra before the first job; it drops an exception of a callback, but not an exit."""
+        directory = Path(config.hydra.sweep.dir)
+        if runs_of(directory) and not config.get("resume"):
+            hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
+            fail(config.hydra.job.name, UserError(f"{display_path(directory)} holds runs already; {hint}"))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            Run(directory).hold()
+        except OSError as error:
+            fail(
+                config.hydra.job.name,
+                UserError(f"output_dir {display_path(directory)} cannot be written: {error.strerror}"),
+            )
+        except UserError as error:
+            fail(config.hydra.job.name, error)
+        SweepStart.begun.append(directory)
+
+
+@dataclass
+class Application(Generic[C]):
+    """What Hydra calls for every job, in this process or, as a copy, in one that a launcher has started."""
+
+    task: Task[C]
+    directory: Path | None = None
+    """of the last job in this process"""
+    mistakes: list[UserError] = field(default_factory=list)
+    outcomes: list[bool] = field(default_factory=list)
+    busy: bool = False
+    """whether an error is a job's; else it is Hydra's, which makes the directories"""
+
+    def __call__(self, raw: DictConfig) -> None:
+        """Does one job; a user's mistake is kept for the end."""
+        settings = HydraConfig.get()
+        sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
+        self.directory = Path(settings.runtime.output_dir)
+        self.busy = True
+        try:
+            self.outcomes.append(run_job(raw, self.task, self.directory, sweep))
+        except UserError as error:
+            self.mistakes.append(error)
+        self.busy = False
+
+
+def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
+    """Composes the configuration, checks it and runs the task; exits non-zero after a failure.
+
+    Args:
+        command: name of the command and of its file under conf/.
+        schema: the dataclass of its configuration.
+        task: does the work of one job; a function of a module, since launchers send it to other processes.
+        finish: shows what a directory of runs holds, at the end, also after a failure; returns whether all went well.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
+    logging.raiseExceptions = False  # a log on a full disk: what is logged is in the terminal, too
+    ConfigStore.instance().store(name="schema", node=schema)
+    SweepStart.begun.clear()
+    application = Application(task)
+    code = 0
+    try:
+        sys.argv[1:] = resumed(sys.argv[1:])
+        check_processes(sys.argv[1:])
+        check_extras(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(application)()
+    except UserError as error:
+        fail(command, error)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(command, UserError(describe_mistake(error, schema)))
+    except FailFast as error:
+        print(f"osteo {command}: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print(f"osteo {command}: interrupted", file=sys.stderr)
+        code = 130
+    except OSError as error:
+        if application.busy:
+            raise
+        name = f"{Path(error.filename).name}: " if error.filename else ""
+        hint = (
+            f"; go on with it: osteo train resume={display_path(SweepStart.begun[-1])}" if application.directory else ""
+        )
+        fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}{hint}"))
+    finally:
+        for held in SweepStart.begun:
+            Run(held).release()
+            remove_empty(held)
+    if rank():
+        sys.exit(code or int(bool(application.mistakes)))
+    sweep = SweepStart.begun[-1] if SweepStart.begun else None
+    directory = sweep or application.directory
+    if directory is None:
+        sys.exit(code)
+    if application.mistakes and not (sweep and runs_of(sweep)):
+        fail(command, application.mistakes[0])
+    if sweep and not runs_of(sweep):
+        code = code or 1
+    if finish is not None and runs_of(directory):
+        try:
+            application.outcomes.append(finish(directory))
+        except OSError as error:
+            fail(command, UserError(str(diagnose(error))))
+    sys.exit(code or int(not all(application.outcomes)))
+
+
+def fail(command: str, error: UserError) -> None:
+    """Prints one line and exits with 2."""
+    print(f"osteo {command}: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,158 @@
+"""One job of a Hydra application: from its composed configuration to its end in the run record."""
+
+import gc
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from osteo.checks import check
+from osteo.config import Config
+from osteo.errors import LostDeviceError, MachineError, UserError, diagnose
+from osteo.files import display_path
+from osteo.records.locks import LOCK
+from osteo.records.record import Job, Run, read_config
+from osteo.training.ranks import rank, record_of
+
+log = logging.getLogger(__name__)
+C = TypeVar("C")
+Task = Callable[[C, Job], bool]
+"""Does the work of one job; returns whether what it was to check is as it should be."""
+
+
+class FailFast(BaseException):
+    """Ends a sweep before its end; Hydra lets it pass because it is no Exception."""
+
+
+def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | None) -> bool:
+    """Runs one job and leaves its end in the run record.
+
+    A mistake in a single run, made before it began, leaves nothing behind. A job that fails within a sweep is logged
+    and named in its record, and the sweep goes on.
+
+    Raises:
+        UserError: a mistake, which has been recorded.
+        KeyboardInterrupt: the user's.
+        Exception: anything else that ended a single run.
+    """
+    record = record_of(directory)
+    is_foreign = record.has_status  # an earlier run's, not ours to change
+    config: Any = None
+    try:
+        config = OmegaConf.to_object(raw)
+        job = _job_of(raw, directory, sweep)
+        # the second: the cluster may have requeued the job
+        if isinstance(config, Config) and (config.resume is not None or sweep is not None):
+            if is_foreign and record.state == "done":
+                log.info("%s is done", display_path(directory))
+                return True
+            config, job = _take_up(record, config, job)
+            is_foreign = False
+        check(config)
+        return task(config, job)
+    except BaseException as error:
+        _end(error, record, config, sweep, is_foreign=is_foreign)
+        raise
+    finally:
+        record.release()
+        gc.collect()  # what one job leaves behind, the next has not
+
+
+def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
+    settings = HydraConfig.get()
+    launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
+    log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
+    return Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True), launcher=launcher, log_config=log_config)
+
+
+def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, is_foreign: bool) -> None:
+    """Notes how a job ended, and raises what its user or its sweep needs to know.
+
+    Raises:
+        UserError: one line, where that is all there is to say.
+        KeyboardInterrupt: the user's.
+        FailFast: the sweep ends with it.
+    """
+    name = record.directory.name
+    trouble = diagnose(error)
+    reason, state = _describe(trouble)
+    has_begun = not is_foreign and record.has_status
+    if has_begun or (sweep is not None and not is_foreign):
+        _note_failure(record, state, reason)
+    elif not is_foreign:
+        _forget(record)
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
+        raise KeyboardInterrupt from error
+    is_expected = isinstance(trouble, UserError)
+    if sweep is not None:
+        log.error("job %s failed: %s", name, reason, exc_info=None if is_expected else error)
+        launcher = str(HydraConfig.get().launcher["_target_"])
+        if isinstance(trouble, LostDeviceError) and launcher.endswith("BasicLauncher"):
+            raise FailFast(f"{trouble}; this process can go on with no job") from error
+        if isinstance(config, Config) and config.fail_fast:
+            raise FailFast(f"ended with the failure of job {name}, since fail_fast=true") from error
+    if has_begun and isinstance(trouble, MachineError):
+        reason = f"interrupted: {reason}; go on with it: osteo train resume={display_path(record.directory)}"
+    if is_expected or sweep is not None:
+        raise UserError(reason) from error
+
+
+def _note_failure(record: Run, state: str, reason: str) -> None:
+    try:
+        record.set_status(state, reason)
+    except OSError as error:  # it stands as running, though nobody works on it: that is interrupted
+        log.error("%s: the end of the run could not be noted (%s)", display_path(record.directory), error.strerror)
+
+
+def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
+    """What to do with a job of a run or sweep that is taken up: go on with it, or begin it anew."""
+    if not record.has_status:
+        return config, job  # it had not begun
+    record.hold()
+    if not (record.directory / "config.yaml").exists():  # it failed before it began
+        record.clear()
+        return config, job
+    if record.state not in ("interrupted", "running") and job.sweep is not None:
+        log.info("%s had failed (%s); it begins anew", display_path(record.directory), record.status()["error"])
+        record.clear()
+        return config, job
+    recorded = (record.directory / "config.yaml").read_text(encoding="utf-8")
+    return read_config(record.directory / "config.yaml"), replace(job, config_yaml=recorded, goes_on=True)
+
+
+def _describe(error: BaseException) -> tuple[str, str]:
+    """What ended a job, in one line, and the state that it leaves."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted", "interrupted"
+    if isinstance(error, MachineError):
+        return str(error), "interrupted"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", "failed"
+
+
+def _forget(record: Run) -> None:
+    """Removes the run directory and the folders of its date, as far as they hold nothing else and nobody uses them."""
+    directory = record.directory
+    if rank() or directory == Path.cwd():
+        return
+    try:
+        record.hold()
+    except UserError:
+        return
+    logging.shutdown()
+    if all(path.name.endswith(".log") or path.name == LOCK for path in directory.iterdir()):
+        for path in directory.iterdir():
+            path.unlink()
+        remove_empty(directory)
+
+
+def remove_empty(directory: Path) -> None:
+    """Removes a directory and the folders of its date, as far as they are empty."""
+    for folder in (directory, *list(directory.parents)[:2]):
+        if folder.name and folder != Path.cwd():
+            with suppress(OSError):  # it holds something, or something is mounted there
+                folder.rmdir()

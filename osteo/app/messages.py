@@ -1,0 +1,47 @@
+"""One line of what Hydra and OmegaConf say of a mistake in the configuration."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import OverrideParseException
+
+from osteo.errors import unknown
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+
+def describe_mistake(error: Exception, schema: type[Any]) -> str:
+    """One line of an error in the configuration: what was wrong and what is allowed."""
+    text, cause = str(error), error.__cause__
+    if match := re.match(r"Could not override '([^']+)'", text):
+        parts = match[1].lstrip("+~").split(".")
+        for depth, part in enumerate(parts if parts[0] != "hydra" else ()):
+            known = keys_of(schema, parts[:depth])
+            if part not in known:
+                return str(unknown("key", ".".join(parts[: depth + 1]), known))
+        return f"{match[1]}: {_first_line(cause or error)}"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = match[1].rpartition("/")
+        return str(unknown(group, name, sorted(path.stem for path in (CONF / group).glob("*.yaml"))))
+    if match := re.match(r"Error merging override (\S+)", text):
+        return f"{match[1]}: {_first_line(cause or error)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' as key=value: {_first_line(error)}"
+    return f"{_first_line(error)}: {_first_line(cause)}" if cause else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def keys_of(schema: type[Any], parts: Sequence[str]) -> list[str]:
+    """The keys of a group of the configuration, such as ["data", "split"]; of the whole where no part is given."""
+    node: Any = schema()
+    for part in parts:
+        node = getattr(node, part, None)
+    return [entry.name for entry in fields(node)] if is_dataclass(node) else []

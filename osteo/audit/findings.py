@@ -1,0 +1,164 @@
+"""What is wrong with a data set: copies, contradictions, odd pictures, shortcuts, leaks."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from osteo.audit.shortcuts import Facts, Shortcut, read_facts, shortcuts
+from osteo.config import AuditConfig
+from osteo.data import manifest as table
+from osteo.data import prepare, summary
+from osteo.data.manifest import unusable
+from osteo.data.splits import assign_splits, read_split, with_split
+from osteo.files import cache_dir
+from osteo.reading.pictures import decode
+from osteo.types import Grey, ReadFile
+
+log = logging.getLogger(__name__)
+
+USUAL_MODES = ("L", "RGB")
+TINY = 100  # pixels
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Two files that show one exposure without being the same byte for byte."""
+
+    first: str
+    """image_id"""
+    second: str
+    similarity: float
+    mirrored: bool
+    same_pixels: bool
+    contradictory: bool
+    """their labels differ"""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found."""
+
+    manifest: pd.DataFrame
+    exact: list[list[str]]
+    """image_ids of files with the same bytes"""
+    contradictory: list[list[str]]
+    """those of them whose labels differ"""
+    exposures: list[Exposure]
+    odd: dict[str, list[str]]
+    """flags by image_id"""
+    shortcuts: list[Shortcut]
+    leaks: dict[str, list[list[str]]]
+    flow: pd.DataFrame
+    by_split: pd.DataFrame
+    notes: list[str]
+    """what does not fit between pictures and clinical sheet"""
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Reason by image_id of every file that cannot be used."""
+        rows = self.manifest[unusable(self.manifest)]
+        return dict(zip(rows["image_id"], rows["reason"], strict=True))
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of audit.json."""
+        return {
+            "pictures": len(self.manifest),
+            "exact_duplicate_groups": self.exact,
+            "contradictory_groups": self.contradictory,
+            "near_duplicate_pairs": [asdict(pair) for pair in self.exposures],
+            "unreadable": self.unreadable,
+            "odd_pictures": self.odd,
+            "shortcuts": {cut.name: cut.as_json() for cut in self.shortcuts},
+            "leaks": self.leaks,
+            "flow": self.flow.to_dict("records"),
+            "by_split": self.by_split.to_dict("records"),
+            "notes": self.notes,
+        }
+
+
+def odd_pictures(
+    manifest: pd.DataFrame, thumbnails: Mapping[str, Grey], facts: Mapping[str, Facts]
+) -> dict[str, list[str]]:
+    """What is odd about a picture, by image_id: tiny, blank, inverted, unlike the others, coloured, unusual mode.
+
+    Args:
+        manifest: its decodable rows.
+        thumbnails: uint8 (S, S) by SHA-256.
+        facts: by image_id.
+    """
+    small = {sha: cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA) for sha, picture in thumbnails.items()}
+    usual = np.median(np.stack(list(small.values())), axis=0) if len(small) >= 20 else None
+    found: dict[str, list[str]] = {}
+    columns = ["image_id", "sha256", "width", "height", "mode"]
+    for image_id, sha, width, height, mode in manifest[columns].itertuples(index=False, name=None):
+        flags = []
+        if min(width, height) < TINY:
+            flags.append("tiny")
+        if mode not in USUAL_MODES:
+            flags.append(f"mode {mode}")
+        if facts[image_id].colour > 8.0:
+            flags.append("coloured")
+        if float(thumbnails[sha].std()) < 4.0:
+            flags.append("blank")
+        elif usual is not None:
+            alike = float(np.corrcoef(small[sha].ravel(), usual.ravel())[0, 1])
+            if alike < -0.3:
+                flags.append("inverted")
+            elif alike < 0.1:
+                flags.append("unlike the others")
+        if flags:
+            found[image_id] = flags
+    return found
+
+
+def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
+    """Reads the data and finds what is wrong with it; also returns how a file is read by its image_id."""
+    cache = cache_dir(config.data.cache)
+    sources = prepare.read_sources(config.data, cache)
+    read = prepare.reader(sources)
+    manifest = table.build_manifest(sources, cache)
+    given = read_split(config.against, manifest) if config.against else None
+    small = prepare.open_thumbnails(manifest, read, cache)
+    pairs = prepare.same_exposures(manifest, small, cache)
+    manifest = prepare.set_unreadable_aside(manifest, small)
+    thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
+    manifest = table.assign_groups(manifest, [(first, second) for first, second, *_ in pairs])
+    labels = manifest.set_index("image_id")["class_name"]
+    exposures = [
+        Exposure(
+            *pair,
+            same_pixels=pair[2] > 0.99 and np.array_equal(decode(read(pair[0])), decode(read(pair[1]))),
+            contradictory=labels[pair[0]] != labels[pair[1]],
+        )
+        for pair in pairs
+    ]
+    usable = prepare.decodable(manifest)
+    log.info("looking at %d files", len(usable))
+    facts = read_facts(usable, read)
+    clinical = prepare.clinical_table(sources)
+    labelled = usable[usable["label"].notna()]
+    log.info("measuring what can be told without seeing bone")
+    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=config.seed)
+    used = manifest
+    if config.data.clean:
+        used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
+    used = assign_splits(used, config.data.split) if given is None else with_split(used, given)
+    exact, contradictory = table.copies(manifest)
+    found = Audit(
+        manifest=used,
+        exact=exact,
+        contradictory=contradictory,
+        exposures=exposures,
+        odd=odd_pictures(usable, thumbnails, facts),
+        shortcuts=measured,
+        leaks=summary.leaks(used),
+        flow=summary.flow(used, table.DELIBERATE),
+        by_split=summary.by_split(used, clinical),
+        notes=prepare.sheet_mismatches(sources),
+    )
+    return found, read

@@ -1,0 +1,180 @@
+"""What a model reaches that sees nothing of the bone: size, file format, border, source, age."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+from osteo.evaluation.bootstrap import Interval, auroc, proportion
+from osteo.evaluation.systems import TREES
+from osteo.types import Floats, Grey, ReadFile
+
+FOLDS = 10
+MOST = 3000  # pictures that a shortcut is measured on; more change the second digit of an interval
+
+SHORTCUTS = {
+    "width_height": "width and height",
+    "format_bytes": "file format and bytes per pixel",
+    "border": "the outermost pixels",
+    "thumbnail_8x8": "a blurred picture of 8 x 8 pixels",
+    "mean_spread": "mean and spread of the grey values",
+    "source": "the source",
+    "age_sex": "the patient's age and sex",
+}
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What a model reaches that sees nothing of the bone."""
+
+    name: str
+    title: str
+    pictures: int
+    majority: float
+    """accuracy of always naming the larger class"""
+    accuracy: Interval
+    auroc: Interval
+    target: str = "label"
+
+    @property
+    def works(self) -> bool:
+        """Whether the shortcut predicts better than chance, beyond its intervals."""
+        return self.accuracy.low > self.majority or self.auroc.low > 0.5
+
+    def as_json(self) -> dict[str, Any]:
+        """Its part of audit.json."""
+        return {
+            "accuracy": self.accuracy._asdict(),
+            "auroc": self.auroc._asdict(),
+            "majority": self.majority,
+            "pictures": self.pictures,
+            "target": self.target,
+            "meaning": self.sentence(),
+        }
+
+    def sentence(self) -> str:
+        """What this means for a reported accuracy."""
+        reach = f"{self.accuracy.value:.3f} ({self.accuracy.low:.3f} to {self.accuracy.high:.3f})"
+        start = f"From {self.title} alone, the {self.target} is told with an accuracy of {reach}"
+        start += f", AUROC {self.auroc.value:.3f}; always naming the larger class gives {self.majority:.3f}."
+        if not self.works:
+            return f"{start} This is no better than chance."
+        if self.target == "source":
+            return f"{start} A network can tell where a picture comes from, and sources differ in their share of cases."
+        limit = f"{self.accuracy.high:.2f}"
+        return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
+
+
+class Facts(NamedTuple):
+    """What a file shows beyond its header."""
+
+    size: int
+    """bytes"""
+    colour: float
+    """mean difference between the channels, in grey levels"""
+
+
+def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
+    """Size and colour of every file, by image_id; of the files that can be read."""
+
+    def look(row: tuple[str, str, str]) -> tuple[str, Facts]:
+        image_id, kind, mode = row
+        content = read(image_id)
+        reduced = cv2.IMREAD_REDUCED_COLOR_8 if kind == "JPEG" else cv2.IMREAD_COLOR
+        colour = 0.0
+        if (
+            mode not in ("L", "1", "LA", "I;16")
+            and (picture := cv2.imdecode(np.frombuffer(content, np.uint8), reduced)) is not None
+        ):
+            small = picture[::4, ::4].astype(np.int16) if kind != "JPEG" else picture.astype(np.int16)
+            colour = float((small.max(axis=2) - small.min(axis=2)).mean())
+        return image_id, Facts(len(content), colour)
+
+    with ThreadPoolExecutor() as pool:
+        rows = manifest[["image_id", "format", "mode"]].itertuples(index=False, name=None)
+        return dict(pool.map(look, rows))
+
+
+def shortcuts(
+    manifest: pd.DataFrame,
+    thumbnails: Mapping[str, Grey],
+    facts: Mapping[str, Facts],
+    clinical: pd.DataFrame | None,
+    *,
+    seed: int = 0,
+) -> list[Shortcut]:
+    """What random forests reach that see one trivial thing each, cross-validated by group; the source last.
+
+    Args:
+        manifest: rows with a label, with groups.
+        thumbnails: uint8 (S, S) by SHA-256.
+        facts: by image_id.
+        clinical: indexed by patient, where there is such a table.
+        seed: of the folds and forests.
+    """
+    table = manifest.sample(MOST, random_state=seed) if len(manifest) > MOST else manifest
+    table = table.sort_values("image_id").reset_index(drop=True)
+    features = _features(table, thumbnails, facts)
+    label = table["label"].astype(int)
+    found = []
+    for name, values in features.items():
+        if name != "source" or table["source"].nunique() > 1:
+            found.append(_measure(name, SHORTCUTS[name], values, label, table["group"], seed))
+    if clinical is not None:
+        known = table["patient"].map(clinical["age"]).notna() & table["patient"].map(clinical["sex"]).notna()
+        rows = table[known]
+        if rows["label"].value_counts().reindex([0, 1]).fillna(0).min() >= FOLDS:
+            age = rows["patient"].map(clinical["age"]).astype(float)
+            male = (rows["patient"].map(clinical["sex"]) == "male").astype(float)
+            both = np.column_stack([age, male])
+            found.append(_measure("age_sex", SHORTCUTS["age_sex"], both, label[known], rows["group"], seed))
+    if table["source"].nunique() == 2:
+        picture = np.hstack([features["thumbnail_8x8"], features["border"]])
+        which = (table["source"] == sorted(table["source"])[-1]).astype(int)
+        found.append(_measure("source_from_picture", "the picture", picture, which, table["group"], seed, "source"))
+    return found
+
+
+def _features(table: pd.DataFrame, thumbnails: Mapping[str, Grey], facts: Mapping[str, Facts]) -> dict[str, Floats]:
+    pictures = [thumbnails[sha] for sha in table["sha256"]]
+    size = table[["width", "height"]].to_numpy(float)
+    weight = np.array([facts[image_id].size for image_id in table["image_id"]]) / size.prod(axis=1)
+    kind = pd.factorize(table["format"].astype("string") + table["mode"].astype("string"), sort=True)[0]
+    middle = np.stack([cv2.resize(p, (32, 32), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
+    rim = np.ones((32, 32), bool)
+    rim[1:-1, 1:-1] = False
+    tiny = np.stack([cv2.resize(p, (8, 8), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
+    grey = np.array([[p.mean(), p.std()] for p in pictures])
+    return {
+        "width_height": size,
+        "format_bytes": np.column_stack([kind, weight]),
+        "border": middle[:, rim],
+        "thumbnail_8x8": tiny.reshape(len(tiny), -1),
+        "mean_spread": grey,
+        "source": pd.factorize(table["source"], sort=True)[0][:, None].astype(float),
+    }
+
+
+def _measure(
+    name: str,
+    title: str,
+    features: Floats,
+    truth: "pd.Series[int]",
+    groups: "pd.Series[str]",
+    seed: int,
+    target: str = "label",
+) -> Shortcut:
+    folds = min(FOLDS, int(truth.value_counts().min()), groups.nunique())
+    forest = RandomForestClassifier(TREES, random_state=seed)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    scores = cross_val_predict(forest, features, truth, groups=groups, cv=splitter, method="predict_proba")[:, 1]
+    right = int(((scores > 0.5) == (truth.to_numpy() == 1)).sum())
+    majority = float(truth.value_counts(normalize=True).max())
+    reached = proportion(right, len(truth)), auroc(truth, scores, list(groups), seed=seed)
+    return Shortcut(name, title, len(truth), majority, *reached, target)

@@ -1,0 +1,1 @@
+"""One way to open a picture, bounded in memory and time."""

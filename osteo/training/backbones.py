@@ -1,0 +1,303 @@
+"""Backbones by name: timm's, torchvision's, and those that a plugin has registered; with or without weights."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from osteo import parts
+from osteo.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+
+TORCHVISION = "torchvision/"
+"""What a name begins with that torchvision knows and timm may not, such as torchvision/alexnet."""
+SEQUENTIAL = ("alexnet", "convnext", "efficientnet", "googlenet", "inception", "resne", "swin_", "swin_v2",
+              "vgg", "wide_resnet")  # fmt: skip
+"""Beginnings of torchvision's names whose networks are their parts one after the other, around a global pooling."""
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class Shape(NamedTuple):
+    """What a backbone is built for."""
+
+    image_size: int
+    """side of a picture, in pixels"""
+    channels: int = 1
+    num_classes: int = 1
+    """1 logit, or 0 for no classifier at all"""
+    drop_rate: float = 0.0
+
+
+def known_backbones(name: str = "") -> list[str]:
+    """All names; those with a tag of weights, such as resnet50.a1_in1k, only where `name` has one."""
+    if name.startswith(TORCHVISION):
+        return torchvision_names()
+    known = timm.list_pretrained() if "." in name else timm.list_models()
+    return [*parts.backbones, *known]
+
+
+def usual_size(name: str) -> int | None:
+    """The side of the pictures that a backbone of timm's or torchvision's was made for; None for a plugin's.
+
+    Raises:
+        UserError: nobody knows the name.
+    """
+    if name not in known_backbones(name):
+        raise unknown("model.backbone", name, known_backbones(name))
+    if name in parts.backbones:
+        return None
+    if name.startswith(TORCHVISION):
+        return 299 if "inception" in name else 224
+    usual = timm.get_pretrained_cfg(name)
+    return int(usual.input_size[-1]) if usual else None
+
+
+def create_backbone(name: str, shape: Shape, *, pretrained: bool = False, weights_file: str | None = None) -> nn.Module:
+    """Builds a backbone.
+
+    Args:
+        name: see `known_backbones`.
+        shape: what it is built for.
+        pretrained: with the weights of its library, fetched from its hub once.
+        weights_file: with those of a local file instead.
+
+    Returns:
+        A `parts.Backbone`.
+
+    Raises:
+        UserError: the weights cannot be had or do not fit, or a plugin's backbone does not keep the contract.
+    """
+    if name in parts.backbones:
+        if pretrained:
+            raise UserError(f"model.backbone={name} is a plugin's and has no pretrained weights; give a weights_file")
+        made = parts.backbones[name](
+            in_chans=shape.channels, num_classes=shape.num_classes, drop_rate=shape.drop_rate, img_size=shape.image_size
+        )
+        return _with_weights(_checked(made, name), name, weights_file)
+    if name.startswith(TORCHVISION):
+        network = TorchvisionBackbone(name, shape)
+        if pretrained:
+            return _fill(network, _torchvision_weights(name), name, "its pretrained weights")
+        return _with_weights(network, name, weights_file)
+    return _create_timm(name, shape, pretrained=pretrained, weights_file=weights_file)
+
+
+def _checked(module: object, name: str) -> nn.Module:
+    """Refuses what is not a `parts.Backbone`.
+
+    Raises:
+        UserError: one line that says what is missing.
+    """
+    origin = parts.backbones[name].__module__
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model.backbone={name} of {origin} is no torch module but {type(module).__name__}")
+    contract = ("num_features", "pretrained_cfg", "forward_features", "forward_head", "get_classifier")
+    if missing := [part for part in contract if not hasattr(module, part)]:
+        raise UserError(f"model.backbone={name} of {origin} lacks {', '.join(missing)}; see osteo.parts.Backbone")
+    if missing := [key for key in ("mean", "std") if key not in module.pretrained_cfg]:  # type: ignore[operator]
+        raise UserError(f"model.backbone={name} of {origin}: its pretrained_cfg lacks {', '.join(missing)}")
+    return module
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str | None) -> nn.Module:
+    settings: dict[str, Any] = {
+        "num_classes": shape.num_classes,
+        "in_chans": shape.channels,
+        "drop_rate": shape.drop_rate,
+    }
+    usual = timm.get_pretrained_cfg(name)
+    if usual and usual.fixed_input_size:
+        settings["img_size"] = shape.image_size
+    if weights_file:
+        weights = read_weights(Path(weights_file).expanduser())
+        try:
+            network: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)}, **settings
+            )
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise _misfit(weights_file, name, str(error).strip().splitlines()[-1].strip()[:160]) from error
+        wanted = network.state_dict().keys()
+        if (known := len(wanted & weights.keys())) < len(wanted) / 2:  # timm passes over what it does not find
+            raise _misfit(weights_file, name, f"it holds {known} of its {len(wanted)} tensors")
+        return network
+    if pretrained:
+        log.info("fetching the weights of %s from the model hub, unless they are here already", name)
+    try:
+        network = timm.create_model(name, pretrained=pretrained, **settings)
+    except Exception as error:
+        if pretrained:  # the hub's client raises errors of a dozen libraries
+            raise _out_of_reach(name, error) from error
+        raise
+    return network
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------------
+
+
+def torchvision_names() -> list[str]:
+    """The backbones of torchvision that can be used, with their prefix."""
+    from torchvision import models
+
+    return [TORCHVISION + name for name in models.list_models(module=models) if name.startswith(SEQUENTIAL)]
+
+
+class TorchvisionBackbone(nn.Module):
+    """A classification network of torchvision with timm's interface.
+
+    Args:
+        name: with its prefix, such as torchvision/alexnet.
+        shape: what it is built for.
+    """
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        super().__init__()
+        from torchvision import models
+
+        bare, side = name.removeprefix(TORCHVISION), usual_size(name)
+        options = {"aux_logits": False, "init_weights": True} if bare in ("googlenet", "inception_v3") else {}
+        self.network: nn.Module = models.get_model(bare, weights=None, num_classes=max(1, shape.num_classes), **options)
+        self.drop_rate = shape.drop_rate
+        self.pretrained_cfg = {**IMAGENET, "input_size": (3, side, side)}
+        order = [key for key, child in self.network.named_children() if child is not None]
+        place = order.index("avgpool")
+        self._body, self._tail = order[:place], order[place + 1 :]
+        pooled = getattr(self.network.avgpool, "output_size", 1)
+        linears = [layer for layer in self._layers_of_tail() if isinstance(layer, nn.Linear)]
+        self.num_features = linears[0].in_features // math.prod(pooled if isinstance(pooled, tuple) else (pooled,) * 2)
+        if not shape.num_classes:
+            _replace(self.network, linears[-1], nn.Identity())
+        first = next(layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d))
+        if shape.channels != first.in_channels:
+            _replace(self.network, first, _same_but(first, shape.channels))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised (B, C, S, S) to logits (B, 1), or to pooled features where it was built without classes."""
+        return self.forward_head(self.forward_features(pictures))
+
+    def forward_features(self, pictures: Tensor) -> Tensor:
+        """Maps normalised (B, C, S, S) to the last feature map, (B, F, H, W)."""
+        for key in self._body:
+            pictures = self.network.get_submodule(key)(pictures)
+        return pictures
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps a feature map to logits (B, 1), or to the features before the classifier."""
+        features = self.network.get_submodule("avgpool")(features)
+        *before, last = self._layers_of_tail()
+        for layer in before:
+            features = layer(features.flatten(1) if isinstance(layer, nn.Linear) else features)
+        features = dropout(features.flatten(1), self.drop_rate, self.training)
+        return features if pre_logits else last(features)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self._layers_of_tail()[-1]
+
+    def _layers_of_tail(self) -> list[nn.Module]:
+        tail = [self.network.get_submodule(key) for key in self._tail]
+        return [layer for part in tail for layer in part.modules() if not list(layer.children())]
+
+
+def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, layer in network.named_modules() if layer is old)
+    network.set_submodule(name, new)
+
+
+def _same_but(layer: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A new convolution like this one, for another number of input channels."""
+    return nn.Conv2d(
+        channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,  # type: ignore[arg-type]
+        bias=layer.bias is not None,
+    )  # fmt: skip
+
+
+def _torchvision_weights(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    log.info("fetching the weights of %s from torchvision's server, unless they are here already", name)
+    try:
+        weights: Any = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
+        state = weights.get_state_dict(check_hash=True)
+    except Exception as error:  # what urllib raises
+        raise _out_of_reach(name, error) from error
+    return {f"network.{key}": value for key, value in state.items() if "aux" not in key.lower()}
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _with_weights(network: nn.Module, name: str, weights_file: str | None) -> nn.Module:
+    if not weights_file:
+        return network
+    weights: Mapping[str, Tensor] = read_weights(Path(weights_file).expanduser())
+    if isinstance(network, TorchvisionBackbone) and not any(key.startswith("network.") for key in weights):
+        weights = {f"network.{key}": value for key, value in weights.items() if "aux" not in key.lower()}
+    return _fill(network, weights, name, Path(weights_file).name)
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor], name: str, origin: str) -> nn.Module:
+    """Loads weights into all but the classifier; kernels of three channels are summed where one is grey.
+
+    Raises:
+        UserError: a tensor is missing or has another shape.
+    """
+    last: Any = network.get_classifier()  # type: ignore[operator]  # of a checked backbone
+    classifier = {id(tensor) for tensor in last.state_dict(keep_vars=True).values()}
+    wanted = {key: t for key, t in network.state_dict(keep_vars=True).items() if id(t) not in classifier}
+    found = {}
+    for key, tensor in wanted.items():
+        given = weights.get(key)
+        if given is not None and given.ndim == 4 and given.shape[1] == 3 and tensor.shape[1] == 1:
+            given = given.sum(1, keepdim=True)
+        if given is not None and given.shape == tensor.shape:
+            found[key] = given
+    if missing := [key for key in wanted if key not in found]:
+        reason = f"{len(missing)} of its {len(wanted)} tensors are missing or have another shape, {missing[0]} first"
+        raise _misfit(origin, name, reason)
+    network.load_state_dict(found, strict=False)
+    return network
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name; nothing but tensors is read from it.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read safely.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights_file={path}: no such file")
+    if path.suffix not in (".safetensors", ".pth"):
+        raise UserError(f"model.weights_file={path.name} must end in .safetensors or .pth")
+    try:
+        weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # what a broken or hostile file raises depends on where it is broken
+        raise UserError(
+            f"model.weights_file={path.name} cannot be read safely as a file of weights"
+            f" ({type(error).__name__}); save a state_dict with torch.save or safetensors"
+        ) from error
+    return weights
+
+
+def _misfit(weights_file: str, backbone: str, reason: str) -> UserError:
+    return UserError(f"model.weights_file={Path(weights_file).name} does not fit model.backbone={backbone}: {reason}")
+
+
+def _out_of_reach(backbone: str, error: Exception) -> UserError:
+    if "No pretrained weights exist" in str(error):
+        return UserError(
+            f"timm has no pretrained weights for {backbone}; set model.pretrained=false, or model.weights_file=FILE"
+        )
+    return UserError(
+        f"the pretrained weights of {backbone} could not be fetched from the model hub ({type(error).__name__});"
+        " either go online once, they are kept for later, or give a local file: model.weights_file=FILE.safetensors"
+    )

@@ -1,0 +1,144 @@
+"""What a run computes on, chosen after a look at the machine."""
+
+import fcntl
+import itertools
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from osteo.errors import UserError
+from osteo.training import ranks
+
+
+class Wishes(Protocol):
+    """What was asked for, as `TrainerConfig` says it."""
+
+    accelerator: str
+    devices: Any
+    num_nodes: int
+    precision: str
+    fast: bool
+
+
+def choose_accelerator(wishes: Wishes) -> str:
+    """The accelerator to use: cuda, mps or cpu.
+
+    Raises:
+        UserError: it is not there, or has fewer devices than asked for.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wishes.accelerator == "auto":
+        chosen = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    elif wishes.accelerator == "gpu":
+        chosen = next((name for name in ("cuda", "mps") if there[name]), "cuda")
+    else:
+        chosen = wishes.accelerator
+    if not there[chosen]:
+        raise UserError(
+            f"trainer.accelerator={wishes.accelerator}, but this machine shows no {chosen.upper()} device;"
+            " use trainer.accelerator=cpu or auto"
+        )
+    _check_devices(wishes.devices, torch.cuda.device_count() if chosen == "cuda" else None)
+    return chosen
+
+
+def _check_devices(devices: Any, present: int | None) -> None:
+    allowed = "auto, a number from 1, or a list such as [0,1]"
+    numbers = devices if isinstance(devices, list) else [devices]
+    if devices != "auto" and not (numbers and all(isinstance(n, int) and n >= 0 for n in numbers) and devices != 0):
+        raise UserError(f"trainer.devices={devices} is not allowed; give {allowed}")
+    wanted = len(devices) if isinstance(devices, list) else devices
+    if present is not None and devices != "auto" and wanted > present:
+        raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")
+
+
+def count_processes(wishes: Wishes, accelerator: str) -> int:
+    """The processes that train together, one a device on every node.
+
+    Raises:
+        UserError: the accelerator has one device only, or the processes that were started are not so many.
+    """
+    devices = wishes.devices
+    if isinstance(devices, list):
+        if accelerator == "cpu":
+            raise UserError(f"trainer.devices={devices} lists GPUs; on the CPU give the number of processes")
+        devices = len(devices)
+    elif devices == "auto":
+        devices = torch.cuda.device_count() if accelerator == "cuda" else 1
+    count = int(devices) * wishes.num_nodes
+    if accelerator == "mps" and count > 1:
+        raise UserError(f"trainer.devices={wishes.devices}: there is one MPS device; use trainer.devices=1")
+    if ranks.launched() and ranks.started() != count:
+        raise UserError(
+            f"{ranks.started()} processes were started together, but trainer.devices={wishes.devices} and"
+            f" trainer.num_nodes={wishes.num_nodes} ask for {count}; make them the same"
+        )
+    if wishes.num_nodes > 1 and not ranks.launched():
+        raise UserError(
+            f"trainer.num_nodes={wishes.num_nodes} needs a process for every device on every node:"
+            " start it by srun or torchrun"
+        )
+    return count
+
+
+@contextmanager
+def free_gpu(folder: Path, present: int) -> Iterator[int]:
+    """Yields one of `present` GPUs to a process of several that share them: the first of those with the fewest.
+
+    Args:
+        folder: of this machine, where the processes note by locked files which GPU they have.
+        present: how many there are, from 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for turn in itertools.count():
+        for gpu in range(present):
+            lock = os.open(folder / f"gpu{gpu}.{turn}", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield gpu
+                return
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(lock)
+
+
+def reset_peak_memory(accelerator: str) -> None:
+    """Starts to measure peak memory anew, where the system can (CUDA, Linux)."""
+    if accelerator == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(accelerator: str) -> int:
+    """Peak memory since the reset, in MiB: what torch took of the GPU, else what the process had resident."""
+    if accelerator == "cuda":
+        return int(torch.cuda.max_memory_allocated() // 2**20)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) // 1024
+        )
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 2**20  # in bytes on macOS
+
+
+def choose_precision(wishes: Wishes, accelerator: str) -> str:
+    """The arithmetic to use: what was asked for, or bf16 where the hardware multiplies it faster than float32."""
+    if wishes.precision != "auto":
+        return wishes.precision
+    if not wishes.fast:
+        return "32-true"
+    if accelerator == "cuda":
+        fast = torch.cuda.get_device_capability() >= (8, 0)
+    elif accelerator == "cpu":
+        # torch has no public question for this; both names are there since torch 2.4
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"

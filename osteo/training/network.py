@@ -1,0 +1,135 @@
+"""A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from osteo import parts
+from osteo.errors import UserError
+from osteo.training.backbones import Shape, create_backbone, usual_size
+
+LINEAR = "linear"
+"""The head that is the backbone's own last layer."""
+
+
+class Network(nn.Module):
+    """Normalisation, backbone, head, one logit.
+
+    Args:
+        backbone: any name that timm knows, torchvision/NAME, or what a plugin has registered.
+        image_size: side of the pictures, in pixels; backbones of a fixed input size are built for it.
+        pretrained: start from the library's weights.
+        weights_file: start from a local file of weights instead, .safetensors or .pth.
+        channels: 1, or 3 to show the backbone the grey picture three times.
+        drop_rate: dropout before the classifier.
+        head: linear, or what a plugin has registered.
+        head_args: arguments of a registered head.
+
+    Raises:
+        UserError: a name is unknown, the size does not fit, or weights cannot be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        image_size: int,
+        pretrained: bool = False,
+        weights_file: str | None = None,
+        channels: int = 1,
+        drop_rate: float = 0.0,
+        head: str = LINEAR,
+        head_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        width = check_backbone(backbone, image_size, head=head)
+        self.name, self.image_size, self.channels = backbone, image_size, channels
+        self._head = {"head": head, "head_args": head_args}
+        shape = Shape(image_size, channels, int(head == LINEAR), drop_rate)
+        self.backbone: Any = create_backbone(backbone, shape, pretrained=pretrained, weights_file=weights_file)
+        self.head = None if head == LINEAR else _make_head(head, width, head_args or {})
+        # One grey channel stands for three equal ones: their kernels are summed, and what they subtract is averaged.
+        usual: Any = self.backbone.pretrained_cfg
+        for name in ("mean", "std"):
+            values = torch.tensor(usual[name])
+            self.register_buffer(name, values.mean() if channels == 1 else values.view(3, 1, 1))
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map."""
+        return int(self.backbone.num_features)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis."""
+        return self._to_logits(self.backbone(self.normalise(pictures)))
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """What the backbone sees of float (B, 1, S, S) in [0, 1]: (B, channels, S, S)."""
+        return (pictures.expand(-1, self.channels, -1, -1) - self.mean) / self.std
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The last features of float (B, 1, S, S) in [0, 1]: a map (B, F, H, W) or (B, H, W, F), or tokens."""
+        features: Tensor = self.backbone.forward_features(self.normalise(pictures))
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Maps features to logits (B,)."""
+        return self._to_logits(self.backbone.forward_head(features))
+
+    def classifier(self) -> nn.Module:
+        """What is new in a network that starts from weights: its last layers."""
+        last: nn.Module = self.head or self.backbone.get_classifier()
+        return last
+
+    def untrained(self, *, seed: int = 0) -> "Network":
+        """The same network with new, untrained weights (Adebayo et al. 2018)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Network(self.name, image_size=self.image_size, channels=self.channels, **self._head)  # type: ignore[arg-type]
+
+    def _to_logits(self, output: Tensor) -> Tensor:
+        logits: Tensor = output if self.head is None else self.head(output)
+        return logits.squeeze(1)
+
+
+def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int:
+    """Builds the backbone without memory and shows it a picture without pixels, before anything slow starts.
+
+    Returns:
+        The number of pooled features that a head takes.
+
+    Raises:
+        UserError: a name is unknown, the backbone does not accept this size, or it does not keep its contract.
+    """
+    usual = usual_size(backbone)
+    if head != LINEAR:
+        _ = parts.heads[head]
+    try:
+        with torch.device("meta"):
+            shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
+            output = shadow.eval()(torch.empty(2, 1, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        hint = f"; its usual size is {usual}" if usual else ""
+        raise UserError(
+            f"data.image_size={image_size} does not fit model.backbone={backbone}"
+            f" ({str(error).splitlines()[0].rstrip('.')[:120]}){hint}"
+        ) from error
+    if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
+        raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
+    return int(output.shape[1])
+
+
+def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        head = parts.heads[name](width, **arguments)
+        logits = head.eval()(torch.zeros(2, width))
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise UserError(f"model.head={name} with head_args={dict(arguments)}: {str(error).splitlines()[0]}") from error
+    if tuple(logits.shape) != (2, 1):
+        raise UserError(f"model.head={name} gives {tuple(logits.shape)} for two pictures, not (2, 1)")
+    return head.train()

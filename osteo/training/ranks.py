@@ -1,0 +1,44 @@
+"""Which of a training's processes this is; costs nothing to import."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from osteo.records.record import Run
+
+
+def launched() -> Literal["srun", "processes"] | None:
+    """What started this process as one of several: SLURM's srun, osteo or torchrun; None for a process alone."""
+    if "RANK" in os.environ and "LOCAL_RANK" in os.environ:
+        return "processes"
+    return "srun" if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 else None
+
+
+def rank() -> int:
+    """The number of this process among those of one training; 0 keeps the record."""
+    return _from_environment(srun="SLURM_PROCID", processes="RANK", alone=0)
+
+
+def started() -> int:
+    """How many processes train together, this one among them."""
+    return _from_environment(srun="SLURM_STEP_NUM_TASKS", processes="WORLD_SIZE", alone=1)
+
+
+def _from_environment(*, srun: str, processes: str, alone: int) -> int:
+    how = launched()
+    return alone if how is None else int(os.environ[srun if how == "srun" else processes])
+
+
+class Follower(Run):
+    """A run whose record another process of the same training keeps."""
+
+    def _leave(self, *_: Any, **__: Any) -> None:
+        """The first process does it."""
+
+    start = clear = hold = release = set_status = _leave
+    write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
+
+
+def record_of(directory: Path) -> Run:
+    """The run in a directory, which only the first process of a training writes."""
+    return Follower(directory) if rank() else Run(directory)
