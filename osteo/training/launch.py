@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from omegaconf import OmegaConf
 
+from osteo import parts
 from osteo.config import Config
 from osteo.errors import OutOfMemoryError, UserError, diagnose
 from osteo.files import cache_dir
@@ -86,6 +87,7 @@ def _start_processes(train: Train, config: Config, job: Job) -> None:
 
 def _train_in_process(train: Train, config: Config, job: Job) -> None:
     """Trains in a process that knows nothing of Hydra; the first of them logs."""
+    parts.load(config.plugins)
     if rank() == 0:
         logging.config.dictConfig(job.log_config)
     train(config, job)
