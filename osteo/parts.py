@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from osteo.config import DataConfig
-    from osteo.data.sources import Source
 
 
 @runtime_checkable
@@ -80,8 +79,8 @@ MakeHead = Callable[..., "nn.Module"]
 """(number of pooled features, **model.head_args) -> a module that maps (B, F) to logits (B, 1)."""
 MakeLoss = Callable[..., Callable[["Tensor", "Tensor"], "Tensor"]]
 """(**loss.args) -> a function of logits (B,) and targets in [0, 1] (B,) that gives one loss per picture (B,)."""
-ReadSource = Callable[["DataConfig", "Path"], Mapping[str, "Source"]]
-"""(configuration, cache folder) -> the sources of a data set, by name; see osteo.data.sources.read_source."""
+ReadSource = Callable[["DataConfig", "Path"], Mapping[str, Any]]
+"""(configuration, cache folder) -> `osteo.data.sources.Source` by name; see osteo.data.sources.read_source."""
 Metric = Callable[[Floats, Floats, Floats, Floats], Floats]
 """(weights (D, N), labels (N,), probabilities (N,), calls (N,)) -> values (D,); see osteo.evaluation.metrics."""
 

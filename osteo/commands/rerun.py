@@ -25,7 +25,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     from osteo.commands.train import train
     from osteo.data.prepare import prepare
     from osteo.records.record import Run, environment, environment_changes, read_config
-    from osteo.training.launch import launch
+    from osteo.training.distributed import launch
 
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")

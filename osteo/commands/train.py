@@ -18,7 +18,7 @@ def main() -> None:
 
 def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in as many processes as there are devices."""
-    from osteo.training.launch import launch
+    from osteo.training.distributed import launch
 
     launch(train, config, job)
     return True

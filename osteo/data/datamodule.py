@@ -62,17 +62,23 @@ class Items(Dataset[int]):
 
 
 class Shuffled(Sampler[int]):
-    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone."""
+    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    Args:
+        length: how many.
+        seed: of the order.
+        is_frozen: keep the order of the first epoch, for a batch that is to be learnt by heart.
+    """
+
+    def __init__(self, length: int, seed: int, *, is_frozen: bool = False) -> None:
+        self.length, self.seed, self.epoch, self.is_frozen = length, seed, 0, is_frozen
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
-        self.epoch = epoch
+        self.epoch = 0 if self.is_frozen else epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
@@ -198,7 +204,8 @@ class KneeDataModule(LightningDataModule):
 
     def _loader(self, split: str, count: int, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[int]:
         streams, items = self._streams(), Items(count)
-        order = Shuffled(count, self.seed) if shuffle else SequentialSampler(items)
+        is_frozen = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        order = Shuffled(count, self.seed, is_frozen=is_frozen) if shuffle else SequentialSampler(items)
         batches = BatchSampler(order, self.batch_size, drop_last)
         return DataLoader(
             items,

@@ -51,6 +51,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
     warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
     # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
     warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")

@@ -160,11 +160,9 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Moves a schedule; timm's are told the step or the epoch, and the value that plateau follows."""
+        """Moves a schedule; timm's need the number of the step."""
         if not isinstance(scheduler, Scheduler):
             super().lr_scheduler_step(scheduler, metric)
-        elif self.optimizer_settings["schedule"] == "plateau":
-            scheduler.step(self.current_epoch + 1, metric)
         else:
             scheduler.step_update(self.global_step)
 

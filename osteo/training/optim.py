@@ -3,8 +3,9 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
+from timm import scheduler
 from timm.optim import (
     create_optimizer_v2,
     get_optimizer_class,
@@ -15,17 +16,33 @@ from timm.optim import (
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from osteo.checks import check_arguments
 from osteo.errors import UserError, unknown
 from osteo.training.network import Network
 
-TIMM_SCHEDULES = ("cosine", "tanh", "step", "multistep", "plateau", "poly")
+TIMM_SCHEDULES = (
+    "cosine",
+    "tanh",
+    "step",
+    "multistep",
+    "poly",
+    *(["wsd"] if hasattr(scheduler, "WSDLRScheduler") else []),
+)
 """Those of timm.scheduler; what their arguments call an epoch is an epoch here."""
-SCHEDULES = ("one_cycle", "constant", *TIMM_SCHEDULES)
+SCHEDULES = ("one_cycle", "constant", "plateau", *TIMM_SCHEDULES)
+"""plateau is torch's, whose state a checkpoint keeps; timm's is deprecated."""
 RESERVED = ("params", "lr", "weight_decay", "momentum", "fused")
-RESERVED_BY_SCHEDULE = ("optimizer", "sched", "num_epochs", "step_on_epochs", "updates_per_epoch", "plateau_mode")
+RESERVED_BY_SCHEDULE = (
+    "optimizer",
+    "sched",
+    "num_epochs",
+    "step_on_epochs",
+    "updates_per_epoch",
+    "plateau_mode",
+    "mode",
+)
 
 
 def check_optimizer(settings: Mapping[str, Any]) -> None:
@@ -44,12 +61,13 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
     if settings["schedule"] not in SCHEDULES:
         raise unknown("optimizer.schedule", settings["schedule"], SCHEDULES)
     arguments = settings.get("schedule_args") or {}
-    if arguments and settings["schedule"] not in TIMM_SCHEDULES:
+    if arguments and settings["schedule"] in ("one_cycle", "constant"):
         raise UserError(
-            f"optimizer.schedule_args goes with a schedule of timm's ({', '.join(TIMM_SCHEDULES)}),"
+            f"optimizer.schedule_args goes with one of {', '.join(SCHEDULES[2:])},"
             f" not with optimizer.schedule={settings['schedule']}"
         )
-    check_arguments(create_scheduler_v2, arguments, "optimizer.schedule_args", RESERVED_BY_SCHEDULE)
+    made_by = ReduceLROnPlateau if settings["schedule"] == "plateau" else create_scheduler_v2
+    check_arguments(made_by, arguments, "optimizer.schedule_args", RESERVED_BY_SCHEDULE)
 
 
 def make_optimizer(network: Network, settings: Mapping[str, Any], *, fused: bool) -> Optimizer:
@@ -83,7 +101,7 @@ def make_optimizer(network: Network, settings: Mapping[str, Any], *, fused: bool
 
 
 def make_schedule(
-    optimizer: Optimizer, settings: Mapping[str, Any], *, steps: int, epochs: int, mode: str
+    optimizer: Optimizer, settings: Mapping[str, Any], *, steps: int, epochs: int, mode: Literal["min", "max"]
 ) -> LRScheduler | Scheduler | None:
     """The learning-rate schedule, or None where the rate is constant.
 
@@ -96,8 +114,7 @@ def make_schedule(
     """
     name = settings["schedule"]
     if name == "constant":
-        for group in optimizer.param_groups:
-            group["lr"] *= group.get("lr_scale", 1.0)
+        _scaled(optimizer)
         return None
     if name == "one_cycle":
         warmup = settings["warmup"]
@@ -105,18 +122,26 @@ def make_schedule(
             warmup *= 1.001
         rates = [settings["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=rates, total_steps=steps, pct_start=warmup)
-    arguments = {"warmup_epochs": 0, **(settings.get("schedule_args") or {})}
+    arguments = dict(settings.get("schedule_args") or {})
+    if name == "plateau":
+        return ReduceLROnPlateau(_scaled(optimizer), mode, **arguments)
     made: Scheduler = create_scheduler_v2(
         optimizer,
         sched=name,
         num_epochs=epochs,
-        step_on_epochs=name == "plateau",
+        step_on_epochs=False,
         updates_per_epoch=max(1, math.ceil(steps / epochs)),
-        plateau_mode=mode,
-        **arguments,
+        **{"warmup_epochs": 0, **arguments},
     )[0]
     made.step_update(0)
     return made
+
+
+def _scaled(optimizer: Optimizer) -> Optimizer:
+    """The optimiser with the rates that its groups' layers ask for; timm's schedules see to that themselves."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
 
 
 def _groups(network: Network, decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
