@@ -61,7 +61,7 @@ def train(config: Config, job: Job) -> None:
     last = fit.begin(record, job, prepared.manifest)
     run_id = record.status()["id"] if rank() == 0 else None
     with fit.opened_loggers(config, job, run_id) as loggers:
-        trainer = fit.make_trainer(config, accelerator, callbacks, loggers)
+        trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         seconds_fit = time.perf_counter() - begun
         best_epoch = fit.load_best(trainer, module, record)

@@ -29,6 +29,7 @@ from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, find_class, resolve
 from osteo.training.losses import balanced_weights
 from osteo.training.module import Classifier
+from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, place_of, public
 
@@ -143,13 +144,14 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
         yield loggers
 
 
-def make_trainer(config: Config, accelerator: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for this run, on as many devices as were asked for.
 
     Raises:
         UserError: Lightning refuses an argument.
     """
     limits, processes = config.trainer, started()
+    accelerator = hardware.choose_accelerator(limits)
     settings: dict[str, Any] = {
         # every process has the same buffers: they follow from all of the batch
         "strategy": DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
@@ -157,7 +159,7 @@ def make_trainer(config: Config, accelerator: str, callbacks: list[Callback], lo
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
-        **resolve(limits.extra, "trainer.extra"),
+        **resolve(limits.extra, "trainer.extra", dirpath=str(job.directory)),
     }
     plugins = [environment(), *([SyncBatchNorm(accelerator)] if processes > 1 else []), *settings.pop("plugins", [])]
     try:
@@ -235,7 +237,7 @@ def facts_of(config: Config, module: Classifier, callbacks: list[Callback], best
         "processes": started(),
         "precision": hardware.choose_precision(config.trainer, accelerator),
         "memory_format": str(module.memory_format).removeprefix("torch."),
-        "fused_optimizer": config.trainer.fast,
+        "fused_optimizer": config.trainer.fast and has_fused(config.optimizer.name),
     }
     if config.trial is not None:
         from osteo.training.search import Pruning
