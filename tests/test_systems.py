@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from osteo.config import Config
 from osteo.errors import UserError
-from osteo.evaluation.metrics import METRICS
+from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import read_experiment, validate
 from osteo.records.record import Run
 from osteo.report import rows
@@ -169,8 +169,8 @@ def test_results_and_words(sweep: list[Run]) -> None:
     found = read_experiment(sweep)
     results = compute(found, draws=300, seed=0, prevalence=0.126, sensitivity=0.9)
     assert results.best.system.name == "densenet121"
-    assert set(results.best.intervals) == set(METRICS)
-    for result in results.results:
+    assert set(results.best.intervals) == set(all_metrics())
+    for result in results.ranked:
         for interval in result.intervals.values():
             assert interval.low <= interval.value <= interval.high
     assert results.best.confusion.sum() == pytest.approx(PICTURES)

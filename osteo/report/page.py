@@ -1,8 +1,8 @@
 """report.html, report.md and a model card for the best checkpoint of each model."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from matplotlib.figure import Figure
 from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
-from osteo.evaluation.metrics import METRICS
+from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, validate
+from osteo.files import write_text
 from osteo.records.record import Run
 from osteo.report import plots, rows
 from osteo.report.html import inline, render
+from osteo.report.radiographs import PictureFindings
 from osteo.report.results import Results
 from osteo.report.verdict import verdict
+from osteo.task import RULES
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
@@ -35,41 +38,30 @@ SECTIONS = {
 LIMITS = [
     "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
     " would change the networks too; the range over repeats shows a part of that.",
-    "A repeat pools the predictions of several networks, one a fold, whose probabilities need not be on one scale.",
+    "A repeat pools the predictions of several networks, one per fold, whose probabilities need not be on one scale.",
     "The Mendeley labels follow T-scores of quantitative ultrasound, not of DXA; how the Kaggle labels came about is"
     " not published.",
     "Archives are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
-    "Grad-CAM shows a few cells of the last feature map, enlarged: it tells regions, not structures.",
+    "Grad-CAM shows a few cells of the last feature map, enlarged: it points to regions, not to structures.",
     "Research use only; not a medical device.",
 ]  # fmt: skip
 PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen in the pictures themselves."""
-
-    mistakes: list[dict[str, str]] = field(default_factory=list)
-    """name, picture and map as data URLs, label, call and sure"""
-    findings: list[str] = field(default_factory=list)
-    note: str = ""
-    """why something is missing"""
-
-
-@dataclass(frozen=True)
-class Story:
+class Report:
     """A sweep with everything that its pages show."""
 
     title: str
     results: Results
     figures: dict[str, Figure]
     tables: dict[str, pd.DataFrame]
-    looked: Looked
+    pictures: PictureFindings
     verdict: list[str]
     audit: list[str]
     limits: list[str]
     configuration: str
-    """of the best run, without what tells of a machine"""
+    """of the best run, without what identifies a machine"""
 
     def context(self) -> dict[str, Any]:
         """What the templates read."""
@@ -78,11 +70,12 @@ class Story:
             "title": self.title,
             "results": self.results,
             "tables": self.tables,
-            "looked": self.looked,
+            "pictures": self.pictures,
             "verdict": self.verdict,
             "notes": self.results.experiment.notes,
             "audit": self.audit,
             "limits": self.limits,
+            "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
                 "run": best.directory.name,
                 "configuration": self.configuration,
@@ -105,24 +98,23 @@ class Story:
         """The same as Markdown, without pictures of patients; its figures lie in figures/."""
         return render("report.md.jinja", **self.context())
 
+    def write(self, directory: Path) -> None:
+        """Writes report.html and report.md into a directory, and a model card beside the best run of every model."""
+        write_text(directory / "report.html", self.html())
+        write_text(directory / "report.md", self.markdown())
+        for result in self.results.models:
+            write_text(result.system.best_run.directory / "model_card.md", model_card(self, result.system))
 
-def tell(
-    title: str,
-    results: Results,
-    board: pd.DataFrame,
-    looked: Looked,
-    configuration: str,
-    clinical: pd.DataFrame | None = None,
-) -> Story:
+
+def compose(title: str, results: Results, board: pd.DataFrame, pictures: PictureFindings, configuration: str) -> Report:
     """Puts a report together from results and records.
 
     Args:
         title: of the report.
         results: of the sweep.
         board: its leaderboard.
-        looked: what was seen in the pictures.
+        pictures: what they show.
         configuration: of the best run, as YAML.
-        clinical: the clinical sheet, indexed by patient, where it is at hand.
     """
     runs = [run for result in results.models for run in result.system.runs]
     best = results.best.system.best_run
@@ -144,7 +136,7 @@ def tell(
         "shortcut": rows.tests_table(results.against_shortcut),
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
-        "subgroups": rows.subgroup_table(results, results.best, clinical),
+        "subgroups": rows.subgroup_table(results, results.best, pictures.clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
         "runs": _runs(board),
@@ -153,16 +145,16 @@ def tell(
     }
     is_phantom = best.read_config()["data"]["name"] == "phantom"
     limits = [PHANTOM, *LIMITS] if is_phantom else LIMITS
-    told = verdict(results, leaks, contradictions) + ([PHANTOM] if is_phantom else [])
-    return Story(title, results, figures, tables, looked, told, lines, limits, configuration)
+    conclusions = verdict(results, leaks, contradictions) + ([PHANTOM] if is_phantom else [])
+    return Report(title, results, figures, tables, pictures, conclusions, lines, limits, configuration)
 
 
 def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
     """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
     leaks = {"clusters": 0, "patients": 0, "pictures": 0}
     for run in runs:
-        found = summary.leaks(run.read_manifest())
-        leaks = {name: max(leaks[name], len(found[name])) for name in leaks}
+        of_run = summary.leaks(run.read_manifest())
+        leaks = {name: max(leaks[name], len(of_run[name])) for name in leaks}
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
     used_exact, used_contradictory = copies(used)
@@ -187,16 +179,16 @@ def _runs(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    found = [run.read_json("environment.json") for run in runs]
-    flat = [
+    environments = [run.read_json("environment.json") for run in runs]
+    versions = [
         {
-            "osteo": one["osteo"], "Python": one["python"], **one["libraries"], "system": one["system"],
-            "machine": one["machine"], "accelerator": one["accelerator"], "precision": one["precision"],
+            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
+            "machine": facts["machine"], "accelerator": facts["accelerator"], "precision": facts["precision"],
         }
-        for one in found
+        for facts in environments
     ]  # fmt: skip
     return pd.DataFrame(
-        {"name": name, "version": ", ".join(sorted({str(one[name]) for one in flat}))} for name in flat[0]
+        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
     )
 
 
@@ -208,11 +200,11 @@ def data_sha256(manifest: pd.DataFrame) -> str:
 
 
 def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
-    found = [("data", data_sha256(manifest))]
+    hashes = [("data", data_sha256(manifest))]
     for result in results.models:
         run = result.system.best_run
-        found.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
-    return pd.DataFrame(found, columns=["of", "SHA-256"])
+        hashes.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
+    return pd.DataFrame(hashes, columns=["of", "SHA-256"])
 
 
 def file_sha256(path: Path) -> str:
@@ -223,12 +215,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_card(story: Story, system: System) -> str:
+def model_card(report: Report, system: System) -> str:
     """The card of a system's best checkpoint, as Markdown."""
     run = system.best_run
     facts, settings = run.read_json("environment.json"), run.read_config()
     manifest = run.read_manifest()
-    result = next(result for result in story.results.models if result.system is system)
+    result = next(result for result in report.results.models if result.system is system)
     model, data = settings["model"], settings["data"]
     start = "random numbers"
     if model["weights_file"]:
@@ -236,13 +228,10 @@ def model_card(story: Story, system: System) -> str:
     elif model["pretrained"]:
         start = "timm's pretrained weights"
     reached = pd.DataFrame(
-        {"metric": rows.TITLES[name], "95 % interval": rows.shown(result.intervals[name])} for name in METRICS
+        {"metric": metric.title, "95 % interval": rows.format_interval(result.intervals[metric.name])}
+        for metric in all_metrics().values()
     )
-    rules: Mapping[str, str] = {
-        "0.5": "as given",
-        "Youden": "largest sensitivity + specificity",
-        "sensitivity": f"sensitivity of at least {story.results.sensitivity:.2f}",
-    }
+    sensitivity = report.results.sensitivity
     return render(
         "model_card.md.jinja",
         name=system.name,
@@ -260,11 +249,11 @@ def model_card(story: Story, system: System) -> str:
         by_split=summary.by_split(manifest, None),
         data=data["name"],
         data_sha256=data_sha256(manifest),
-        audit=story.audit,
-        design=story.results.experiment.design,
+        audit=report.audit,
+        design=report.results.experiment.design,
         reached=reached,
-        shortcut=rows.shown(story.results.shortcut.intervals["auroc"]),
-        said=validate(run.read_table("predictions.csv"), sensitivity=story.results.sensitivity),
-        rules=rules,
-        limits=story.limits,
+        shortcut=rows.format_interval(report.results.shortcut.intervals["auroc"]),
+        validated=validate(run.read_table("predictions.csv"), sensitivity=sensitivity),
+        rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
+        limits=report.limits,
     )

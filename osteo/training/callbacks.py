@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from osteo.files import whole
+from osteo.task import direction
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps this epoch as the last, and as the best where it is; validation has run by now."""
         score = float(trainer.callback_metrics[self.monitor])
-        score = -score if self.monitor.endswith("loss") else score
+        score = -score if direction(self.monitor) == "min" else score
         is_best = self.best is None or score > self.best
         if is_best:
             self.best = score

@@ -19,6 +19,7 @@ import wandb
 from osteo.config import Config, WandbConfig
 from osteo.files import display_path
 from osteo.records.record import Job
+from osteo.task import CLASS_NAMES, THRESHOLD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLASS_NAMES = ["normal", "osteoporosis"]
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
 SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
 RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
@@ -201,12 +201,12 @@ class Tracker:
         curve: dict[str, Any] = {
             "y_true": truth,
             "y_probas": both,
-            "labels": CLASS_NAMES,
+            "labels": list(CLASS_NAMES),
             "classes_to_plot": [1],
         }
         return {
             "test/confusion": wandb.plot.confusion_matrix(
-                y_true=truth, preds=[int(p > 0.5) for _, p in both], class_names=CLASS_NAMES, title="test"
+                y_true=truth, preds=[int(p > THRESHOLD) for _, p in both], class_names=list(CLASS_NAMES), title="test"
             ),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
