@@ -80,9 +80,18 @@ def cumulative_weights(weights: Floats, labels: Labels, scores: Floats) -> tuple
     """Weight of positives and of negatives at or above each distinct score, the highest score first, both (D, K)."""
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])
-    weights, labels = weights[:, order], labels[order]
-    positives, negatives = np.cumsum(weights * labels, axis=1), np.cumsum(weights * (1 - labels), axis=1)
-    return positives[:, last_of_ties], negatives[:, last_of_ties]
+    positives, negatives = (
+        _accumulate(weights, order[is_of_class], np.cumsum(is_of_class)[last_of_ties])
+        for is_of_class in (labels[order] == 1, labels[order] == 0)
+    )
+    return positives, negatives
+
+
+def _accumulate(weights: Floats, order: Labels, counts: Labels) -> Floats:
+    """The sum of the first pictures of an order, for each of several counts (K,) of them, (D, K)."""
+    sums = np.zeros((len(weights), len(order) + 1))
+    np.cumsum(weights[:, order], axis=1, out=sums[:, 1:])
+    return np.asarray(sums[:, counts])
 
 
 def auroc(weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats:

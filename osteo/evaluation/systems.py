@@ -198,9 +198,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The backbone, and every other key in which the systems differ."""
-    kept = [{key: str(value) for key, value in one.items() if not key.startswith(REPEATED)} for one in settings]
-    keys = [key for key in kept[0] if len({one.get(key) for one in kept}) > 1 and key != "model.backbone"]
-    return [" ".join([one["model.backbone"], *(f"{key}={one[key]}" for key in keys)]) for one in kept]
+    recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
+    keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]
+    return [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]
 
 
 def _design(runs: Sequence[_TestedRun]) -> str:

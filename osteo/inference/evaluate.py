@@ -58,18 +58,18 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
-    """Says how many of the pictures a model has learnt from, as far as its run directory still tells."""
+    """Warns of pictures that a model has learnt from, as far as its run directory still shows them."""
     from osteo.data.manifest import read_manifest
 
-    kept = model.path.parent.parent / "manifest.csv"
+    path = model.path.parent.parent / "manifest.csv"
     if same_data and split in ("test", "val"):
         return
-    if not kept.exists():
+    if not path.exists():
         log.warning(
             "whether %s has learnt from these pictures cannot be told: its manifest.csv is not there", model.name
         )
         return
-    of_training = read_manifest(kept)
+    of_training = read_manifest(path)
     learnt = set(of_training.loc[of_training["split"].isin(["train", "val"]), "sha256"])
     if seen := int(rows["sha256"].isin(learnt).sum()):
         log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))

@@ -111,21 +111,21 @@ def _explain(
         maps, correlations, note = {}, [], str(error)
     if not config.pictures:
         wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
-    measured = {i: found for i, cam in maps.items() if (found := gradcam.attention(stored[i], cam)) is not None}
+    measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, correlations) if measured else []
     return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, note, clinical)
 
 
 def _mistakes(wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles]) -> list[Mistake]:
-    made = []
+    rows = []
     for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
         picture = stored[image_id]
         overlay = embed(gradcam.overlay(picture, maps[image_id])) if image_id in maps else ""
         called = call(probability)
-        made.append(
+        rows.append(
             Mistake(image_id, embed(picture), overlay, CLASS_NAMES[int(label)], called, _confidence(probability))
         )
-    return made
+    return rows
 
 
 def _confidence(probability: float) -> str:

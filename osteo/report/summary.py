@@ -113,17 +113,17 @@ def row(run: "Run") -> dict[str, Any]:
     import pandas as pd
 
     state, error = run.state, run.status()["error"]
-    found: dict[str, Any] = {"run": run.directory.name, "state": state}
+    values: dict[str, Any] = {"run": run.directory.name, "state": state}
     settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
     if "trainer" in settings:  # else it had not begun, or is an evaluation
-        wanted = settings["trainer"]["max_epochs"]
+        epochs = settings["trainer"]["max_epochs"]
         history = run.directory / "history.csv"
         seconds = pd.read_csv(history)["seconds"] if history.exists() else pd.Series(dtype=float)
-        found["backbone"] = settings["model"]["backbone"]
+        values["backbone"] = settings["model"]["backbone"]
         fold = settings["data"]["split"]["fold"]
-        found["fold"], found["seed"] = "-" if fold is None else str(fold), settings["seed"]
-        found["epochs"] = f"{len(seconds)} of {wanted}"
-        left = float(seconds.median()) * (wanted - len(seconds)) if len(seconds) and state == "running" else None
-        found["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
-    found["error"] = error or ""
-    return found
+        values["fold"], values["seed"] = "-" if fold is None else str(fold), settings["seed"]
+        values["epochs"] = f"{len(seconds)} of {epochs}"
+        left = float(seconds.median()) * (epochs - len(seconds)) if len(seconds) and state == "running" else None
+        values["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
+    values["error"] = error or ""
+    return values
