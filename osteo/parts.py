@@ -13,8 +13,12 @@ operations, Lightning's callbacks and loggers). What no library has is registere
     def balanced_accuracy(weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats: ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from osteo.config import DataConfig
-    from osteo.data.sources import Source
 
 
 @runtime_checkable
@@ -83,8 +86,8 @@ MakeHead = Callable[..., "nn.Module"]
 """(number of pooled features, **model.head_args) -> a module that maps (B, F) to logits (B, 1)."""
 MakeLoss = Callable[..., Callable[["Tensor", "Tensor"], "Tensor"]]
 """(**loss.args) -> a function of logits (B,) and targets in [0, 1] (B,) that gives one loss per picture (B,)."""
-ReadSource = Callable[["DataConfig", "Path"], Mapping[str, "Source"]]
-"""(configuration, cache folder) -> the sources of a data set, by name; see osteo.data.sources.read_source."""
+ReadSource = Callable[["DataConfig", "Path"], Mapping[str, Any]]
+"""(configuration, cache folder) -> `osteo.data.sources.Source` by name; see osteo.data.sources.read_source."""
 Measure = Callable[[Floats, Labels, Floats, Mask], Floats]
 """(weights (D, N), labels (N,), probabilities of the positive class (N,), whether it is called positive (N,)) -> (D,).
 
@@ -109,6 +112,11 @@ class Metric:
     is_recorded: bool = True
     """whether metrics.json has it; the report has every metric"""
 
+
+LIBRARIES = ("lightning", "torch", "torchmetrics", "timm", "kornia", "osteo")
+"""Whose classes a configuration may name by `_target_`, beside those of plugins."""
+ENTRY_POINTS = "osteo.plugins"
+"""The group in which an installed package names a module of its parts; it is loaded at every start."""
 
 P = TypeVar("P")
 
@@ -154,6 +162,8 @@ class Register(Parts[P]):
         """
 
         def keep(part: P) -> P:
+            if not callable(part):
+                raise UserError(f"{self.key}={name}: {part!r} cannot be called, so it builds nothing")
             self._keep(name, part, part)
             return part
 
@@ -169,7 +179,7 @@ class Metrics(Parts[Metric]):
         Raises:
             UserError: its name or its title is taken, or it does not give one number for each row of weights.
         """
-        origin = f"metric={metric.name} of {metric.measure.__module__}"
+        origin = f"metric={metric.name} of {getattr(metric.measure, '__module__', metric.measure)}"
         if metric.direction not in get_args(Direction):
             raise unknown(f"{origin}: direction", metric.direction, get_args(Direction))
         if not metric.name.isidentifier():
@@ -221,3 +231,51 @@ losses: Register[MakeLoss] = Register("loss.name")
 sources: Register[ReadSource] = Register("data.name")
 metrics = Metrics("metric")
 """`osteo.evaluation.metrics` adds osteo's own."""
+
+configurations: list["Path"] = []
+"""Folders of YAML files that plugins bring, laid out as conf/; a plugin appends its own."""
+
+_loaded: list[str] = []
+
+
+def load(modules: Iterable[str]) -> None:
+    """Imports plugins: those that are named, from the working directory too, and those of installed packages.
+
+    Raises:
+        UserError: one of them cannot be imported, or breaks a contract.
+    """
+    installed = [entry.value.partition(":")[0] for entry in entry_points(group=ENTRY_POINTS)]
+    for module in [*installed, *modules]:
+        if module in _loaded:
+            continue
+        if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109  as `python -m` does it
+            sys.path.append(os.getcwd())  # noqa: PTH109
+        try:
+            importlib.import_module(module)
+        except UserError as error:
+            raise UserError(f"plugins=[{module}]: {error}") from error
+        except Exception as error:  # whatever stands in a module of the user's
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise UserError(f"plugins=[{module}] cannot be imported ({type(error).__name__}: {reason})") from error
+        _loaded.append(module)
+
+
+def trusted_roots() -> list[str]:
+    """The packages whose classes a configuration may name by `_target_`."""
+    return list(dict.fromkeys([*LIBRARIES, *(module.partition(".")[0] for module in _loaded)]))
+
+
+def check_named(recorded: Iterable[str], origin: str, hint: str) -> None:
+    """Refuses to import what a record or a checkpoint names and the user has not named again.
+
+    Args:
+        recorded: plugins that it was made with.
+        origin: what it is, for the error.
+        hint: a command line that would name them, up to its plugins.
+
+    Raises:
+        UserError: one line with what to type.
+    """
+    if missing := [module for module in recorded if module not in _loaded]:
+        names = ",".join(missing)
+        raise UserError(f"{origin} was made with plugins=[{names}]; name them again: {hint} 'plugins=[{names}]'")

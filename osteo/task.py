@@ -11,6 +11,7 @@ CLASSES: Mapping[str, int | None] = {"normal": 0, "osteopenia": None, "osteoporo
 CLASS_NAMES = tuple(name for name, label in CLASSES.items() if label is not None)
 """The classes that a network tells apart, in the order of their labels."""
 NEGATIVE, POSITIVE = CLASS_NAMES
+NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
 THRESHOLD = 0.5
 """A picture is called positive where its probability is above this, unless another rule is asked for."""
 
@@ -47,3 +48,8 @@ def direction(followed: str) -> Direction:
     What a record holds beside these says so itself; see `osteo.parts.Metric`.
     """
     return "min" if followed.rpartition("/")[2] == LOSS else "max"
+
+
+def is_better(followed: str, value: float, than: float) -> bool:
+    """Whether one value of what training follows is strictly better than another."""
+    return value < than if direction(followed) == "min" else value > than

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import openpyxl
 import pandas as pd
 
+from osteo.task import NORMAL, OSTEOPENIA, OSTEOPOROSIS
+
 COLUMNS = {  # ours: how the sheet's heading begins, in lower case, without stray blanks and colons
     "patient": "patient id",
     "sex": "gender",
@@ -64,8 +66,8 @@ def _plain(cell: object) -> str:
 def who_class(t_score: float) -> str:
     """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
     if t_score <= -2.5:
-        return "osteoporosis"
-    return "normal" if t_score > -1.0 else "osteopenia"
+        return OSTEOPOROSIS
+    return NORMAL if t_score > -1.0 else OSTEOPENIA
 
 
 def mismatches(sheet: pd.DataFrame, patients: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from osteo.data.manifest import SPLITS
 from osteo.errors import UserError, unknown
+from osteo.task import CLASS_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +147,7 @@ def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
 def _check_filled(manifest: pd.DataFrame) -> None:
     for split in SPLITS:
         labels = manifest.loc[manifest["split"] == split, "label"]
-        for label, name in ((0, "normal"), (1, "osteoporosis")):
+        for label, name in enumerate(CLASS_NAMES):
             if not (labels == label).any():
                 raise UserError(
                     f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"

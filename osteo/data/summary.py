@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from osteo.data.manifest import SPLITS
+from osteo.task import CLASSES
 
 
 def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
@@ -35,7 +36,7 @@ def by_split(manifest: pd.DataFrame, clinical: pd.DataFrame | None) -> pd.DataFr
     for split in (*SPLITS, "excluded"):
         part = manifest[manifest["split"] == split]
         row: dict[str, object] = {"split": split, "pictures": len(part), "groups": part["group"].nunique()}
-        row |= {name: int((part["class_name"] == name).sum()) for name in ("normal", "osteopenia", "osteoporosis")}
+        row |= {name: int((part["class_name"] == name).sum()) for name in CLASSES}
         row |= {name: int((part["source"] == name).sum()) for name in sorted(manifest["source"].unique())}
         if clinical is not None:
             known = clinical.reindex(part["patient"].drop_duplicates())

@@ -13,7 +13,7 @@ from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.inference.card import Card, read_card
 from osteo.inference.guard import Guard, from_plain
-from osteo.training.module import read_checkpoint
+from osteo.training.module import build_module, read_checkpoint
 from osteo.training.network import Network
 from osteo.types import Floats, Grey
 
@@ -59,13 +59,13 @@ def load_model(checkpoint: Path) -> Model:
     Raises:
         UserError: there is no such file, it is no checkpoint of osteo, or one without preprocessing.
     """
-    module, kept = read_checkpoint(checkpoint)
+    kept = read_checkpoint(checkpoint)
     card = read_card(kept, checkpoint.name)
     try:
         guard = from_plain(card.guard)
     except TypeError as error:
         raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
-    network = module.network.to(memory_format=torch.contiguous_format).float().eval()
+    network = build_module(kept, checkpoint).network.to(memory_format=torch.contiguous_format).float().eval()
     return Model(checkpoint, network, card, guard)
 
 

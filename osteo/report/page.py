@@ -1,6 +1,7 @@
 """report.html, report.md and a model card for the best checkpoint of each model."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,30 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
+from osteo.checks import check
+from osteo.config import Config, ReportConfig
 from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
+from osteo.errors import UserError
 from osteo.evaluation.metrics import all_metrics
-from osteo.evaluation.systems import System, validate
-from osteo.files import write_text
-from osteo.records.record import Run
-from osteo.report import plots, rows
+from osteo.evaluation.systems import System, read_experiment, validate
+from osteo.files import write_table, write_text
+from osteo.records.record import Run, read_config
+from osteo.records.sweep import leaderboard, runs_of
+from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
-from osteo.report.radiographs import PictureFindings
-from osteo.report.results import Results
+from osteo.report.radiographs import PictureFindings, inspect_pictures
+from osteo.report.results import Results, compute
+from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import RULES
+from osteo.training.augment import make_augmentation
+from osteo.training.tracking import group_of, public, wandb_settings
+
+log = logging.getLogger(__name__)
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
@@ -52,20 +63,28 @@ PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
 class Report:
     """A sweep with everything that its pages show."""
 
+    directory: Path
+    """of the sweep, or of its only run"""
     title: str
+    setting: Config
+    """of the best run"""
+    board: pd.DataFrame
     results: Results
-    figures: dict[str, Figure]
-    tables: dict[str, pd.DataFrame]
     pictures: PictureFindings
+    figures: dict[str, Figure]
+    """of the page"""
+    tables: dict[str, pd.DataFrame]
+    """of the page"""
+    paper_figures: dict[str, Figure]
+    paper_tables: dict[str, pd.DataFrame]
     verdict: list[str]
     audit: list[str]
     limits: list[str]
-    configuration: str
-    """of the best run, without what identifies a machine"""
 
     def context(self) -> dict[str, Any]:
         """What the templates read."""
         best = self.results.best.system.best_run
+        configuration = OmegaConf.to_container(OmegaConf.structured(self.setting))
         return {
             "title": self.title,
             "results": self.results,
@@ -78,17 +97,16 @@ class Report:
             "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
                 "run": best.directory.name,
-                "configuration": self.configuration,
+                "configuration": OmegaConf.to_yaml(OmegaConf.create(public(configuration))),
                 "osteo": best.read_json("environment.json")["osteo"],
             },
         }
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        figures = {name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()}
         return render(
             "report.html.jinja",
-            figures=figures,
+            figures={name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()},
             captions=CAPTIONS,
             sections=list(SECTIONS.items()),
             **self.context(),
@@ -98,55 +116,136 @@ class Report:
         """The same as Markdown, without pictures of patients; its figures lie in figures/."""
         return render("report.md.jinja", **self.context())
 
-    def write(self, directory: Path) -> None:
-        """Writes report.html and report.md into a directory, and a model card beside the best run of every model."""
-        write_text(directory / "report.html", self.html())
-        write_text(directory / "report.md", self.markdown())
+    @property
+    def files(self) -> dict[str, pd.DataFrame]:
+        """The tables that are files too, by their names."""
+        return {
+            **self.paper_tables,
+            **{name: self.tables[name] for name in ("comparison", "between", "thresholds", "subgroups")},
+        }
+
+    def write(self) -> dict[str, Path]:
+        """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
+
+        Returns:
+            The figures as PNG, by their names.
+        """
+        drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
+        paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
+        write_tables(self.directory / "tables", self.files)
+        write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
+        if not (self.directory / "status.json").exists():
+            write_table(self.directory / "leaderboard.csv", self.board)
+        write_text(self.directory / "report.html", self.html())
+        write_text(self.directory / "report.md", self.markdown())
         for result in self.results.models:
             write_text(result.system.best_run.directory / "model_card.md", model_card(self, result.system))
+        return paths
 
 
-def compose(title: str, results: Results, board: pd.DataFrame, pictures: PictureFindings, configuration: str) -> Report:
-    """Puts a report together from results and records.
+def write_report(runs: str | Path, **options: Any) -> Report:
+    """Writes the report of a sweep or a run beside its records, as `osteo report` does, and returns it.
 
     Args:
-        title: of the report.
+        runs: a sweep or a run directory.
+        options: other fields of `ReportConfig`, as in draws=500.
+
+    Raises:
+        UserError: an option is outside its range, or there is no finished run.
+    """
+    config = ReportConfig(runs=str(runs), **options)
+    check(config)
+    report = read_report(config)
+    report.write()
+    return report
+
+
+def read_report(config: ReportConfig) -> Report:
+    """Reads the records of a sweep, computes what they say, and inspects its pictures.
+
+    Raises:
+        UserError: no directory is named, or it holds no finished run.
+    """
+    if not config.runs:
+        raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
+    directory = Path(config.runs).expanduser()
+    board = leaderboard(directory)
+    if board.empty:
+        raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
+    runs = [run for run in runs_of(directory) if run.directory.name in set(board["run"])]
+    experiment = read_experiment(runs, sensitivity=config.sensitivity)
+    log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
+    results = compute(
+        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity
+    )
+    setting = read_config(results.best.system.best_run.directory / "config.yaml")
+    return compose(directory, setting, board, results, inspect_pictures(setting, results, config))
+
+
+def compose(
+    directory: Path, setting: Config, board: pd.DataFrame, results: Results, pictures: PictureFindings
+) -> Report:
+    """Puts a report together.
+
+    Args:
+        directory: of the sweep.
+        setting: of the best run.
+        board: the leaderboard.
         results: of the sweep.
-        board: its leaderboard.
         pictures: what they show.
-        configuration: of the best run, as YAML.
     """
     runs = [run for result in results.models for run in result.system.runs]
-    best = results.best.system.best_run
-    manifest = best.read_manifest()
-    leaks, contradictions, lines = data_findings(runs, manifest)
-    figures = {
-        "forest": plots.forest(results),
-        "roc_pr": plots.roc_and_pr(results),
-        "training": plots.training(
-            {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
-        ),
-        "reliability": plots.reliability(results),
-        "decision": plots.decision(results),
-    }
-    tables = {
+    manifest = results.best.system.best_run.read_manifest()
+    leaks, contradictions, audit = data_findings(runs, manifest)
+    is_phantom = setting.data.name == "phantom"
+    variants = make_augmentation(setting.augment).variants
+    return Report(
+        directory=directory,
+        title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
+        setting=setting,
+        board=board,
+        results=results,
+        pictures=pictures,
+        figures={
+            "forest": plots.forest(results),
+            "roc_pr": plots.roc_and_pr(results),
+            "training": plots.training(
+                {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
+            ),
+            "reliability": plots.reliability(results),
+            "decision": plots.decision(results),
+        },
+        tables=_tables(results, board, manifest, pictures.clinical),
+        paper_figures=figures.overview(board, runs, manifest),
+        paper_tables={
+            "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
+            "table2": paper.table_2(board),
+            "costs": paper.costs(board),
+        },
+        verdict=[*verdict(results, leaks, contradictions), *([PHANTOM] if is_phantom else [])],
+        audit=audit,
+        limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
+    )
+
+
+def _tables(
+    results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
+) -> dict[str, pd.DataFrame]:
+    runs = [run for result in results.models for run in result.system.runs]
+    return {
         "comparison": rows.comparison_table(results),
         "methods": rows.methods_table(results),
         "between": rows.tests_table(results.between),
         "shortcut": rows.tests_table(results.against_shortcut),
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
-        "subgroups": rows.subgroup_table(results, results.best, pictures.clinical),
+        "subgroups": rows.subgroup_table(results, results.best, clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
         "runs": _runs(board),
         "versions": _versions(runs),
         "hashes": _hashes(results, manifest),
     }
-    is_phantom = best.read_config()["data"]["name"] == "phantom"
-    limits = [PHANTOM, *LIMITS] if is_phantom else LIMITS
-    conclusions = verdict(results, leaks, contradictions) + ([PHANTOM] if is_phantom else [])
-    return Report(title, results, figures, tables, pictures, conclusions, lines, limits, configuration)
 
 
 def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:

@@ -27,7 +27,7 @@ from osteo.report.results import Results
 from osteo.report.rows import mistakes
 from osteo.task import CLASS_NAMES, call
 from osteo.training.augment import paper_twins
-from osteo.training.module import load
+from osteo.training.module import load_module
 from osteo.types import Grey, ReadFile, Singles
 
 SAMPLES, PREDICTIONS = 5, 12  # pictures of each class, and of the best run's test split
@@ -159,7 +159,7 @@ def grad_cams(
         chosen += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(chosen))]
         if not chosen:
             continue
-        network = load(run.best_checkpoint).network
+        network = load_module(run.best_checkpoint).network
         rows = [store.rows[sha256[i]] for i in chosen]
         for start in range(0, len(rows), BATCH):
             pictures = unit(torch.from_numpy(store.pictures[0, rows[start : start + BATCH]]))

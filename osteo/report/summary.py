@@ -1,7 +1,6 @@
 """What the terminal shows at the end of a run or a sweep."""
 
 import shlex
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,12 +57,12 @@ def show_runs(directory: Path) -> bool:
     return bool(runs) and not failed
 
 
-def show_report(report: "Report", tables: Mapping[str, pd.DataFrame], directory: Path) -> None:
+def show_report(report: "Report") -> None:
     """Prints the paper's tables, the main metrics with their intervals, what follows from them, and where it lies."""
     from osteo.evaluation.metrics import all_metrics
     from osteo.report.rows import MAIN
 
-    console = terminal()
+    console, tables = terminal(), report.files
     console.print(as_table(tables["table1"], title="Table 1: pictures"))
     console.print(as_table(tables["table2"], title="Table 2: ours, the paper's, and the difference"))
     console.print(as_table(tables["costs"], title="cost"))
@@ -71,7 +70,7 @@ def show_report(report: "Report", tables: Mapping[str, pd.DataFrame], directory:
     console.print(as_table(tables["comparison"][main], title="with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
         console.print(f"- {line}", soft_wrap=True)
-    console.print(f"report       {display_path(directory)}/report.html", soft_wrap=True)
+    console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
 
 
 def results_table(board: pd.DataFrame) -> Table:
