@@ -39,8 +39,8 @@ def test_grad_cam_is_the_class_activation_map_of_a_linear_head(pictures: torch.T
         features = network.backbone.forward_features(network.normalise(pictures))
         cam = torch.einsum("c,bchw->bhw", network.backbone.classifier.weight[0], features).clamp(min=0.0)
     ours = gradcam.grad_cam(network, pictures)
-    theirs = torch.nn.functional.interpolate(cam[:, None], (96, 96), mode="bilinear")[:, 0]
-    for one, other in zip(ours, theirs, strict=True):
+    expected = torch.nn.functional.interpolate(cam[:, None], (96, 96), mode="bilinear")[:, 0]
+    for one, other in zip(ours, expected, strict=True):
         if other.max() > 0:
             assert one.numpy() == pytest.approx((other / other.max()).numpy(), abs=1e-4)
 
@@ -117,6 +117,6 @@ def test_an_overlay_keeps_the_picture_where_the_map_is_empty() -> None:
     picture = np.full((8, 8), 100, np.uint8)
     cam = np.zeros((8, 8))
     cam[:4] = 1.0
-    shown = gradcam.overlay(picture, cam)
-    assert (shown[4:] == 100).all()
-    assert not (shown[:4] == 100).all()
+    heated = gradcam.overlay(picture, cam)
+    assert (heated[4:] == 100).all()
+    assert not (heated[:4] == 100).all()
