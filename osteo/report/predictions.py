@@ -1,16 +1,16 @@
-"""The answers of `osteo predict`: a table, a JSON file, one picture per answer, and a page for people."""
+"""The answers of `osteo predict`: a table, a JSON file, a picture each, and a sheet for people."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from osteo.config import PredictConfig, ServeConfig
 from osteo.evaluation.gradcam import overlay
 from osteo.files import display_path, whole, write_json, write_table, write_text
 from osteo.inference.answer import VARIANTS
@@ -18,11 +18,17 @@ from osteo.inference.model import Model
 from osteo.inference.predictions import Row
 from osteo.report.html import embed, render
 from osteo.report.tables import as_table, terminal
-from osteo.types import Grey
+
+
+class Wishes(Protocol):
+    """What was asked for, as `PredictConfig` says it."""
+
+    rule: str
+    interval: bool
 
 
 def table_of(rows: Sequence[Row], rule: str) -> pd.DataFrame:
-    """One row per picture; what is not known of it is missing."""
+    """A row a picture; what cannot be said of it is missing."""
     lines = []
     for row in rows:
         a = row.answer
@@ -46,49 +52,49 @@ def table_of(rows: Sequence[Row], rule: str) -> pd.DataFrame:
     return pd.DataFrame(lines).reindex(columns=columns.split())
 
 
-def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> list[str]:
+def caveats(models: Sequence[Model], wishes: Wishes) -> list[str]:
     """What a reader of the answers must know."""
     card, guard = models[0].card, models[0].guard
     lines = [f"{card.intended_use[0].upper()}{card.intended_use[1:]}."]
-    if config.interval:
+    if wishes.interval:
         of = f"{len(models)} models and " if len(models) > 1 else ""
         lines.append(
             f"Ranges are over {of}{len(VARIANTS)} variants of each picture (mirrored, turned by 5 degrees, enlarged by"
             " a twentieth); they show how steady an answer is, not how often it is right."
         )
     lines.append(
-        f"The threshold ({config.rule}) and the calibration come from validation on {card.trained_on} pictures."
+        f"The threshold ({wishes.rule}) and the calibration come from validation on {card.trained_on} pictures."
     )
     if guard is not None:
         lines.append(f"A flag says that a picture does not look like those that were learnt from; it {guard.promise}.")
     return lines
 
 
-def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: PredictConfig | ServeConfig) -> None:
+def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], wishes: Wishes) -> None:
     """Writes predictions.csv and .json, overlays/ and predictions.html into a folder."""
-    table = table_of(rows, config.rule)
+    table = table_of(rows, wishes.rule)
     write_table(folder / "predictions.csv", table)
     cards = [{k: v for k, v in asdict(model.card).items() if k != "guard"} for model in models]
     records = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
         for line in table.to_dict("records")
     ]
-    write_json(folder / "predictions.json", {"models": cards, "notes": caveats(models, config), "pictures": records})
+    write_json(folder / "predictions.json", {"models": cards, "notes": caveats(models, wishes), "pictures": records})
     figures = []
     for row in rows:
         if row.answer is not None:
             picture = cv2.cvtColor(row.answer.shown, cv2.COLOR_GRAY2BGR)
-            drawn = np.asarray(picture, np.uint8)
+            seen = np.asarray(picture, np.uint8)
             if row.heat is not None:
-                drawn = np.hstack([drawn, overlay(row.answer.shown, row.heat)])
-                write_png(folder / "overlays" / f"{PurePosixPath(row.name)}.png", drawn)
-            figures.append({"row": row, "picture": embed(drawn)})
+                seen = np.hstack([seen, overlay(row.answer.shown, row.heat)])
+                write_png(folder / "overlays" / f"{PurePosixPath(row.name)}.png", seen)
+            figures.append({"row": row, "picture": embed(seen)})
     failed = [row for row in rows if row.reason]
-    page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, config), models=cards)
+    page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, wishes), models=cards)
     write_text(folder / "predictions.html", page)
 
 
-def write_png(path: Path, picture: Grey) -> None:
+def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     """Writes a picture (H, W) or BGR (H, W, 3) whole."""
     with whole(path) as aside:
         aside.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
