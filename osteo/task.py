@@ -11,7 +11,6 @@ CLASSES: Mapping[str, int | None] = {"normal": 0, "osteopenia": None, "osteoporo
 CLASS_NAMES = tuple(name for name, label in CLASSES.items() if label is not None)
 """The classes that a network tells apart, in the order of their labels."""
 NEGATIVE, POSITIVE = CLASS_NAMES
-NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
 THRESHOLD = 0.5
 """A picture is called positive where its probability is above this, unless another rule is asked for."""
 

@@ -16,8 +16,6 @@ from osteo.reading.pictures import LARGEST_FILE, PICTURES
 from osteo.task import CLASSES
 from osteo.types import ReadFile
 
-"""Class folders and their label in the binary task; osteopenia lies between the two and has none."""
-
 SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
     "train",
     "training",

@@ -9,7 +9,7 @@ from osteo.task import CLASSES
 
 
 def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
-    """What stands on more than one side of a split, as lists of image_ids.
+    """What is in more than one split, as lists of image_ids.
 
     Args:
         manifest: with groups and splits.
@@ -27,10 +27,10 @@ def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
 
 
 def by_split(manifest: pd.DataFrame, clinical: pd.DataFrame | None) -> pd.DataFrame:
-    """What a flow diagram of a paper needs: a row a split, columns as text.
+    """What a flow diagram of a paper needs: one row per split, columns as text.
 
-    Columns: split, pictures, groups, normal, osteoporosis, one a source, and where known women, age and T-score as
-    median (quartiles) with the number of patients they are known of.
+    Columns: split, pictures, groups, one per class, one per source, and where they are known women, and age and T-score
+    as median (quartiles) with the number of patients of whom they are known.
     """
     rows = []
     for split in (*SPLITS, "excluded"):
