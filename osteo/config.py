@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from osteo.task import CLASS_NAMES, RULES, YOUDEN
+from osteo.task import RULES, YOUDEN
 
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
@@ -62,7 +62,7 @@ class DataConfig:
     name: str = option("phantom", "data set", choices=("phantom", "paper", "clean", "folder"))
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
-    root: str | None = option(None, f"a folder or zip with class folders {' and '.join(CLASS_NAMES)} (data=folder)")
+    root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
     classes: list[str] = option(
         [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
     )
