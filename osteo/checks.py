@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from osteo import parts
-from osteo.config import CLASS_NAMES, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig
+from osteo.config import AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig
 from osteo.errors import UserError, unknown
+from osteo.task import CLASSES
 
 TARGET = "_target_"
 """The key of a part that names its class, as in Hydra."""
@@ -74,8 +75,8 @@ def check_data(data: DataConfig) -> None:
     if data.classes and data.name != "folder":
         raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
     for pair in data.classes:
-        if pair.rpartition(":")[2].strip() not in CLASS_NAMES or ":" not in pair:
-            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASS_NAMES)}")
+        if pair.rpartition(":")[2].strip() not in CLASSES or ":" not in pair:
+            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASSES)}")
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"

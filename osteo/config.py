@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CLASS_NAMES = ("normal", "osteopenia", "osteoporosis")
+from osteo.task import RULES, YOUDEN
+
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -264,7 +265,7 @@ class PredictConfig(PluginsConfig):
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
     output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
-    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
     interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
     overlay: bool = option(True, "a picture with its Grad-CAM beside every answer, and a sheet with all of them")
 
@@ -276,7 +277,7 @@ class ServeConfig(PluginsConfig):
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
     port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
-    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
     interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
     overlay: bool = option(True, "the picture with its Grad-CAM beside it")
     most_mib: int = option(32, "largest file that is taken, in MiB", low=1, high=512)

@@ -14,10 +14,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from osteo.data.clinical import who_class
-from osteo.data.sources import CLASSES, SPLIT_FOLDERS, Picture, Source
+from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
 from osteo.files import write_table
 from osteo.reading.pictures import describe_error, header
+from osteo.task import CLASS_NAMES, CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def _check_classes(name: str, source: Source) -> None:
             f"source {name} holds no pictures in class folders; expected folders named normal and osteoporosis"
             f" with files ending in .png, .jpg or .jpeg ({len(source.strays)} other files were found)"
         )
-    for needed in ("normal", "osteoporosis"):
+    for needed in CLASS_NAMES:
         if needed not in present:
             raise UserError(
                 f"source {name} has no pictures of class {needed}; found only: {', '.join(sorted(present))}"

@@ -13,10 +13,8 @@ import pandas as pd
 from osteo.data.clinical import SHEETS, read_sheet
 from osteo.errors import UserError
 from osteo.reading.pictures import LARGEST_FILE, PICTURES
+from osteo.task import CLASSES
 from osteo.types import ReadFile
-
-CLASSES = {"normal": 0, "osteopenia": None, "osteoporosis": 1}
-"""Class folders and their label in the binary task; osteopenia lies between the two and has none."""
 
 SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
     "train",

@@ -13,6 +13,7 @@ import torch
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import whole
+from osteo.task import CLASS_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +110,7 @@ def card_of(config: Config, manifest: "pd.DataFrame", store: "Store", prediction
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
-        class_names=["normal", "osteoporosis"],
+        class_names=list(CLASS_NAMES),
         temperature=validated.temperature,
         thresholds=validated.thresholds,
         data_hash=data_hash(list(used["sha256"]), list(used["split"])),
