@@ -87,6 +87,9 @@ class AugmentConfig:
     scale: float = option(0.1, "largest relative change of size", low=0.0, high=0.5)
     brightness: float = option(0.2, "largest additive change of intensity", low=0.0, high=1.0)
     contrast: float = option(0.2, "largest relative change of contrast", low=0.0, high=1.0)
+    ops: list[Any] = option(
+        [], "operations of kornia.augmentation in place of all of these, as in [{RandomAffine: {degrees: 10}}]"
+    )
     val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
 
 

@@ -57,7 +57,7 @@ def report(config: ReportConfig, job: Job) -> bool:
     manifest = best.read_manifest()
     group = group_of(wandb_settings(setting), directory)
 
-    variants = make_augmentation(setting.augment).variants
+    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     matrices = {label: runs[name].read_json("metrics.json")["test/confusion_matrix"] for label, name in labels(board)}
     made = {
         "collection": figures.collection(manifest),
