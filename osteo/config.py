@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CLASS_NAMES = ("normal", "osteopenia", "osteoporosis")
+DATA_SETS = ("phantom", "paper", "clean", "folder")
+"""Values of data.name, beside the sources that plugins register."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -58,10 +59,13 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    name: str = option("phantom", "data set", choices=("phantom", "paper", "clean", "folder"))
+    name: str = option("phantom", "phantom, paper, clean, folder, or a source that a plugin has registered")
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
-    root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
+    root: str | None = option(
+        None,
+        "a folder or zip with class folders normal and osteoporosis (data=folder); or what a registered source reads",
+    )
     classes: list[str] = option(
         [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
     )

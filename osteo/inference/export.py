@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import CLASSES, class_of, open_archive
+from osteo.data.sources import class_of, open_archive
 from osteo.errors import UserError
 from osteo.inference.card import KEY, Card
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import PICTURES, decode, describe_error
+from osteo.task import CLASSES
 from osteo.types import Floats, Grey
 
 log = logging.getLogger(__name__)
