@@ -43,7 +43,7 @@ def resumed(arguments: list[str]) -> list[str]:
         kept = [override for override in kept if not override.startswith("plugins=")]
         made_again = [f"plugins=[{','.join(named(plugins))}]"] if plugins else []
         folder = config_dir or _recorded_config_dir(recorded, directory)
-        return ["-m", *kept, *made_again, *folder, f"hydra.sweep.dir={quoted}", f"resume={quoted}"]
+        return ["-m", *folder, *kept, *made_again, f"hydra.sweep.dir={quoted}", f"resume={quoted}"]
     if (directory / "config.yaml").exists():
         return [*plugins, f"hydra.run.dir={quoted}", f"resume={quoted}"]
     raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep (multirun.yaml)")

@@ -34,9 +34,10 @@ def train(config: Config, job: Job) -> None:
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation, make_cpu_twin
-    from osteo.training.ranks import rank, record_of
+    from osteo.training.ranks import rank, record_of, started
     from osteo.training.tracking import describe
 
+    processes = started()  # Lightning forgets it at the end
     fit.quieten()
     log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)
@@ -61,7 +62,7 @@ def train(config: Config, job: Job) -> None:
     last = fit.begin(record, job, prepared.manifest)
     run_id = record.status()["id"] if rank() == 0 else None
     with fit.opened_loggers(config, job, run_id) as loggers:
-        trainer = fit.make_trainer(config, accelerator, callbacks, loggers)
+        trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         seconds_fit = time.perf_counter() - begun
         best_epoch = fit.load_best(trainer, module, record)
@@ -72,7 +73,7 @@ def train(config: Config, job: Job) -> None:
         results = fit.measure(predictions)
         record.write_metrics(results)
         costs = {"seconds": round(time.perf_counter() - begun, 1), "seconds_fit": round(seconds_fit, 1)}
-        facts = costs | fit.facts_of(config, module, callbacks, best_epoch)
+        facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)
         record.write_environment(**facts)
         fit.log_result(loggers, results | facts, fit.history_of(callbacks)[best_epoch], predictions)
     record.set_status("done")

@@ -1,6 +1,7 @@
 """Builds the parts of a training from its configuration, and collects what a trained network predicts."""
 
 import logging
+import os
 import statistics
 import sys
 import warnings
@@ -29,6 +30,7 @@ from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, find_class, resolve
 from osteo.training.losses import balanced_weights
 from osteo.training.module import Classifier
+from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, place_of, public
 
@@ -130,26 +132,31 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
         job: where it stands.
         run_id: its id in its record; None where another process keeps the record, which has the loggers, too.
     """
+    database = f"sqlite:///{job.sweep or job.directory}/mlflow.db"
+    context = {
+        "save_dir": str(job.directory),
+        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", database),  # not in the configuration: it may be secret
+    }
     with ExitStack() as stack:
         loggers: list[Logger] = []
         for name, node in config.logger.items() if run_id is not None else ():
             if isinstance(node, WandbConfig):
                 loggers.append(stack.enter_context(WandbLogger(node, asdict(config), place_of(config, job), run_id)))
             elif node is not None:
-                made = build(node, f"logger.{name}", Logger, save_dir=str(job.directory))  # type: ignore[type-abstract]
-                loggers.append(made)
+                loggers.append(build(node, f"logger.{name}", Logger, **context))  # type: ignore[type-abstract]
         for logger in loggers:
             logger.log_hyperparams(public(asdict(config)))
         yield loggers
 
 
-def make_trainer(config: Config, accelerator: str, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for this run, on as many devices as were asked for.
 
     Raises:
         UserError: Lightning refuses an argument.
     """
     limits, processes = config.trainer, started()
+    accelerator = hardware.choose_accelerator(limits)
     settings: dict[str, Any] = {
         # every process has the same buffers: they follow from all of the batch
         "strategy": DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
@@ -157,7 +164,7 @@ def make_trainer(config: Config, accelerator: str, callbacks: list[Callback], lo
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
-        **resolve(limits.extra, "trainer.extra"),
+        **resolve(limits.extra, "trainer.extra", dirpath=str(job.directory)),
     }
     plugins = [environment(), *([SyncBatchNorm(accelerator)] if processes > 1 else []), *settings.pop("plugins", [])]
     try:
@@ -217,7 +224,9 @@ def history_of(callbacks: list[Callback]) -> list[dict[str, float]]:
     return next(callback.rows for callback in callbacks if isinstance(callback, History))
 
 
-def facts_of(config: Config, module: Classifier, callbacks: list[Callback], best_epoch: int) -> dict[str, Any]:
+def facts_of(
+    config: Config, module: Classifier, callbacks: list[Callback], *, best_epoch: int, processes: int
+) -> dict[str, Any]:
     """What environment.json says of a training beside versions: its size, its costs, what it computed on."""
     accelerator, history = hardware.choose_accelerator(config.trainer), history_of(callbacks)
     facts = {
@@ -232,10 +241,10 @@ def facts_of(config: Config, module: Classifier, callbacks: list[Callback], best
         "peak_memory_mib": hardware.peak_memory(accelerator),
         "channels": config.model.channels,
         "accelerator": accelerator,
-        "processes": started(),
+        "processes": processes,
         "precision": hardware.choose_precision(config.trainer, accelerator),
         "memory_format": str(module.memory_format).removeprefix("torch."),
-        "fused_optimizer": config.trainer.fast,
+        "fused_optimizer": config.trainer.fast and has_fused(config.optimizer.name),
     }
     if config.trial is not None:
         from osteo.training.search import Pruning
@@ -249,7 +258,11 @@ def log_result(
 ) -> None:
     """Gives every logger the final values, and those of the best epoch as best/...; W&B gets test predictions too."""
     values = values | {f"best/{name}": value for name, value in best.items()}
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    numbers = {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not name.startswith("val/")  # that would be one more point of a curve
+    }
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.result(values, predictions)

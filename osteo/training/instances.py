@@ -56,19 +56,19 @@ def build(node: Mapping[str, Any], key: str, kind: type[T], **context: Any) -> T
     return _call(found, node, key, context)  # type: ignore[no-any-return]
 
 
-def resolve(node: Any, key: str) -> Any:
-    """A value of a configuration with its parts built; anything without a `_target_` stays as it is."""
+def resolve(node: Any, key: str, **context: Any) -> Any:
+    """A value of a configuration with its parts built, as `build` does; anything else stays as it is."""
     if isinstance(node, Mapping):
         if TARGET in node:
-            return _call(find_class(node[TARGET], key), node, key, {})
-        return {name: resolve(value, f"{key}.{name}") for name, value in node.items()}
+            return _call(find_class(node[TARGET], key), node, key, context)
+        return {name: resolve(value, f"{key}.{name}", **context) for name, value in node.items()}
     if isinstance(node, list | tuple):
-        return [resolve(value, f"{key}[{place}]") for place, value in enumerate(node)]
+        return [resolve(value, f"{key}[{place}]", **context) for place, value in enumerate(node)]
     return node
 
 
 def _call(found: type[Any], node: Mapping[str, Any], key: str, context: Mapping[str, Any]) -> Any:
-    given = {name: resolve(value, f"{key}.{name}") for name, value in node.items() if name != TARGET}
+    given = {name: resolve(value, f"{key}.{name}", **context) for name, value in node.items() if name != TARGET}
     check_arguments(found, given, key)
     takes = inspect.signature(found).parameters
     given = {**{name: value for name, value in context.items() if name in takes}, **given}

@@ -149,8 +149,10 @@ class Classifier(LightningModule):
         """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
         optimizer = make_optimizer(self.network, self.optimizer_settings, fused=self.fast)
         name = self.optimizer_settings["schedule"]
-        steps = 0 if name == "constant" else int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
+        if name == "constant":  # needs no trainer
+            steps, epochs = 0, 1
+        else:
+            steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         mode = direction(self.monitor)
         schedule = make_schedule(optimizer, self.optimizer_settings, steps=steps, epochs=epochs, mode=mode)
         if schedule is None:

@@ -85,8 +85,8 @@ def make_optimizer(network: Network, settings: Mapping[str, Any], *, fused: bool
     arguments = dict(settings.get("args") or {})
     if name == "sgd":
         arguments.setdefault("nesterov", False)  # timm's sgd is Nesterov's; the field's is not
-    if fused and "fused" in inspect.signature(_class_of(name)).parameters:
-        arguments["fused"] = True
+    if has_fused(name):
+        arguments["fused"] = fused
     try:
         return create_optimizer_v2(
             _groups(network, decay, settings.get("layer_decay")),
@@ -155,5 +155,13 @@ def _groups(network: Network, decay: float, layer_decay: float | None) -> list[d
     return groups
 
 
+def has_fused(name: str) -> bool:
+    """Whether an optimiser has a form with one kernel for all parameters."""
+    return "fused" in inspect.signature(_class_of(name)).parameters
+
+
 def _class_of(name: str) -> Callable[..., Optimizer]:
-    return get_optimizer_class(name, bind_defaults=False)
+    try:
+        return get_optimizer_class(name, bind_defaults=False)
+    except (AssertionError, ImportError) as error:  # those of apex and bitsandbytes
+        raise UserError(f"optimizer.name={name} cannot be used here: {str(error).splitlines()[0]}") from error
