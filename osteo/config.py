@@ -10,6 +10,8 @@ from typing import Any
 
 from osteo.task import RULES, YOUDEN
 
+DATA_SETS = ("phantom", "paper", "clean", "folder")
+"""Values of data.name, beside the sources that plugins register."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -59,10 +61,13 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    name: str = option("phantom", "data set", choices=("phantom", "paper", "clean", "folder"))
+    name: str = option("phantom", "phantom, paper, clean, folder, or a source that a plugin has registered")
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
-    root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
+    root: str | None = option(
+        None,
+        "a folder or zip with class folders normal and osteoporosis (data=folder); or what a registered source reads",
+    )
     classes: list[str] = option(
         [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
     )
@@ -88,6 +93,9 @@ class AugmentConfig:
     scale: float = option(0.1, "largest relative change of size", low=0.0, high=0.5)
     brightness: float = option(0.2, "largest additive change of intensity", low=0.0, high=1.0)
     contrast: float = option(0.2, "largest relative change of contrast", low=0.0, high=1.0)
+    ops: list[Any] = option(
+        [], "operations of kornia.augmentation in place of all of these, as in [{RandomAffine: {degrees: 10}}]"
+    )
     val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
 
 

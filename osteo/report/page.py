@@ -198,7 +198,7 @@ def compose(
     manifest = results.best.system.best_run.read_manifest()
     leaks, contradictions, audit = data_findings(runs, manifest)
     is_phantom = setting.data.name == "phantom"
-    variants = make_augmentation(setting.augment).variants
+    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
         directory=directory,
         title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
