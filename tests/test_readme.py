@@ -25,8 +25,9 @@ SMALLER = [
     (r"\bmultirun/<date>/<time>", "sweep"), (r"\boutputs/<date>/<time>", "run"), (r"picture\.dcm", "kaggle"),
     (r"\bhealthy:normal,ill:", "normal:normal,osteoporosis:"), (r"trainer\.devices=4", "trainer.devices=2"),
     (r"model\.backbone=(\w+,[\w,]+)", "model.backbone=test_resnet,test_vit"),
-    (r"model\.backbone=\w+(?!\S*,)", "model.backbone=test_resnet"), (r"n_trials=40", "n_trials=2"),
-    (r"n_jobs=4 \.\.\.", "n_jobs=2 seed=0,1"), (r"data=paper \.\.\.", "data=paper data.kaggle=kaggle data.mendeley=mendeley"),
+    (r"model\.backbone=\w+(?![\w,/])", "model.backbone=test_resnet"), (r"n_trials=40", "n_trials=2"),
+    (r"n_jobs=4 \.\.\.", "n_jobs=2 seed=0,1"),
+    (r"data=paper \.\.\.", "data=paper data.kaggle=kaggle data.mendeley=mendeley"),
 ]  # fmt: skip
 
 
