@@ -15,7 +15,7 @@ from benchmarks.noise import note
 from osteo.config import DataConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.phantom import write_archives
-from osteo.data.prepare import prepare
+from osteo.data.prepare import Prepared, prepare
 
 SIDE, BATCH, ROUNDS, EPOCHS = 224, 16, 9, 20
 
@@ -38,7 +38,7 @@ def measure() -> list[dict]:
     start = time.perf_counter()
     manifest, store = prepare(config)
     opened = time.perf_counter() - start
-    module = KneeDataModule(manifest, store, batch_size=BATCH, seed=0, augment=lambda pictures, *_: pictures)
+    module = KneeDataModule(Prepared(manifest, store), batch_size=BATCH, seed=0, augment=lambda pictures, *_: pictures)
     transform = v2.Compose(
         [v2.Grayscale(), v2.Resize((SIDE, SIDE)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     )

@@ -44,7 +44,7 @@ def measure_one(count: int, folder: Path) -> dict:
     """Seconds and peak anonymous memory (page cache aside)."""
     from osteo.config import DataConfig
     from osteo.data.datamodule import KneeDataModule
-    from osteo.data.prepare import prepare
+    from osteo.data.prepare import Prepared, prepare
 
     peak, over = [0], threading.Event()
 
@@ -64,7 +64,7 @@ def measure_one(count: int, folder: Path) -> dict:
     manifest, store = prepare(config)
     opened = time.perf_counter() - start
     config.split.train, config.split.val = 0.7, 0.2
-    module = KneeDataModule(manifest, store, batch_size=BATCH, seed=0, augment=lambda pictures, *_: pictures)
+    module = KneeDataModule(Prepared(manifest, store), batch_size=BATCH, seed=0, augment=lambda pictures, *_: pictures)
     epochs = []
     for _ in range(3):
         start, shown = time.perf_counter(), 0

@@ -1,11 +1,17 @@
 """What goes together in a configuration, and what does not: one line for the first mistake."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from osteo import parts
 from osteo.config import CLASS_NAMES, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig
 from osteo.errors import UserError, unknown
+
+TARGET = "_target_"
+"""The key of a part that names its class, as in Hydra."""
 
 
 def check(config: Any, prefix: str = "") -> None:
@@ -21,6 +27,10 @@ def check(config: Any, prefix: str = "") -> None:
         value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
         if is_dataclass(value):
             check(value, f"{key}.")
+        elif isinstance(value, dict):
+            for name, item in value.items():
+                if is_dataclass(item):
+                    check(item, f"{key}.{name}.")
         elif value is not None and entry.metadata:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
@@ -88,3 +98,58 @@ def _check_training(config: Config) -> None:
         raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
+    for key in ("callbacks", "logger"):
+        for name, part in getattr(config, key).items():
+            if part is not None and not is_dataclass(part) and not (isinstance(part, dict) and TARGET in part):
+                raise UserError(f"{key}.{name}={part} is no part: it needs a {TARGET}, the path of its class")
+        check_targets(getattr(config, key), key)
+    check_targets(config.trainer.extra, "trainer.extra")
+
+
+def check_targets(node: Any, key: str) -> None:
+    """Refuses a part that lies outside the libraries and plugins whose parts a configuration may name.
+
+    Nothing is imported: what a record or an overlay holds never runs code.
+
+    Raises:
+        UserError: one line that names the part.
+    """
+    if isinstance(node, list | tuple):
+        for place, item in enumerate(node):
+            check_targets(item, f"{key}[{place}]")
+    if not isinstance(node, dict):
+        return
+    if TARGET in node:
+        path, roots = node[TARGET], parts.trusted_roots()
+        if not isinstance(path, str) or path.partition(".")[0] not in roots:
+            raise UserError(
+                f"{key}.{TARGET}={path} is none of {', '.join(roots)}; name the module that brings it:"
+                f" plugins=[{str(path).rpartition('.')[0] or 'my_package.parts'}]"
+            )
+    for name, item in node.items():
+        check_targets(item, f"{key}.{name}")
+
+
+def check_arguments(
+    function: Callable[..., Any], given: Mapping[str, Any], key: str, reserved: Sequence[str] = ()
+) -> None:
+    """Refuses arguments that a function or class of a library does not have.
+
+    Args:
+        function: whose signature says what is allowed; one that takes any keyword argument takes all.
+        given: by name.
+        key: of the configuration that gave them, for the error.
+        reserved: arguments that have a key of their own.
+
+    Raises:
+        UserError: one line that lists the allowed ones.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    allowed = [name for name in named if name not in (*reserved, "self")]
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    for name in given:
+        if name in reserved:
+            raise UserError(f"{key}.{name} has a key of its own; leave it out here")
+        if name not in allowed and not takes_all:
+            raise unknown(key, name, allowed, most=40)

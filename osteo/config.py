@@ -70,7 +70,7 @@ class DataConfig:
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
     fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))
-    batch_size: int = option(16, "pictures a training step, on all devices together", low=1)
+    batch_size: int = option(16, "pictures per training step, on all devices together", low=1)
     cache: str | None = option(None, "where decoded pictures are kept; default $OSTEO_CACHE, else ~/.cache/osteo")
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -92,25 +92,46 @@ class AugmentConfig:
 
 @dataclass
 class ModelConfig:
-    """A timm backbone with one logit."""
+    """A backbone and a head with one logit."""
 
-    backbone: str = option("resnet18", "any name that timm knows")
-    pretrained: bool = option(False, "start from timm's weights, fetched from the model hub once")
+    backbone: str = option("resnet18", "any name that timm knows, torchvision/NAME, or what a plugin has registered")
+    pretrained: bool = option(False, "start from the library's weights, fetched from its hub once")
     weights_file: str | None = option(None, "start from a local file of weights, .safetensors or .pth")
     channels: int = option(1, "1: one grey channel; 3: the grey picture thrice, as RGB", low=1, high=3)
     drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
+    head: str = option("linear", "what makes a logit of pooled features: linear, or what a plugin has registered")
+    head_args: dict[str, Any] = option({}, "arguments of a registered head")
 
 
 @dataclass
 class OptimizerConfig:
     """Optimiser and learning-rate schedule."""
 
-    name: str = option("adamw", "optimiser", choices=("sgd", "adamw"))
+    name: str = option("adamw", "any optimiser that timm.optim lists")
     lr: float = option(1e-3, "learning rate, at its peak", above=0.0)
-    weight_decay: float = option(0.05, "weight decay", low=0.0)
-    momentum: float = option(0.9, "momentum (sgd)", low=0.0, high=0.999)
-    schedule: str = option("one_cycle", "learning-rate schedule, by step", choices=("constant", "one_cycle"))
+    weight_decay: float = option(0.05, "weight decay; biases and norms are not decayed", low=0.0)
+    momentum: float = option(0.9, "momentum, where the optimiser has one", low=0.0, high=0.999)
+    args: dict[str, Any] = option({}, "further arguments of the optimiser, such as {betas: [0.9, 0.95]}")
+    layer_decay: float | None = option(
+        None, "learning rate of each layer as a share of the next one's; null for the same in all", above=0.0, high=1.0
+    )
+    schedule: str = option("one_cycle", "one_cycle or constant, by step; or one of timm.scheduler, such as cosine")
+    schedule_args: dict[str, Any] = option({}, "arguments of a schedule of timm's, such as {warmup_epochs: 5}")
     warmup: float = option(0.25, "share of the steps in which the rate rises (one_cycle)", above=0.0, high=0.99)
+
+
+@dataclass
+class LossConfig:
+    """What training makes small."""
+
+    name: str = option("bce", "binary cross-entropy (bce), focal, or what a plugin has registered")
+    args: dict[str, Any] = option({}, "arguments of the loss, such as {gamma: 2.0} of focal")
+    label_smoothing: float = option(
+        0.0, "share by which a training label is moved towards one half", low=0.0, high=0.99
+    )
+    class_weights: str = option(
+        "none", "balanced: both classes weigh the same, however many pictures each has", choices=("none", "balanced")
+    )
 
 
 @dataclass
@@ -129,19 +150,23 @@ class TrainerConfig:
     fast: bool = option(
         True, "channels_last, fused optimiser, and bf16 where precision is auto; false for none of them"
     )
-    accumulate_grad_batches: int = option(1, "batches an optimiser step", low=1)
-    halve_batch: bool = option(False, "where memory runs out, begin anew with half the batch and twice as many a step")
+    accumulate_grad_batches: int = option(1, "batches per optimiser step", low=1)
+    halve_batch: bool = option(
+        False, "where memory runs out, begin anew with half the batch and twice as many per step"
+    )
     gradient_clip_val: float | None = option(None, "largest norm of the gradient", above=0.0)
-    limit_train_batches: int | None = option(None, "batches an epoch at most, to try something out", low=1)
+    limit_train_batches: int | None = option(None, "batches per epoch at most, to try something out", low=1)
     monitor: str = option(
         "val/loss", "what the best epoch is best at", choices=("val/loss", "val/auroc", "val/accuracy")
     )
+    extra: dict[str, Any] = option({}, "further arguments of Lightning's Trainer, such as {profiler: simple}")
 
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases."""
+    """Weights & Biases, as `logger.wandb`."""
 
+    _target_: str = "osteo.training.tracking.WandbLogger"
     mode: str = option(
         "auto",
         "auto is online when logged in, else offline",
@@ -154,15 +179,15 @@ class WandbConfig:
 
 
 @dataclass
-class LoggerConfig:
-    """Where curves and results go beside the run record."""
+class PluginsConfig:
+    """Modules that bring parts of the user's own; every command takes them."""
 
-    wandb: WandbConfig = field(default_factory=WandbConfig)
+    plugins: list[str] = option([], "modules that register parts (see osteo.parts), such as [my_package.parts]")
 
 
 @dataclass
-class PrepareConfig:
-    """What `osteo prepare` can be told."""
+class PrepareConfig(PluginsConfig):
+    """What `osteo prepare` takes."""
 
     export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
     data: DataConfig = field(default_factory=DataConfig)
@@ -171,22 +196,22 @@ class PrepareConfig:
 
 @dataclass
 class StatusConfig:
-    """What `osteo status` can be told."""
+    """What `osteo status` takes."""
 
     runs: str | None = option(None, "a sweep or run directory; `osteo status DIRECTORY` is short for it")
 
 
 @dataclass
-class RerunConfig:
-    """What `osteo rerun` can be told."""
+class RerunConfig(PluginsConfig):
+    """What `osteo rerun` takes."""
 
     run: str | None = option(None, "a run directory; `osteo rerun DIRECTORY` is short for it")
     output_dir: str | None = option(None, "directory of the repetition; null for outputs/ by date and time")
 
 
 @dataclass
-class ExportConfig:
-    """What `osteo export` can be told."""
+class ExportConfig(PluginsConfig):
+    """What `osteo export` takes."""
 
     ckpt: Any = option(None, "a checkpoint or a run directory; `osteo export CHECKPOINT` is short for it")
     format: str = option("onnx", "format of the file", choices=("onnx", "torchscript", "torch_export"))
@@ -196,8 +221,8 @@ class ExportConfig:
 
 
 @dataclass
-class ReportConfig:
-    """What `osteo report` can be told."""
+class ReportConfig(PluginsConfig):
+    """What `osteo report` takes."""
 
     runs: str | None = option(None, "a sweep or run directory; `osteo report DIRECTORY` is short for it")
     draws: int = option(2000, "draws of the bootstrap", low=100, high=100_000)
@@ -211,8 +236,8 @@ class ReportConfig:
 
 
 @dataclass
-class AuditConfig:
-    """What `osteo audit` can be told."""
+class AuditConfig(PluginsConfig):
+    """What `osteo audit` takes."""
 
     seed: int = option(0, "seed of folds and forests", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "where the audit is written; null for outputs/ by date and time")
@@ -221,8 +246,8 @@ class AuditConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """What `osteo evaluate` can be told; size and fit of a picture are the checkpoint's business."""
+class EvaluateConfig(PluginsConfig):
+    """What `osteo evaluate` takes; size and fit of a picture are the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     split: str = option(
@@ -233,8 +258,8 @@ class EvaluateConfig:
 
 
 @dataclass
-class PredictConfig:
-    """What `osteo predict` can be told; how a picture is prepared is the checkpoint's business."""
+class PredictConfig(PluginsConfig):
+    """What `osteo predict` takes; how a picture is prepared is the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
@@ -245,8 +270,8 @@ class PredictConfig:
 
 
 @dataclass
-class ServeConfig:
-    """What `osteo serve` can be told; how a picture is prepared is the checkpoint's business."""
+class ServeConfig(PluginsConfig):
+    """What `osteo serve` takes; how a picture is prepared is the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
@@ -259,8 +284,8 @@ class ServeConfig:
 
 
 @dataclass
-class Config:
-    """Everything that a training run can be told."""
+class Config(PluginsConfig):
+    """Everything that `osteo train` takes."""
 
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
@@ -270,7 +295,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    callbacks: dict[str, Any] = option({}, "Lightning's callbacks by _target_, by any name; conf/callbacks has some")
+    logger: dict[str, Any] = option({}, "Lightning's loggers by _target_, by any name; conf/logger has some")
+    debug: str | None = option(None, "name of the overlay under conf/debug that was chosen")
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)

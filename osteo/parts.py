@@ -10,7 +10,11 @@ operations, Lightning's callbacks and loggers). What no library has is registere
     def two_layers(*, in_chans: int, num_classes: int, drop_rate: float, img_size: int) -> nn.Module: ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from osteo.errors import UserError, unknown
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from osteo.config import DataConfig
-    from osteo.data.sources import Source
 
 
 @runtime_checkable
@@ -76,10 +79,15 @@ MakeHead = Callable[..., "nn.Module"]
 """(number of pooled features, **model.head_args) -> a module that maps (B, F) to logits (B, 1)."""
 MakeLoss = Callable[..., Callable[["Tensor", "Tensor"], "Tensor"]]
 """(**loss.args) -> a function of logits (B,) and targets in [0, 1] (B,) that gives one loss per picture (B,)."""
-ReadSource = Callable[["DataConfig", "Path"], Mapping[str, "Source"]]
-"""(configuration, cache folder) -> the sources of a data set, by name; see osteo.data.sources.read_source."""
+ReadSource = Callable[["DataConfig", "Path"], Mapping[str, Any]]
+"""(configuration, cache folder) -> `osteo.data.sources.Source` by name; see osteo.data.sources.read_source."""
 Metric = Callable[[Floats, Floats, Floats, Floats], Floats]
 """(weights (D, N), labels (N,), probabilities (N,), calls (N,)) -> values (D,); see osteo.evaluation.metrics."""
+
+LIBRARIES = ("lightning", "torch", "torchmetrics", "timm", "kornia", "osteo")
+"""Whose classes a configuration may name by `_target_`, beside those of plugins."""
+ENTRY_POINTS = "osteo.plugins"
+"""The group in which an installed package names a module of its parts; it is loaded at every start."""
 
 P = TypeVar("P")
 
@@ -103,6 +111,8 @@ class Register(Generic[P]):
         """
 
         def keep(part: P) -> P:
+            if not callable(part):
+                raise UserError(f"{self.key}={name}: {part!r} cannot be called, so it builds nothing")
             kept = self._parts.setdefault(name, part)
             if kept is not part and _origin(kept) != _origin(part):  # a module that is imported again brings a twin
                 raise UserError(f"{self.key}={name} is registered twice, by {_origin(kept)} and by {_origin(part)}")
@@ -131,3 +141,52 @@ backbones: Register[MakeBackbone] = Register("model.backbone")
 heads: Register[MakeHead] = Register("model.head")
 losses: Register[MakeLoss] = Register("loss.name")
 sources: Register[ReadSource] = Register("data.name")
+
+configurations: list["Path"] = []
+"""Folders of YAML files that plugins bring, laid out as conf/; a plugin appends its own."""
+
+_loaded: list[str] = []
+
+
+def load(modules: Iterable[str]) -> None:
+    """Imports plugins: those that are named, from the working directory too, and those of installed packages.
+
+    Raises:
+        UserError: one of them cannot be imported, or breaks a contract.
+    """
+    installed = [entry.value.partition(":")[0] for entry in entry_points(group=ENTRY_POINTS)]
+    for module in [*installed, *modules]:
+        if module in _loaded:
+            continue
+        if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109  as `python -m` does it
+            sys.path.append(os.getcwd())  # noqa: PTH109
+        try:
+            importlib.import_module(module)
+        except UserError as error:
+            raise UserError(f"plugins=[{module}]: {error}") from error
+        except Exception as error:  # whatever stands in a module of the user's
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise UserError(f"plugins=[{module}] cannot be imported ({type(error).__name__}: {reason})") from error
+        _loaded.append(module)
+
+
+def trusted_roots() -> list[str]:
+    """The packages whose classes a configuration may name by `_target_`."""
+    return list(dict.fromkeys([*LIBRARIES, *(module.partition(".")[0] for module in _loaded)]))
+
+
+def check_named(recorded: Iterable[str], origin: str, hint: str = "") -> None:
+    """Refuses to import what a record or a checkpoint names and the user has not named again.
+
+    Args:
+        recorded: plugins that it was made with.
+        origin: what it is, for the error.
+        hint: a command line that would name them, up to its plugins.
+
+    Raises:
+        UserError: one line with what to type.
+    """
+    if missing := [module for module in recorded if module not in _loaded]:
+        named = f"plugins=[{','.join(missing)}]"
+        again = f"{hint} '{named}'" if hint else named
+        raise UserError(f"{origin} was made with {named}; name them again: {again}")

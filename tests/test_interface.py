@@ -3,8 +3,6 @@
 import inspect
 import re
 import shutil
-import sys
-import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,7 +104,7 @@ def test_a_checkpoint_names_the_plugins_that_it_needs(
     torch.save(stored, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="interface_head"):
         load(tmp_path / "other.ckpt")
-    stored[KEY]["plugins"] = ["interface_parts", "json"]
+    stored[KEY]["plugins"] = ["interface_parts"]
     torch.save(stored, tmp_path / "other.ckpt")
     (tmp_path / "interface_parts.py").write_text("raise SystemExit('imported because a checkpoint said so')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -115,12 +113,11 @@ def test_a_checkpoint_names_the_plugins_that_it_needs(
         load(tmp_path / "other.ckpt")
     stored[KEY]["plugins"] = ["not a module; rm -rf"]
     torch.save(stored, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="interface_head"):
+    with pytest.raises(UserError, match="carries a card that makes no sense"):
         load(tmp_path / "other.ckpt")
 
 
-def test_a_checkpoint_of_a_plugin_that_is_loaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "interface_plugin", types.ModuleType("interface_plugin"))
+def test_a_checkpoint_of_a_plugin_that_is_loaded(run: Path, tmp_path: Path) -> None:
     parts.heads.register("interface_linear")(lambda width: nn.Linear(width, 1))
     try:
         stored = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)

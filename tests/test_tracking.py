@@ -70,10 +70,11 @@ def test_curves_and_summary_are_those_of_the_record(sweep: tuple[Path, list[list
     folder, runs = sweep
     for number, records in enumerate(runs):
         kept = pd.read_csv(folder / str(number) / "history.csv")
-        curves = [row["item"] for row in of_type(records, "history") if "val/loss" in row["item"]]
-        assert [row["epoch"] for row in curves] == [0, 1]
-        for name in ("lr", "train/loss", "train/auroc", "val/loss", "val/accuracy"):
-            assert [row[name] for row in curves] == pytest.approx(list(kept[name]))
+        rows = [row["item"] for row in of_type(records, "history")]
+        for name in ("lr", "seconds", "train/loss", "train/auroc", "val/loss", "val/accuracy"):
+            curve = {row["epoch"]: row[name] for row in rows if name in row}
+            assert len([row for row in rows if name in row]) == len(curve) == 2  # one point per epoch
+            assert [curve[epoch] for epoch in (0, 1)] == pytest.approx(list(kept[name]))
         summary: dict[str, Any] = {}
         for record in of_type(records, "summary"):
             summary |= record.get("update", {})

@@ -11,11 +11,12 @@ from lightning.pytorch import Trainer, seed_everything
 
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.manifest import typed
+from osteo.data.prepare import Prepared
 from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.augment import Augmentation
-from osteo.training.module import Classifier, load
+from osteo.training.module import Classifier, load_module
 
 OPTIMIZER = {
     "name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "momentum": 0.9, "schedule": "constant", "warmup": 0.25,
@@ -35,7 +36,7 @@ def noise(count: int) -> tuple[pd.DataFrame, Store]:
 
 def data(count: int, *, batch_size: int, seed: int = 0) -> KneeDataModule:
     table, store = noise(count)
-    return KneeDataModule(table, store, batch_size=batch_size, seed=seed, augment=Augmentation())
+    return KneeDataModule(Prepared(table, store), batch_size=batch_size, seed=seed, augment=Augmentation())
 
 
 def module() -> Classifier:
@@ -94,7 +95,7 @@ def test_variants_multiply_an_epoch_and_reach_the_augmentation() -> None:
         seen.append(variant.tolist())
         return twins
 
-    module_ = KneeDataModule(table, store, batch_size=35, seed=0, augment=augment, variants=7)
+    module_ = KneeDataModule(Prepared(table, store), batch_size=35, seed=0, augment=augment, variants=7)
     items = next(iter(module_.train_dataloader()))
     batch = module_.gather(items, "train", augmented=True)
     assert sorted(zip(batch.rows.tolist(), seen[0], strict=True)) == [(row, v) for row in range(5) for v in range(7)]
@@ -107,7 +108,7 @@ def test_workers_stream_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> Non
     def augment(pictures: torch.Tensor, twins: torch.Tensor, variant: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         return pictures + 2 * twins + draw.view(-1, 1, 1, 1)
 
-    made = [KneeDataModule(table, store, batch_size=4, seed=0, augment=augment, variants=2) for _ in range(2)]
+    made = [KneeDataModule(Prepared(table, store), batch_size=4, seed=0, augment=augment, variants=2) for _ in range(2)]
     monkeypatch.setattr(made[1], "_streams", lambda: True)
     resident, streamed = (list(module_.train_dataloader()) for module_ in made)
     assert len(resident) == len(streamed) == 5
@@ -157,7 +158,7 @@ def test_one_key_switches_what_is_fast(osteo: Callable, tiny: list[str], fast: b
     assert facts["memory_format"] == ("channels_last" if fast else "contiguous_format")
     assert facts["fused_optimizer"] is fast
     assert facts["precision"] in (("bf16-mixed", "32-true") if fast else ("32-true",))
-    learner = load(record.best_checkpoint)
+    learner = load_module(record.best_checkpoint)
     assert learner.configure_optimizers().defaults["fused"] is fast
     kernel = next(p for p in learner.network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert kernel.is_contiguous(memory_format=torch.channels_last) is fast

@@ -13,7 +13,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from osteo.records.record import Run
-from osteo.training.tracking import Tracker
+from osteo.training.tracking import WandbLogger
 from tests.fake_wandb import KEY, FakeWandb
 from tests.test_tracking import WANDB, of_type
 
@@ -65,15 +65,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, archives: Path, cache:
 
 
 def after_epoch(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
-    """Does something once W&B has been told of an epoch."""
-    tell = Tracker.epoch
+    """Does something once W&B has got all of an epoch: its training metrics come last."""
+    log_metrics = WandbLogger.log_metrics
 
-    def epoch(self: Tracker, row: Mapping[str, float]) -> None:
-        tell(self, row)
-        if row["epoch"] == number:
+    def log(self: WandbLogger, metrics: Mapping[str, float], step: int | None = None) -> None:
+        log_metrics(self, metrics, step)
+        if metrics["epoch"] == number and "train/loss" in metrics:
             act()
 
-    monkeypatch.setattr(Tracker, "epoch", epoch)
+    monkeypatch.setattr(WandbLogger, "log_metrics", log)
 
 
 def kept_epochs(folder: Path) -> list[int]:

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -17,14 +16,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from osteo.app import choices
 from osteo.app.extras import check_extras
 from osteo.app.jobs import C, FailFast, Task, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
+from osteo.app.plugins import load_named
 from osteo.app.resume import check_processes, resumed
 from osteo.errors import UserError, diagnose
 from osteo.files import display_path
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
+from osteo.task import direction
 from osteo.training.ranks import rank
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
 # started in another process knows it too
 OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
+OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
 
 
 class SweepStart(Callback):
@@ -94,11 +97,13 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
     logging.raiseExceptions = False  # a log on a full disk: what is logged is in the terminal, too
-    ConfigStore.instance().store(name="schema", node=schema)
     SweepStart.begun.clear()
     application = Application(task)
     code = 0
     try:
+        sys.argv[1:] = without_null_groups(sys.argv[1:])
+        load_named(sys.argv[1:])
+        choices.register(schema)
         sys.argv[1:] = resumed(sys.argv[1:])
         check_processes(sys.argv[1:])
         check_extras(sys.argv[1:])
@@ -116,15 +121,32 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     except OSError as error:
         if application.busy:
             raise
-        name = f"{Path(error.filename).name}: " if error.filename else ""
-        hint = (
-            f"; go on with it: osteo train resume={display_path(SweepStart.begun[-1])}" if application.directory else ""
-        )
-        fail(command, UserError(f"output_dir cannot be written: {name}{error.strerror}{hint}"))
+        fail(command, _cannot_write(error, application))
     finally:
         for held in SweepStart.begun:
             Run(held).release()
             remove_empty(held)
+    _exit(command, application, code, finish)
+
+
+def without_null_groups(arguments: list[str]) -> list[str]:
+    """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them."""
+    without = [
+        argument for argument in arguments if argument not in ("callbacks=null", "debug=null", "experiment=null")
+    ]
+    return ["~logger" if argument == "logger=null" else argument for argument in without]
+
+
+def _cannot_write(error: OSError, application: Application[Any]) -> UserError:
+    name = f"{Path(error.filename).name}: " if error.filename else ""
+    hint = ""
+    if application.directory and SweepStart.begun:
+        hint = f"; go on with it: osteo train resume={display_path(SweepStart.begun[-1])}"
+    return UserError(f"output_dir cannot be written: {name}{error.strerror}{hint}")
+
+
+def _exit(command: str, application: Application[Any], code: int, finish: Callable[[Path], bool] | None) -> NoReturn:
+    """Shows what the runs reached and exits: 0 where every job went well, else the code, 1 or 2."""
     if rank():
         sys.exit(code or int(bool(application.mistakes)))
     sweep = SweepStart.begun[-1] if SweepStart.begun else None
@@ -143,7 +165,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     sys.exit(code or int(not all(application.outcomes)))
 
 
-def fail(command: str, error: UserError) -> None:
+def fail(command: str, error: UserError) -> NoReturn:
     """Prints one line and exits with 2."""
     print(f"osteo {command}: {error}", file=sys.stderr)
     sys.exit(2)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from osteo import parts
 from osteo.checks import check
 from osteo.config import Config
 from osteo.errors import LostDeviceError, MachineError, UserError, diagnose
@@ -45,6 +46,7 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
     config: Any = None
     try:
         config = OmegaConf.to_object(raw)
+        parts.load(getattr(config, "plugins", []))  # a launcher's process has not seen the command line
         job = _job_of(raw, directory, sweep)
         # the second: the cluster may have requeued the job
         if isinstance(config, Config) and (config.resume is not None or sweep is not None):
@@ -122,7 +124,9 @@ def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
         record.clear()
         return config, job
     recorded = (record.directory / "config.yaml").read_text(encoding="utf-8")
-    return read_config(record.directory / "config.yaml"), replace(job, config_yaml=recorded, goes_on=True)
+    before, place = read_config(record.directory / "config.yaml"), display_path(record.directory)
+    parts.check_named(before.plugins, place, f"osteo train resume={place}")
+    return before, replace(job, config_yaml=recorded, goes_on=True)
 
 
 def _describe(error: BaseException) -> tuple[str, str]:

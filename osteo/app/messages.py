@@ -6,8 +6,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
 
+from osteo.config import WandbConfig
 from osteo.errors import unknown
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -21,12 +23,12 @@ def describe_mistake(error: Exception, schema: type[Any]) -> str:
         parts = match[1].lstrip("+~").split(".")
         for depth, part in enumerate(parts if parts[0] != "hydra" else ()):
             known = keys_of(schema, parts[:depth])
-            if part not in known:
+            if known and part not in known:
                 return str(unknown("key", ".".join(parts[: depth + 1]), known))
         return f"{match[1]}: {_first_line(cause or error)}"
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
-        return str(unknown(group, name, sorted(path.stem for path in (CONF / group).glob("*.yaml"))))
+        return str(unknown(group, name, choices_of(group)))
     if match := re.match(r"Error merging override (\S+)", text):
         return f"{match[1]}: {_first_line(cause or error)}"
     if isinstance(error, OverrideParseException):
@@ -40,8 +42,18 @@ def _first_line(error: BaseException) -> str:
 
 
 def keys_of(schema: type[Any], parts: Sequence[str]) -> list[str]:
-    """The keys of a group of the configuration, such as ["data", "split"]; of the whole where no part is given."""
+    """The keys of a group of the configuration, such as ["data", "split"]; of the whole where no part is given.
+
+    A dictionary that takes any key has none.
+    """
     node: Any = schema()
     for part in parts:
-        node = getattr(node, part, None)
+        node = WandbConfig() if (node == {} and part == "wandb") else getattr(node, part, None)
     return [entry.name for entry in fields(node)] if is_dataclass(node) else []
+
+
+def choices_of(group: str) -> list[str]:
+    """The names that a group of the configuration offers: files of conf/ and choices of the code."""
+    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+    known = ConfigStore.instance().repo.get(group, {})
+    return sorted(files | {name.removesuffix(".yaml") for name in known})

@@ -36,7 +36,7 @@ def report(config: ReportConfig, job: Job) -> bool:
     from osteo.report.results import compute
     from osteo.report.tables import as_latex, as_markdown, as_table, terminal
     from osteo.training.augment import make_augmentation
-    from osteo.training.tracking import Place, Tracker, group_of, public
+    from osteo.training.tracking import Place, WandbLogger, group_of, public, wandb_settings
 
     if not config.runs:
         raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
@@ -55,7 +55,7 @@ def report(config: ReportConfig, job: Job) -> bool:
     best = results.best.system.best_run
     setting = read_config(best.directory / "config.yaml")
     manifest = best.read_manifest()
-    group = group_of(setting.logger.wandb, directory)
+    group = group_of(wandb_settings(setting), directory)
 
     variants = make_augmentation(setting.augment).variants
     matrices = {label: runs[name].read_json("metrics.json")["test/confusion_matrix"] for label, name in labels(board)}
@@ -95,8 +95,8 @@ def report(config: ReportConfig, job: Job) -> bool:
     write_text(directory / "report.md", story.markdown())
     for result in results.models:
         write_text(result.system.best_run.directory / "model_card.md", page.model_card(story, result.system))
-    with Tracker(
-        setting.logger.wandb,
+    with WandbLogger(
+        wandb_settings(setting),
         {"runs": len(board), "experiment": setting.experiment, "draws": config.draws},
         Place(directory, group, "report", "report", ["report"]),
     ) as tracker:

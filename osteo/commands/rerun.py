@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from osteo import parts
 from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.config import RerunConfig
@@ -24,7 +25,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     from osteo.commands.train import train
     from osteo.data.prepare import prepare
     from osteo.records.record import Run, environment, environment_changes, read_config
-    from osteo.training.launch import launch
+    from osteo.training.distributed import launch
 
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
@@ -38,6 +39,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
     recorded = replace(read_config(record.directory / "config.yaml"), trial=None)
+    parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
     for name, before, now in environment_changes(record.read_json("environment.json"), environment()):
         log.warning("%s was %s and is %s now", name, before, now)

@@ -1,21 +1,24 @@
 """Hands out indices; pictures are gathered where they are needed."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from osteo.checks import check_data
+from osteo.config import DataConfig
 from osteo.data.manifest import SPLITS
-from osteo.data.store import Store
-from osteo.errors import UserError
+from osteo.data.prepare import Prepared, prepare
+from osteo.errors import UserError, unknown
+from osteo.types import Transform
 
 WORKERS = 4  # that stream what a device cannot hold
 
@@ -59,17 +62,23 @@ class Items(Dataset[int]):
 
 
 class Shuffled(Sampler[int]):
-    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone."""
+    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    Args:
+        length: how many.
+        seed: of the order.
+        is_frozen: keep the order of the first epoch, for a batch that is to be learnt by heart.
+    """
+
+    def __init__(self, length: int, seed: int, *, is_frozen: bool = False) -> None:
+        self.length, self.seed, self.epoch, self.is_frozen = length, seed, 0, is_frozen
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
-        self.epoch = epoch
+        self.epoch = 0 if self.is_frozen else epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
@@ -101,43 +110,63 @@ class Shares(Sampler[list[int]]):
 
 
 class KneeDataModule(LightningDataModule):
-    """Batches of a prepared data set.
+    """Batches of a data set of knee radiographs.
 
     A loader yields int64 items alone. `on_after_batch_transfer` turns them into a `Batch` on their device, where the
     pictures of the store live too when they take at most a quarter of its free memory. Where they take more, workers
     gather the bytes of the next batches meanwhile. On the CPU they stay in the file, which is mapped.
 
     Args:
-        manifest: with splits; rows that are excluded are dropped.
-        store: holds every picture of the manifest.
-        batch_size: pictures a step, of all processes together.
+        data: a folder or zip with class folders, a configuration, or what `osteo.data.prepare.prepare` has returned.
+        batch_size: pictures per step, of all processes together.
         seed: of the order of training pictures.
-        augment: applied while training, and in validation where `augment_val` says so.
-        variants: fixed variants a picture that `augment` knows; an epoch shows each of them.
+        augment: applied while training, and in validation where `augment_val` says so; None changes nothing.
+        variants: fixed variants per picture that `augment` knows; an epoch shows each of them.
+        augment_val: augment validation too.
         cpu_transform: applied to each training picture on the CPU before all else, in place of `augment`.
+        settings: fields of `DataConfig` that replace those of a folder or a configuration, such as image_size=128.
 
     Raises:
-        UserError: a batch is larger than the training split.
+        UserError: there is no such data, or a batch is larger than the training split.
     """
 
     def __init__(
         self,
-        manifest: pd.DataFrame,
-        store: Store,
+        data: DataConfig | Prepared | str | Path,
         *,
-        batch_size: int,
-        seed: int,
-        augment: Augment,
+        batch_size: int | None = None,
+        seed: int = 0,
+        augment: Augment | None = None,
         variants: int = 1,
         augment_val: bool = False,
-        cpu_transform: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
+        cpu_transform: Transform | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        self.table = manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
-        self.batch_size, self.seed = batch_size, seed
-        self.augment, self.variants, self.augment_val = augment, variants, augment_val
+        self.config = None if isinstance(data, Prepared) else _configured(data, settings)
+        self.batch_size = batch_size or (self.config or DataConfig()).batch_size
+        self.seed, self.variants, self.augment_val = seed, variants, augment_val
+        self.augment = augment or (lambda pictures, *_: pictures)
         self.cpu_transform = cpu_transform
-        self._store = torch.from_numpy(store.pictures[: 2 if variants > 1 else 1])  # uint8 (P, N, S, S)
+        self._prepared: Prepared | None = None
+        if isinstance(data, Prepared):
+            self._use(data)
+
+    def prepare_data(self) -> None:
+        """Called by Lightning in one process: decodes every picture once."""
+        if self.config is not None:
+            prepare(self.config)
+
+    def setup(self, stage: str) -> None:
+        """Called by Lightning in every process: opens what has been prepared."""
+        if self._prepared is None:
+            assert self.config is not None
+            self._use(prepare(self.config))
+
+    def _use(self, prepared: Prepared) -> None:
+        manifest, store = self._prepared = prepared
+        self.table = manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
+        self._store = torch.from_numpy(store.pictures[: 2 if self.variants > 1 else 1])  # uint8 (P, N, S, S)
         members = {
             split: torch.tensor(np.flatnonzero(self.table["split"] == split), dtype=torch.int64) for split in SPLITS
         }
@@ -147,11 +176,11 @@ class KneeDataModule(LightningDataModule):
             members | {"predict": torch.cat([members["val"], members["test"]])},
         )
         self._device = self._cpu  # the same where the batches are
-        training = len(members["train"])
-        if batch_size > training * variants:
+        training = len(members["train"]) * self.variants
+        if self.batch_size > training:
             raise UserError(
-                f"data.batch_size={batch_size} is larger than the training split of {training * variants} pictures;"
-                f" choose at most {training * variants}"
+                f"data.batch_size={self.batch_size} is larger than the training split of {training} pictures;"
+                f" choose at most {training}"
             )
 
     def train_dataloader(self) -> DataLoader[int]:
@@ -165,13 +194,18 @@ class KneeDataModule(LightningDataModule):
         """The validation pictures, in their variants where validation is augmented too."""
         return self._loader("val", len(self._cpu.members["val"]) * (self.variants if self.augment_val else 1))
 
+    def test_dataloader(self) -> DataLoader[int]:
+        """The test pictures, as they are."""
+        return self._loader("test", len(self._cpu.members["test"]))
+
     def predict_dataloader(self) -> DataLoader[int]:
         """The validation and then the test pictures, as they are."""
         return self._loader("predict", len(self._cpu.members["predict"]))
 
     def _loader(self, split: str, count: int, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[int]:
         streams, items = self._streams(), Items(count)
-        order = Shuffled(count, self.seed) if shuffle else SequentialSampler(items)
+        is_frozen = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        order = Shuffled(count, self.seed, is_frozen=is_frozen) if shuffle else SequentialSampler(items)
         batches = BatchSampler(order, self.batch_size, drop_last)
         return DataLoader(
             items,
@@ -200,8 +234,8 @@ class KneeDataModule(LightningDataModule):
         """Gathers the pictures of a batch of items, and augments them where the stage asks for it."""
         assert self.trainer is not None
         items, pixels = (batch, None) if isinstance(batch, Tensor) else batch
-        if self.trainer.predicting:
-            return self.gather(items, "predict", pixels, augmented=False)
+        if self.trainer.predicting or self.trainer.testing:
+            return self.gather(items, "predict" if self.trainer.predicting else "test", pixels, augmented=False)
         if self.trainer.training:
             return self.gather(items, "train", pixels, augmented=True, epoch=self.trainer.current_epoch)
         return self.gather(items, "val", pixels, augmented=self.augment_val)
@@ -209,11 +243,11 @@ class KneeDataModule(LightningDataModule):
     def gather(
         self, items: Tensor, split: str, pixels: Tensor | None = None, *, augmented: bool, epoch: int = 0
     ) -> Batch:
-        """The batch of these items of train, val or predict, on the items' device; an epoch draws its own changes.
+        """The batch of these items of train, val, test or predict, on the items' device; each epoch draws anew.
 
         Args:
             items: int64 (B,).
-            split: train, val or predict.
+            split: train, val, test or predict.
             pixels: their bytes, uint8 (P, B, S, S), where a worker has gathered them.
             augmented: change them.
             epoch: of the draws.
@@ -249,6 +283,15 @@ class KneeDataModule(LightningDataModule):
         )
         if device.type == "cuda" and not self.cpu_transform and self._fits(device):
             self._store = self._store.to(device)
+
+
+def _configured(data: DataConfig | str | Path, settings: Mapping[str, Any]) -> DataConfig:
+    if unwanted := settings.keys() - {entry.name for entry in fields(DataConfig)}:
+        raise unknown("argument of KneeDataModule", min(unwanted), [entry.name for entry in fields(DataConfig)])
+    config = data if isinstance(data, DataConfig) else DataConfig(name="folder", root=str(data))
+    config = replace(config, **settings)
+    check_data(config)
+    return config
 
 
 def unit(pictures: Tensor) -> Tensor:

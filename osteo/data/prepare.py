@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -31,9 +31,16 @@ log = logging.getLogger(__name__)
 PAIRS_VERSION = 4  # raise it when find_pairs changes what it returns
 
 
-def prepare(
-    config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True
-) -> tuple[pd.DataFrame, Store]:
+class Prepared(NamedTuple):
+    """A data set that is ready to be trained on."""
+
+    manifest: pd.DataFrame
+    """with splits"""
+    store: Store
+    """of every picture that the manifest uses"""
+
+
+def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True) -> Prepared:
     """Reads the sources, sets aside what cannot be used, decodes the rest once and splits it.
 
     Args:
@@ -59,8 +66,8 @@ def prepare(
     manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
     if split:
-        return assign_splits(manifest, config.split), store
-    return manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store
+        return Prepared(assign_splits(manifest, config.split), store)
+    return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
 
 
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:

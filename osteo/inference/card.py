@@ -99,16 +99,16 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         raise UserError(f"{name} was made by osteo {values.get('osteo')}, whose checkpoints this osteo does not know")
     card = Card(**values)
     numbers = (card.temperature, *card.thresholds.values())
-    if not all(isinstance(v, float) for v in numbers) or card.fit not in ("pad", "resize") or card.temperature <= 0:
+    sensible = all(isinstance(v, float) for v in numbers) and card.fit in ("pad", "resize") and card.temperature > 0
+    if not sensible or not _are_module_names(card.plugins):
         raise UserError(f"{name} carries a card that makes no sense; it may have been tampered with")
     return card
 
 
-def read_plugins(stored: Mapping[str, Any]) -> list[str]:
-    """The plugins that a checkpoint names, as far as they can be names of modules; none of them is imported."""
-    card = stored.get(KEY)
-    names = card.get("plugins", []) if isinstance(card, dict) else []
-    return [name for name in names if isinstance(name, str) and all(part.isidentifier() for part in name.split("."))]
+def _are_module_names(names: object) -> bool:
+    if not isinstance(names, list):
+        return False
+    return all(isinstance(name, str) and all(part.isidentifier() for part in name.split(".")) for name in names)
 
 
 def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: pd.DataFrame) -> Card:
@@ -137,5 +137,5 @@ def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: p
         fold=config.data.split.fold,
         osteo=version("osteo"),
         guard=guards.to_dict(guards.fit(store.pictures[0], *rows_of_splits)),
-        plugins=list(getattr(config, "plugins", [])),
+        plugins=list(config.plugins),
     )

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from osteo import parts
 from osteo.checks import check
 from osteo.config import PredictConfig
 from osteo.errors import UserError
@@ -60,6 +61,8 @@ class Predictor:
 def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:
     """A trained model, ready to predict; several checkpoints answer together, as an ensemble.
 
+    A model with a backbone or head of your own needs its module imported first.
+
     Args:
         run_or_checkpoint: a checkpoint, or a run directory, which stands for its best checkpoint.
         more: further members of the ensemble.
@@ -67,6 +70,7 @@ def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:
     Raises:
         UserError: a checkpoint cannot be used, or they distinguish different classes.
     """
+    parts.load([])  # the plugins of installed packages
     return Predictor(load_models([str(path) for path in (run_or_checkpoint, *more)]))
 
 

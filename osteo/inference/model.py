@@ -1,7 +1,5 @@
 """A checkpoint ready to answer, alone or as a member of an ensemble."""
 
-import pickle
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from osteo import parts
 from osteo.data.store import square
 from osteo.errors import UserError
-from osteo.inference.card import Card, read_card, read_plugins
+from osteo.inference.card import Card, read_card
 from osteo.inference.guard import Guard, from_dict
-from osteo.training.module import read_checkpoint
+from osteo.training.module import build_module, read_checkpoint
 from osteo.training.network import Network
 from osteo.types import Floats, Grey
 
@@ -62,29 +61,19 @@ def load_model(checkpoint: Path) -> Model:
         UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, or it needs a
             plugin that is not loaded.
     """
-    try:
-        module, stored = read_checkpoint(checkpoint)
-    except UserError as error:
-        if needed := missing_plugins(checkpoint):
-            names = f"plugins=[{','.join(needed)}]"
-            raise UserError(f"{checkpoint.name} was made with {names}; name them again: {names}") from error
-        raise
+    stored = read_checkpoint(checkpoint)
     card = read_card(stored, checkpoint.name)
     try:
         guard = from_dict(card.guard)
     except TypeError as error:
         raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
+    try:
+        module = build_module(stored, checkpoint)
+    except UserError:
+        parts.check_named(card.plugins, checkpoint.name)  # its backbone or head may be of a plugin
+        raise
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
     return Model(checkpoint, network, card, guard)
-
-
-def missing_plugins(checkpoint: Path) -> list[str]:
-    """The plugins that a checkpoint was made with and that are not loaded; none where the file cannot be read."""
-    try:
-        stored = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        return []
-    return [name for name in read_plugins(stored) if name not in sys.modules] if isinstance(stored, dict) else []
 
 
 def names_of(ckpt: Any) -> list[str]:

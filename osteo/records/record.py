@@ -6,7 +6,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from osteo.config import Config
+from osteo.config import Config, WandbConfig
 from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
 from osteo.files import display_path, write_json, write_table, write_text
@@ -221,4 +221,11 @@ def read_config(path: Path) -> Config:
         reason = str(error).splitlines()[0]
         raise UserError(f"{display_path(path)} is no configuration of osteo train ({reason})") from error
     assert isinstance(config, Config)
-    return config
+    return replace(config, logger={name: _logger(name, node) for name, node in config.logger.items()})
+
+
+def _logger(name: str, node: Any) -> Any:
+    """A logger of a recorded configuration; that of W&B has a schema, and had no `_target_` once."""
+    if name != "wandb" or not isinstance(node, dict):
+        return node
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WandbConfig), node))

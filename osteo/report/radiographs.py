@@ -91,7 +91,7 @@ def grad_cams(
 
     from osteo.data.datamodule import unit
     from osteo.evaluation import gradcam as explain
-    from osteo.training.module import load
+    from osteo.training.module import load_module
 
     maps: dict[str, np.ndarray] = {}
     alike: list[float] = []
@@ -102,7 +102,7 @@ def grad_cams(
         kept += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(kept))]
         if not kept:
             continue
-        network = load(run.best_checkpoint).network
+        network = load_module(run.best_checkpoint).network
         rows = [store.rows[sha256[i]] for i in kept]
         for place in range(0, len(rows), 32):
             pictures = unit(torch.from_numpy(store.pictures[0, rows[place : place + 32]]))

@@ -167,13 +167,15 @@ class TorchvisionBackbone(nn.Module):
         options = {"aux_logits": False, "init_weights": True} if bare in ("googlenet", "inception_v3") else {}
         self.network: nn.Module = models.get_model(bare, weights=None, num_classes=max(1, shape.num_classes), **options)
         self.drop_rate = shape.drop_rate
-        self.pretrained_cfg = {**IMAGENET, "input_size": (3, side, side)}
+        self.pretrained_cfg: dict[str, Any] = {**IMAGENET, "input_size": (3, side, side)}
         order = [key for key, child in self.network.named_children() if child is not None]
         place = order.index("avgpool")
         self._body, self._tail = order[:place], order[place + 1 :]
         pooled = getattr(self.network.avgpool, "output_size", 1)
         linears = [layer for layer in self._layers_of_tail() if isinstance(layer, nn.Linear)]
         self.num_features = linears[0].in_features // math.prod(pooled if isinstance(pooled, tuple) else (pooled,) * 2)
+        last = next(name for name, layer in self.network.named_modules() if layer is linears[-1])
+        self.pretrained_cfg["classifier"] = f"network.{last}"  # where timm's layer-wise decay ends
         if not shape.num_classes:
             _replace(self.network, linears[-1], nn.Identity())
         first = next(layer for layer in self.network.modules() if isinstance(layer, nn.Conv2d))

@@ -1,4 +1,4 @@
-"""The curves of a run, a row an epoch, and the progress bar."""
+"""Callbacks of a run: its curves, its progress bar, checkpoints that appear whole, and averaged weights."""
 
 import logging
 import os
@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from osteo.files import whole
+from osteo.task import is_better
 
 log = logging.getLogger(__name__)
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 class History(Callback):
@@ -22,18 +25,12 @@ class History(Callback):
 
     Args:
         write: gets all rows so far.
-        tell: gets the newest row.
-        level: of the line that is logged an epoch.
+        level: of the line that is logged per epoch.
     """
 
-    def __init__(
-        self,
-        write: Callable[[Sequence[Mapping[str, float]]], None],
-        tell: Callable[[Mapping[str, float]], None],
-        level: int = logging.DEBUG,
-    ) -> None:
+    def __init__(self, write: Callable[[Sequence[Mapping[str, float]]], None], level: int = logging.DEBUG) -> None:
         self.rows: list[dict[str, float]] = []
-        self._write, self._tell, self._level = write, tell, level
+        self._write, self._level = write, level
         self._since = self._trained = self._lr = 0.0
         self._pictures = 0
 
@@ -61,23 +58,22 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has run by now: Lightning runs it inside the training epoch."""
         values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
+        costs = {
             "seconds": round(time.perf_counter() - self._since, 3),
             "pictures_per_second": round(self._pictures / (self._trained - self._since), 1),
             "lr": self._lr,
-            **values,
         }
-        self.rows.append(row)
+        epoch = trainer.current_epoch
+        self.rows.append({"epoch": epoch, "step": trainer.global_step, **costs, **values})
         self._write(self.rows)
-        self._tell(row)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        log.log(self._level, "epoch %d: %s, %.1f s", row["epoch"], shown, row["seconds"])
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": epoch, **costs}, step=trainer.global_step - 1)
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.log(self._level, "epoch %d: %s, %.1f s", epoch, metrics, costs["seconds"])
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, for a terminal; one line an epoch."""
+    """Lightning's bar, for a terminal; one line per epoch."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=5, leave=True)  # drawing it at every step costs more than a small step
@@ -91,23 +87,14 @@ class EpochBar(TQDMProgressBar):
         return Tqdm(disable=True)
 
 
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-
-
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-
-
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
-
-
 class Checkpoints(Callback):
     """Keeps the best epoch and the last two, each with all that the next epoch starts from.
 
-    Every epoch starts its random numbers from the seed and its own number, so that nothing else need be restored.
+    Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored.
 
     Args:
         folder: for the files.
-        monitor: what the best epoch is best at; the lowest where it is a loss, else the highest.
+        monitor: what the best epoch is best at; see `osteo.task.direction`.
         seed: of the run.
     """
 
@@ -122,8 +109,7 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps this epoch as the last, and as the best where it is; validation has run by now."""
         score = float(trainer.callback_metrics[self.monitor])
-        score = -score if self.monitor.endswith("loss") else score
-        is_best = self.best is None or score > self.best
+        is_best = self.best is None or is_better(self.monitor, score, self.best)
         if is_best:
             self.best = score
         last, best = self.folder / LAST, self.folder / BEST
@@ -142,11 +128,70 @@ class Checkpoints(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
-        self.best = state_dict["best"]
+        """Goes on from a checkpoint; older ones kept a loss with its sign turned."""
+        best = state_dict["best"]
+        self.best = best if best is None or "monitor" in state_dict else abs(best)
+
+
+class StochasticWeightAveraging(WeightAveraging):
+    """The mean of the weights after each of the last epochs (Izmailov et al. 2018).
+
+    Validation and checkpoints see the mean from its first epoch on, and the weights themselves before.
+
+    Args:
+        start: share of the epochs after which averaging begins, from 0 to 1.
+    """
+
+    def __init__(self, start: float = 0.75) -> None:
+        super().__init__(use_buffers=True)
+        if not 0.0 <= start < 1.0:
+            raise ValueError(f"start={start} must be at least 0 and less than 1")
+        self.start = start
+        self._first = self._steps = 0
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._average_model is not None and bool(self._average_model.n_averaged > 0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes when averaging begins."""
+        epochs = trainer.max_epochs or 1
+        self._first, self._steps = int(self.start * epochs), int(trainer.estimated_stepping_batches) // epochs
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Whether the weights of this moment belong to the mean: after the last step of an epoch."""
+        if step_idx is None:
+            return False
+        epoch, left = divmod(step_idx + 1, self._steps)
+        return left == 0 and epoch > self._first
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validates the mean, once there is one."""
+        if self._has_begun:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes back to the weights that are trained."""
+        if self._has_begun:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the mean, once there is one."""
+        if self._has_begun:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, which has a mean only once there was one."""
+        if "averaging_state" in checkpoint:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the mean in the module."""
+        if self._has_begun:
+            super().on_train_end(trainer, pl_module)
 
 
 def newest(folder: Path) -> Path | None:

@@ -1,19 +1,195 @@
-"""Builds Lightning's Trainer for a run, and collects what a trained network predicts."""
+"""Builds the parts of a training from its configuration, and collects what a trained network predicts."""
 
-from typing import TYPE_CHECKING, Any
+import logging
+import os
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from lightning.pytorch import Trainer
+import pandas as pd
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
-    from osteo.data.datamodule import KneeDataModule
-    from osteo.training.module import Classifier
+from osteo.checks import check_arguments
+from osteo.config import Config, LossConfig, WandbConfig
+from osteo.data.datamodule import KneeDataModule
+from osteo.errors import UserError
+from osteo.evaluation.metrics import evaluate
+from osteo.records.record import Job, Run
+from osteo.training import hardware
+from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
+from osteo.training.distributed import SyncBatchNorm, environment
+from osteo.training.instances import build, find_class, resolve
+from osteo.training.losses import balanced_weights
+from osteo.training.module import Classifier
+from osteo.training.optim import has_fused
+from osteo.training.ranks import rank, started
+from osteo.training.tracking import WandbLogger, place_of, public
+
+log = logging.getLogger(__name__)
+
+RESERVED = (
+    "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches",
+    "gradient_clip_val", "limit_train_batches", "callbacks", "logger", "enable_checkpointing", "default_root_dir",
+    "use_distributed_sampler",
+)  # fmt: skip
+"""Arguments of Lightning's Trainer that have a key of their own, or that the run record takes care of."""
 
 
-def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModule") -> "pd.DataFrame":
-    """Validation and test predictions, one row a picture, from all processes."""
-    import torch
+def quieten() -> None:
+    """Keeps what libraries say of every training to themselves; only the first of several processes logs."""
+    if rank():
+        logging.disable(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
+    warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
+    # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
+    warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
 
+
+def check_parts(config: Config) -> None:
+    """Refuses callbacks, loggers and arguments of the Trainer that do not exist, before anything slow starts.
+
+    Raises:
+        UserError: one line that names the part and what is allowed.
+    """
+    for key in ("callbacks", "logger"):
+        for name, node in getattr(config, key).items():
+            if isinstance(node, dict):
+                check_arguments(find_class(node["_target_"], f"{key}.{name}"), _without_target(node), f"{key}.{name}")
+    check_arguments(Trainer, config.trainer.extra, "trainer.extra", RESERVED)
+
+
+def _without_target(node: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in node.items() if name != "_target_"}
+
+
+def make_module(config: Config) -> Classifier:
+    """The network with its optimiser and loss."""
+    network = {**asdict(config.model), "image_size": config.data.image_size}
+    loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
+    limits = config.trainer
+    return Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+
+
+def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
+    """Gives both classes the same weight in the loss, by their numbers of training pictures, where that was asked."""
+    if settings.class_weights == "balanced":
+        labels = manifest.loc[manifest["split"] == "train", "label"]
+        module.class_weights = balanced_weights([int(label) for label in labels])
+
+
+def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
+    """The curves, what was configured, and the checkpoints, in this order: a checkpoint has all that came before."""
+    limits, at_terminal = config.trainer, sys.stderr.isatty()
+    asked = [build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None]
+    if config.trial is not None:
+        from osteo.training.search import Pruning  # needs an extra
+
+        asked.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
+    # a bar in a file is noise: there, a line per epoch is logged
+    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO)
+    if at_terminal and not any(isinstance(callback, ProgressBar) for callback in asked):
+        asked.append(EpochBar())
+    return [history, *asked, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
+
+
+def begin(record: Run, job: Job, manifest: pd.DataFrame) -> Path | None:
+    """Begins the record, or goes on with it: then from the checkpoint that is returned, if an epoch had ended.
+
+    Raises:
+        UserError: the directory holds another run, or the pictures are no longer what they were.
+    """
+    last = newest(record.checkpoints) if job.goes_on else None
+    if job.goes_on:
+        record.set_status("running")
+        record.check_same_data(manifest)
+        log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
+    else:
+        record.start(job.config_yaml)
+    record.write_manifest(manifest)
+    return last
+
+
+@contextmanager
+def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[list[Logger]]:
+    """The configured loggers, which get the configuration without paths; W&B's run ends with the block.
+
+    Args:
+        config: of the run.
+        job: where it stands.
+        run_id: its id in its record; None where another process keeps the record, which has the loggers, too.
+    """
+    database = f"sqlite:///{job.sweep or job.directory}/mlflow.db"
+    context = {
+        "save_dir": str(job.directory),
+        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", database),  # not in the configuration: it may be secret
+    }
+    with ExitStack() as stack:
+        loggers: list[Logger] = []
+        for name, node in config.logger.items() if run_id is not None else ():
+            if isinstance(node, WandbConfig):
+                loggers.append(stack.enter_context(WandbLogger(node, asdict(config), place_of(config, job), run_id)))
+            elif node is not None:
+                loggers.append(build(node, f"logger.{name}", Logger, **context))  # type: ignore[type-abstract]
+        for logger in loggers:
+            logger.log_hyperparams(public(asdict(config)))
+        yield loggers
+
+
+def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+    """Lightning's Trainer for this run, on as many devices as were asked for.
+
+    Raises:
+        UserError: Lightning refuses an argument.
+    """
+    limits, processes = config.trainer, started()
+    accelerator = hardware.choose_accelerator(limits)
+    settings: dict[str, Any] = {
+        # every process has the same buffers: they follow from all of the batch
+        "strategy": DDPStrategy(broadcast_buffers=False) if processes > 1 else "auto",
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        **resolve(limits.extra, "trainer.extra", dirpath=str(job.directory)),
+    }
+    plugins = [environment(), *([SyncBatchNorm(accelerator)] if processes > 1 else []), *settings.pop("plugins", [])]
+    try:
+        return Trainer(
+            max_epochs=limits.max_epochs,
+            accelerator=accelerator,
+            devices=limits.devices,
+            num_nodes=limits.num_nodes,
+            precision=hardware.choose_precision(limits, accelerator),  # type: ignore[arg-type]
+            accumulate_grad_batches=limits.accumulate_grad_batches,
+            gradient_clip_val=limits.gradient_clip_val,
+            limit_train_batches=limits.limit_train_batches,
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=plugins,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+    except (TypeError, ValueError) as error:  # Lightning's MisconfigurationException is no subclass of a common error
+        raise UserError(f"Lightning's Trainer refuses trainer.extra: {str(error).splitlines()[0]}") from error
+
+
+def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
+    """Validation and test predictions, one row per picture, from all processes."""
     batches: Any = trainer.predict(module, datamodule=datamodule)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
@@ -24,3 +200,73 @@ def predict(trainer: "Trainer", module: "Classifier", datamodule: "KneeDataModul
     table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
     table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
+
+
+def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
+    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number."""
+    trainer.strategy.barrier()  # until the first process has written the checkpoint
+    kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
+    module.load_state_dict(kept["state_dict"])
+    return int(kept["epoch"])
+
+
+def measure(predictions: pd.DataFrame) -> dict[str, Any]:
+    """What metrics.json holds: every metric of validation and test, as in test/accuracy."""
+    results: dict[str, Any] = {}
+    for split in ("val", "test"):
+        rows = predictions[predictions["split"] == split]
+        results |= {f"{split}/{name}": value for name, value in evaluate(rows["logit"], rows["label"]).items()}
+    return results
+
+
+def history_of(callbacks: list[Callback]) -> list[dict[str, float]]:
+    """The curves, one row per epoch."""
+    return next(callback.rows for callback in callbacks if isinstance(callback, History))
+
+
+def facts_of(
+    config: Config, module: Classifier, callbacks: list[Callback], *, best_epoch: int, processes: int
+) -> dict[str, Any]:
+    """What environment.json says of a training beside versions: its size, its costs, what it computed on."""
+    accelerator, history = hardware.choose_accelerator(config.trainer), history_of(callbacks)
+    facts = {
+        "backbone": config.model.backbone,
+        "seed": config.seed,
+        "fold": config.data.split.fold,
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        "epochs": len(history),
+        "best_epoch": best_epoch,
+        "seconds_per_epoch": round(statistics.median(row["seconds"] for row in history), 2),
+        "pictures_per_second": statistics.median(row["pictures_per_second"] for row in history),
+        "peak_memory_mib": hardware.peak_memory(accelerator),
+        "channels": config.model.channels,
+        "accelerator": accelerator,
+        "processes": processes,
+        "precision": hardware.choose_precision(config.trainer, accelerator),
+        "memory_format": str(module.memory_format).removeprefix("torch."),
+        "fused_optimizer": config.trainer.fast and has_fused(config.optimizer.name),
+    }
+    if config.trial is not None:
+        from osteo.training.search import Pruning
+
+        facts["pruned"] = any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))
+    return facts
+
+
+def log_result(
+    loggers: list[Logger], values: dict[str, Any], best: dict[str, float], predictions: pd.DataFrame
+) -> None:
+    """Gives every logger the final values, and those of the best epoch as best/...; W&B gets test predictions too."""
+    values = values | {f"best/{name}": value for name, value in best.items()}
+    numbers = {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not name.startswith("val/")  # that would be one more point of a curve
+    }
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.result(values, predictions)
+        else:
+            logger.log_metrics(numbers, step=int(best["step"]))
+            logger.save()
+            logger.finalize("success")

@@ -1,19 +1,25 @@
-"""How a network learns: one step, three thin hooks."""
+"""How a network learns: one step, thin hooks, and everything of a checkpoint that a network is built from."""
 
 import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from osteo.config import OptimizerConfig
 from osteo.errors import UserError
 from osteo.evaluation.metrics import training_metrics
+from osteo.task import direction
+from osteo.training.losses import make_loss, smooth
 from osteo.training.network import Network
+from osteo.training.optim import check_optimizer, make_optimizer, make_schedule
 
 
 class Batch(Protocol):
@@ -32,7 +38,7 @@ class Batch(Protocol):
         """int64 (B,), which pictures these are."""
 
 
-class Predicted(NamedTuple):
+class Prediction(NamedTuple):
     """Logits of a batch of pictures."""
 
     rows: Tensor
@@ -40,25 +46,56 @@ class Predicted(NamedTuple):
 
 
 class Classifier(LightningModule):
-    """Binary cross-entropy on one logit.
+    """A network with one logit, its loss, optimiser and metrics.
 
     Args:
-        network: arguments of `Network`, plain values.
-        optimizer: the fields of `OptimizerConfig`, plain values.
+        network: arguments of `Network`, or the name of a backbone.
+        optimizer: fields of `OptimizerConfig`; those that are not given have its defaults.
+        loss: name, args and label_smoothing of `LossConfig`, and `weights` of a picture of each class.
+        monitor: what the best epoch is best at; a schedule that waits for no progress (plateau) follows it.
         fast: channels_last and a fused optimiser.
+        image_size: side of the pictures, in pixels, where `network` is a name alone.
 
     Raises:
-        UserError: the network cannot be built, or the loss stops being finite.
+        UserError: the network, the optimiser or the loss cannot be built, or the loss stops being finite.
     """
 
-    def __init__(self, network: dict[str, Any], optimizer: dict[str, Any], *, fast: bool = True) -> None:
+    def __init__(
+        self,
+        network: Mapping[str, Any] | str,
+        optimizer: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        *,
+        monitor: str = "val/loss",
+        fast: bool = True,
+        image_size: int = 224,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters({"network": network, "optimizer": optimizer, "fast": fast})
+        given = {"backbone": network, "image_size": image_size} if isinstance(network, str) else dict(network)
+        self.optimizer_settings = asdict(OptimizerConfig()) | dict(optimizer or {})
+        check_optimizer(self.optimizer_settings)
+        chosen: dict[str, Any] = {"name": "bce", "args": {}, "label_smoothing": 0.0, "weights": None, **(loss or {})}
+        values = {"network": given, "optimizer": self.optimizer_settings, "loss": chosen}
+        # a logger gets the configuration instead, without paths
+        self.save_hyperparameters(values | {"monitor": monitor, "fast": fast}, logger=False)
+        self.monitor, self.fast, self.smoothing = monitor, fast, float(chosen["label_smoothing"])
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
-        self.network = Network(**network).to(memory_format=self.memory_format)
-        self.train_metrics = training_metrics().clone(prefix="train/")
-        self.val_metrics = training_metrics().clone(prefix="val/")
-        self.train_loss, self.val_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.network = Network(**given).to(memory_format=self.memory_format)
+        self.loss = make_loss(chosen["name"], chosen["args"])
+        self.class_weights: Sequence[float] | None = chosen["weights"]
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            training_metrics().clone(prefix=f"{stage}/") for stage in ("train", "val", "test")
+        )
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
+
+    @property
+    def backbone(self) -> nn.Module:
+        """All layers but the classifier: what Lightning's `BackboneFinetuning` freezes and thaws."""
+        last = {id(parameter) for parameter in self.network.classifier().parameters()}
+        layers = [layer for layer in self.network.modules() if list(layer.parameters(recurse=False))]
+        return nn.ModuleList(
+            layer for layer in layers if not any(id(p) in last for p in layer.parameters(recurse=False))
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
@@ -67,14 +104,17 @@ class Classifier(LightningModule):
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch.pictures).float()
-        losses = binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-        trains, count = stage == "train", len(batch.labels)
-        metrics, mean = (self.train_metrics, self.train_loss) if trains else (self.val_metrics, self.val_loss)
+        is_training, count = stage == "train", len(batch.labels)
+        losses = self.loss(logits, smooth(batch.labels, self.smoothing) if is_training else batch.labels)
+        if self.class_weights is not None:
+            negative, positive = self.class_weights
+            losses = losses * (negative + (positive - negative) * batch.labels)
+        metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
         metrics.update(logits.detach().sigmoid(), batch.labels.long())
         mean.update(losses.detach())
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
         self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
-        self.log_dict(metrics, prog_bar=not trains, **epoch)
+        self.log_dict(metrics, prog_bar=not is_training, **epoch)
         return losses.mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -89,9 +129,13 @@ class Classifier(LightningModule):
         """Follows loss and metrics of a validation batch."""
         self._step(batch, "val")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Predicted:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Follows loss and metrics of a test batch."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """The logits of a batch, float32 on the CPU."""
-        return Predicted(batch.rows.cpu(), self(batch.pictures).float().cpu())
+        return Prediction(batch.rows.cpu(), self(batch.pictures).float().cpu())
 
     def on_train_epoch_end(self) -> None:
         """A loss that is not finite ends the run."""
@@ -102,52 +146,74 @@ class Classifier(LightningModule):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser; biases and norms are not decayed; the schedule moves by step."""
-        chosen, fused = self.hparams["optimizer"], bool(self.hparams["fast"])
-        decayed: list[Tensor] = []
-        plain: list[Tensor] = []
-        for parameter in self.network.parameters():
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-        groups = [{"params": decayed, "weight_decay": chosen["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-        optimizer: torch.optim.Optimizer
-        if chosen["name"] == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=chosen["lr"], momentum=chosen["momentum"], fused=fused)
+        """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
+        optimizer = make_optimizer(self.network, self.optimizer_settings, fused=self.fast)
+        name = self.optimizer_settings["schedule"]
+        if name == "constant":  # needs no trainer
+            steps, epochs = 0, 1
         else:
-            optimizer = torch.optim.AdamW(groups, lr=chosen["lr"], fused=fused)
-        if chosen["schedule"] == "constant":
+            steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        mode = direction(self.monitor)
+        schedule = make_schedule(optimizer, self.optimizer_settings, steps=steps, epochs=epochs, mode=mode)
+        if schedule is None:
             return optimizer
-        steps, warmup = int(self.trainer.estimated_stepping_batches), chosen["warmup"]
-        if warmup * steps == 1.0:  # a rise that ends at its first step is divided by its length, zero
-            warmup *= 1.001
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=chosen["lr"], total_steps=steps, pct_start=warmup
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        interval = "epoch" if name == "plateau" else "step"
+        settings: Any = {"scheduler": schedule, "interval": interval, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Moves a schedule; timm's need the number of the step."""
+        if not isinstance(scheduler, Scheduler):
+            super().lr_scheduler_step(scheduler, metric)
+        else:
+            scheduler.step_update(self.global_step)
 
 
-def load(checkpoint: Path) -> Classifier:
+def load_module(checkpoint: Path) -> Classifier:
     """The module of a checkpoint, on the CPU; nothing but tensors and plain values is read from it.
 
     Raises:
         UserError: there is no such file, or it is no checkpoint of osteo.
     """
-    return read_checkpoint(checkpoint)[0]
+    return build_module(read_checkpoint(checkpoint), checkpoint)
 
 
-def read_checkpoint(checkpoint: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The module of a checkpoint, as `load` gives it, and all that the file holds.
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """All that a checkpoint holds: tensors and plain values.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of osteo.
+        UserError: there is no such file, or it cannot be read safely.
     """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
     try:
-        kept: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError, EOFError) as error:
+        raise _no_checkpoint(checkpoint, error) from error
+    if not isinstance(kept, dict):
+        raise _no_checkpoint(checkpoint, TypeError())
+    return kept
+
+
+def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
+    """The module of a checkpoint that has been read.
+
+    Args:
+        kept: what it holds.
+        checkpoint: its file, for errors.
+
+    Raises:
+        UserError: it is no checkpoint of osteo.
+    """
+    try:
         given = dict(kept["hyper_parameters"])
         given["network"] = {**given["network"], "pretrained": False, "weights_file": None}
         module = Classifier(**given)
         module.load_state_dict(kept["state_dict"])
-    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(f"{checkpoint.name} is no checkpoint of osteo ({type(error).__name__})") from error
-    return module, kept
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _no_checkpoint(checkpoint, error) from error
+    return module
+
+
+def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
+    return UserError(f"{checkpoint.name} is no checkpoint of osteo ({type(error).__name__})")

@@ -1,4 +1,4 @@
-"""What Weights & Biases is told of a run. Nothing personal: no patient, no path, no name of machine or user."""
+"""The logger of Weights & Biases. Nothing personal reaches it: no patient, no path, no name of machine or user."""
 
 import logging
 import logging.config
@@ -10,19 +10,16 @@ from dataclasses import asdict, dataclass
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pandas as pd
 import wandb
+from lightning.pytorch import loggers
 
 from osteo.config import Config, WandbConfig
 from osteo.files import display_path
 from osteo.records.record import Job
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 log = logging.getLogger(__name__)
 
@@ -80,35 +77,66 @@ def choose_mode(mode: str) -> str:
     return "online" if hosts & known.keys() else "offline"
 
 
-class Tracker:
-    """One W&B run, from its start to its end; as a context manager it is finished whatever happens.
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's logger of Weights & Biases, whose failure never ends a run, for one W&B run.
 
-    Whatever goes wrong with W&B is a warning and ends nothing. All that it is told is kept in a file before it is sent,
-    so that `wandb sync` can upload later what the server has not got. Curves are kept against the epoch, a point each.
+    Whatever goes wrong with W&B is a warning. All that is logged is kept in a file before it is sent, so that
+    `wandb sync` can upload later what the server has not got. Curves stand against the epoch.
 
     Args:
         settings: what was configured.
         configuration: that W&B shows of the run.
         place: among others.
-        run_id: of a run that W&B may know already and goes on with; null for a new one.
+        run_id: of a run that W&B may know already and goes on with; None for a new one.
     """
 
     def __init__(
         self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place, run_id: str | None = None
     ) -> None:
-        self._id = run_id
+        self._run_id = run_id
         self._has_warned = False
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it tells of the machine, and logs where it cannot
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
         self._run = self._begin(settings, configuration, place, choose_mode(settings.mode))
-        self._tell(lambda: self._run.define_metric("epoch"))
-        self._tell(lambda: self._run.define_metric("*", step_metric="epoch"))
+        super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
+        self._attempt(lambda: self._run.define_metric("epoch"))
+        self._attempt(lambda: self._run.define_metric("*", step_metric="epoch"))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a point to the curves of these metrics, by the epoch that stands among them."""
+        self._attempt(lambda: self._run.log(dict(metrics)))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the run has its configuration from its start, without paths."""
+
+    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+        """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve."""
+        values = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
+        self._attempt(lambda: self._run.summary.update(values))
+        self._attempt(lambda: self._run.log(self._plots(predictions)))
+
+    def figures(self, paths: Mapping[str, Path]) -> None:
+        """Adds pictures, by their names."""
+        self._attempt(
+            lambda: self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
+        )
+
+    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        """Adds tables, by their names."""
+        self._attempt(lambda: self._run.log({f"tables/{name}": wandb.Table(dataframe=t) for name, t in tables.items()}))
+
+    def finalize(self, status: str) -> None:
+        """Called by Lightning after each of its stages; a run has several and ends with `finish`."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Ends the W&B run and sends what has not been sent."""
+        self._attempt(lambda: self._finish(exit_code))
 
     def _begin(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
         """Starts the run as `mode` says; else offline; else, where its folder cannot be written, without W&B."""
-        theirs = f"wandb/run-*-{self._id}"
-        known = set(place.folder.glob(theirs))
+        pattern = f"wandb/run-*-{self._run_id}"
+        known = set(place.folder.glob(pattern))
         try:
             return self._start(wanted, configuration, place, mode)
         except Exception as error:  # noqa: BLE001  its own, the system's, its parts': no list is whole
@@ -120,7 +148,7 @@ class Tracker:
                     _name(error),
                 )
                 return self._start(wanted, configuration, place, "disabled")
-            for nothing in set(place.folder.glob(theirs)) - known:
+            for nothing in set(place.folder.glob(pattern)) - known:
                 shutil.rmtree(nothing, ignore_errors=True)
             run = self._begin(wanted, configuration, place, "offline")
             if not run.disabled:
@@ -167,32 +195,22 @@ class Tracker:
             dir=str(place.folder),
             mode=mode,  # type: ignore[arg-type]
             reinit="finish_previous",
-            id=self._id,
-            resume="allow" if self._id else None,
+            id=self._run_id,
+            resume="allow" if self._run_id else None,
             settings=settings,
         )
         if mode == "online":
             run._public_api()  # asks once who we are; later, while the server is down, no table could be logged
         return run
 
-    def _tell(self, call: Callable[[], object]) -> None:
-        """Calls W&B; the first time that it fails is logged, and what it was told otherwise stays told."""
+    def _attempt(self, call: Callable[[], object]) -> None:
+        """Calls W&B; the first time that it fails is logged, and what was logged otherwise stays."""
         try:
             call()
         except Exception as error:  # noqa: BLE001  whatever W&B raises, the training is worth more
             if not self._has_warned:
                 log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
             self._has_warned = True
-
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """Adds one point to every curve."""
-        self._tell(lambda: self._run.log(dict(row)))
-
-    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame, facts: Mapping[str, Any]) -> None:
-        """Adds the final metrics, and the test predictions as table, confusion matrix, ROC and PR curve."""
-        plain = {name: value for name, value in {**metrics, **facts}.items() if isinstance(value, int | float | str)}
-        self._tell(lambda: self._run.summary.update(plain))
-        self._tell(lambda: self._run.log(self._plots(predictions)))
 
     def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
         test = predictions[predictions["split"] == "test"].drop(columns=["group"]).reset_index(drop=True)
@@ -213,21 +231,13 @@ class Tracker:
             "test/predictions": wandb.Table(dataframe=test),
         }
 
-    def figures(self, paths: Mapping[str, Path]) -> None:
-        """Adds pictures, by their names."""
-        self._tell(lambda: self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()}))
-
-    def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Adds tables, by their names."""
-        self._tell(lambda: self._run.log({f"tables/{name}": wandb.Table(dataframe=t) for name, t in tables.items()}))
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell(lambda: self._finish(0 if kind is None else 1))
+        self.finish(0 if kind is None else 1)
 
     def _finish(self, exit_code: int) -> None:
         logs = Path(self._run.settings.log_dir)
@@ -254,21 +264,27 @@ def _name(error: Exception) -> str:
     return type(error).__name__
 
 
-def place_of(config: Config, job: Job) -> Any:
+def wandb_settings(config: Config) -> WandbConfig:
+    """What was configured of W&B; disabled where it is none of the loggers."""
+    found = config.logger.get("wandb")
+    return found if isinstance(found, WandbConfig) else WandbConfig(mode="disabled")
+
+
+def place_of(config: Config, job: Job) -> Place:
     """Where the run stands in W&B: the sweep's group, named by backbone and seed."""
-    folder = job.sweep or job.directory
+    settings, folder = wandb_settings(config), job.sweep or job.directory
     fold = config.data.split.fold
     return Place(
         folder=folder,
-        group=group_of(config.logger.wandb, folder),
+        group=group_of(settings, folder),
         name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
         job_type="train",
-        tags=[config.experiment or "train", config.model.backbone, config.data.name, *config.logger.wandb.tags],
+        tags=[config.experiment or "train", config.model.backbone, config.data.name, *settings.tags],
     )
 
 
 def describe(config: Config) -> str:
-    """The effective configuration, a line a group, without absolute paths."""
+    """The effective configuration, one line per group, without absolute paths."""
     lines = []
     for group, values in public(asdict(config)).items():
         flat = values if isinstance(values, dict) else {"": values}
