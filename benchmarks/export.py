@@ -27,7 +27,7 @@ SIDE, ROUNDS = 224, 6
 
 
 def measure() -> list[dict]:
-    """A row a backbone, batch and arithmetic; weights are drawn, since they change no time."""
+    """One row per backbone, batch and arithmetic; weights are random, since they do not change the time."""
     rows = []
     for backbone in BACKBONES:
         torch.manual_seed(0)
@@ -52,8 +52,8 @@ def _rows(model: Model, files: dict[str, Path], pictures: list[np.ndarray]) -> l
     torch_times, *others = milliseconds(systems, pictures, rounds=ROUNDS)
     float32 = statistics.median(others[0])
     rows = []
-    for arithmetic, ours, plain in zip(files, others[::2], others[1::2], strict=True):
-        first, second = statistics.median(ours), statistics.median(plain)
+    for arithmetic, wrapped, direct in zip(files, others[::2], others[1::2], strict=True):
+        first, second = statistics.median(wrapped), statistics.median(direct)
         rows.append(
             {
                 "backbone": model.card.backbone,
@@ -65,7 +65,7 @@ def _rows(model: Model, files: dict[str, Path], pictures: list[np.ndarray]) -> l
                 "osteo, pictures a second": round(1e3 / first, 1),
                 "float32 / this": round(float32 / first, 2),
                 "PyTorch float32, ms a picture": round(statistics.median(torch_times), 2),
-                "noise": note(ours, plain),
+                "noise": note(wrapped, direct),
             }
         )
         print(rows[-1], flush=True)

@@ -41,10 +41,10 @@ def measure() -> list[dict]:
                 "overlay": lambda some, m=model: [heat_map([m], grey) for grey in some],
             }
             times = dict(zip(systems, milliseconds(list(systems.values()), some, rounds=ROUNDS), strict=True))
-            told = {f"{name}, ms a picture": round(statistics.median(spent), 1) for name, spent in times.items()}
-            bare, ours = statistics.median(times["network"]), statistics.median(times["answer"])
+            medians = {f"{name}, ms a picture": round(statistics.median(spent), 1) for name, spent in times.items()}
+            bare, answered = statistics.median(times["network"]), statistics.median(times["answer"])
             rows.append(
-                {"backbone": backbone, "pictures": count, **told, "answer / network": round(ours / bare, 2),
+                {"backbone": backbone, "pictures": count, **medians, "answer / network": round(answered / bare, 2),
                  "noise": note(times["network"], times["answer"])}
             )  # fmt: skip
             print(rows[-1], flush=True)

@@ -22,7 +22,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchSe
 
 
 class SearchSweeper(Sweeper):
-    """Asks a study for each job's overrides, launches them and tells the study what the run records say."""
+    """Asks a study for the overrides of each job, launches the jobs, and reports their results to the study."""
 
     hydra_context: HydraContext
     config: DictConfig
@@ -39,10 +39,10 @@ class SearchSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Searches what `arguments` leave open.
+        """Searches the values that `arguments` leave open.
 
         Raises:
-            UserError: nothing can be searched, or not there.
+            UserError: nothing is left open, Optuna is not installed, or the study cannot be used.
         """
         try:
             import optuna  # noqa: F401
@@ -55,7 +55,7 @@ class SearchSweeper(Sweeper):
         check(settings, "hydra.sweeper.")
         parser = OverridesParser.create(config_loader=loader)
         given = parser.parse_overrides([*(f"{key}={value}" for key, value in settings.params.items()), *arguments])
-        latest = {override.get_key_element(): override for override in given}  # the command line's is the last
+        latest = {override.get_key_element(): override for override in given}  # the command line comes last
         fixed = [
             f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else key
             for key, override in latest.items()
@@ -65,17 +65,17 @@ class SearchSweeper(Sweeper):
         self.validate_batch_is_legal([[*fixed, *words] for words in search.corners(space)])
         config = loader.load_sweep_config(self.config, fixed)
         if "trial" not in config or {"trainer.monitor", "trial"} & set(space):
-            raise UserError("hydra/sweeper=search is for osteo train, and searches neither trainer.monitor nor trial")
-        sweep, limits = Path(config.hydra.sweep.dir), config.trainer
+            raise UserError("hydra/sweeper=search goes with osteo train, and cannot search trainer.monitor or trial")
+        sweep, trainer = Path(config.hydra.sweep.dir), config.trainer
         name = settings.study or group_of(config.logger.wandb, sweep)
-        asked = search.Search(sweep, name, space, settings, limits.monitor, limits.max_epochs)
+        study = search.Search(sweep, name, space, settings, trainer.monitor, trainer.max_epochs)
         OmegaConf.save(self.config, sweep / "multirun.yaml")
-        with search.reachable(asked.url):
-            for jobs in search.batches(asked.unfinished(), settings.n_jobs):
-                batch = [[*fixed, *asked.take(job)] for job in jobs]
+        with search.reachable(study.url):
+            for jobs in search.batches(study.unfinished(), settings.n_jobs):
+                batch = [[*fixed, *study.take(job)] for job in jobs]
                 try:
                     for done in self.launcher.launch(batch, initial_job_idx=jobs[0]):
-                        _ = done.return_value  # raises what ended the job, where the job could not
+                        _ = done.return_value  # raises what ended the job, where the job itself could not report it
                 finally:
-                    asked.tell(jobs)
-            print(asked.summary())
+                    study.tell(jobs)
+            print(study.summary())

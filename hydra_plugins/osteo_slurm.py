@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-POLL = 2.0  # seconds between looks at the queue
+POLL = 2.0  # seconds between two queries of the queue
 GRACE = 15.0  # seconds in which the result of a job that has left the queue appears on a shared disk
-OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
+COMMON_KEYS = ("name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
                    "stderr_to_stdout")  # fmt: skip
-"""Keys that submitit spells the same for every cluster; the others are slurm_..."""
+"""Keys that submitit spells the same for every cluster; the others begin with slurm_."""
 
 
 class SlurmLauncher(Launcher):
-    """Submits the jobs as one array; the plugin's own launcher would end with the first that was cancelled.
+    """Submits the jobs as one array; the launcher of Hydra's plugin would stop at the first that was cancelled.
 
     Args:
         params: the keys of conf/hydra/launcher/slurm.yaml.
@@ -46,13 +46,13 @@ class SlurmLauncher(Launcher):
         self.job.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits the jobs, waits for them, and notes those that never began; what a job said is in its log."""
+        """Submits the jobs, waits for them, and records those that never began; the output of a job is in its log."""
         import submitit
 
         params = {name: value for name, value in self.params.items() if value not in (None, {})}
-        folder, times = params.pop("submitit_folder"), params.pop("max_num_timeout")
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=times)
-        executor.update_parameters(**{k if k in OF_ALL_CLUSTERS else f"slurm_{k}": v for k, v in params.items()})
+        folder, requeues = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=requeues)
+        executor.update_parameters(**{k if k in COMMON_KEYS else f"slurm_{k}": v for k, v in params.items()})
         numbers = list(range(initial_job_idx, initial_job_idx + len(job_overrides)))
         for number, overrides in zip(numbers, job_overrides, strict=True):
             log.info("#%d : %s", number, " ".join(filter_overrides(overrides)))
@@ -65,7 +65,7 @@ class SlurmLauncher(Launcher):
             [Singleton.get_state()] * len(numbers),
         )
         name = jobs[0].job_id.partition("_")[0]
-        log.info("job %s of SLURM: look with squeue -j %s, end with scancel %s", name, name, name)
+        log.info("SLURM job %s: squeue -j %s shows it, scancel %s ends it", name, name, name)
         try:
             ended = self._wait(jobs)
         except KeyboardInterrupt:
@@ -77,7 +77,7 @@ class SlurmLauncher(Launcher):
     def _wait(self, jobs: "Sequence[Job[JobReturn]]") -> dict[str, bool]:
         """Whether each job has left its result; one that has left the queue without it was ended by the cluster."""
         ended: dict[str, bool] = {}
-        left: dict[str, float] = {}
+        gone_since: dict[str, float] = {}
         while len(ended) < len(jobs):
             time.sleep(POLL)
             queued = in_queue(jobs[0].job_id.partition("_")[0])
@@ -87,13 +87,13 @@ class SlurmLauncher(Launcher):
                 if job.paths.result_pickle.exists():
                     ended[job.job_id] = True
                 elif queued is not None and job.job_id not in queued:
-                    since = left.setdefault(job.job_id, time.monotonic())
+                    since = gone_since.setdefault(job.job_id, time.monotonic())
                     if time.monotonic() - since > GRACE:
                         ended[job.job_id] = False
                         if self.config.fail_fast:
                             subprocess.run(["scancel", job.job_id.partition("_")[0]], check=False)
                 else:
-                    left.pop(job.job_id, None)
+                    gone_since.pop(job.job_id, None)
         return ended
 
     def _returned(self, job: "Job[JobReturn]", has_result: bool, directory: Path) -> JobReturn:
@@ -108,7 +108,7 @@ class SlurmLauncher(Launcher):
         log.error("job %s: %s; its log is %s", directory.name, reason, job.paths.stdout.name)
         if not (directory / "status.json").exists():
             Run(directory).set_status("failed", f"{reason}, before it began")
-        return JobReturn(status=JobStatus.COMPLETED)  # its record says how it ended
+        return JobReturn(status=JobStatus.COMPLETED)  # its record holds how it ended
 
 
 def in_queue(array: str) -> set[str] | None:

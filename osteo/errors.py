@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and how a wrong name is answered."""
+"""The one exception that a user's mistake raises, and the words that messages share."""
 
 import errno
 from collections.abc import Iterable
@@ -18,6 +18,11 @@ def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) 
         return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}")
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     return UserError(f"{kind} '{name}' is unknown among {len(known)} names{hint}")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: 1 file, 2 files."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 DISK = {

@@ -265,7 +265,7 @@ def trusted_roots() -> list[str]:
     return list(dict.fromkeys([*LIBRARIES, *(module.partition(".")[0] for module in _loaded)]))
 
 
-def check_named(recorded: Iterable[str], origin: str, hint: str) -> None:
+def check_named(recorded: Iterable[str], origin: str, hint: str = "") -> None:
     """Refuses to import what a record or a checkpoint names and the user has not named again.
 
     Args:
@@ -277,5 +277,6 @@ def check_named(recorded: Iterable[str], origin: str, hint: str) -> None:
         UserError: one line with what to type.
     """
     if missing := [module for module in recorded if module not in _loaded]:
-        names = ",".join(missing)
-        raise UserError(f"{origin} was made with plugins=[{names}]; name them again: {hint} 'plugins=[{names}]'")
+        named = f"plugins=[{','.join(missing)}]"
+        again = f"{hint} '{named}'" if hint else named
+        raise UserError(f"{origin} was made with {named}; name them again: {again}")

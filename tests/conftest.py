@@ -113,7 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, knees: Path, cache: Path) -> P
 
 @pytest.fixture(scope="session")
 def models(run: Path) -> "list[Model]":
-    """Of the run, ready to be asked."""
+    """The model of the run, ready to answer."""
     from osteo.inference.model import load_models
 
     return load_models([str(run)])
@@ -127,6 +127,6 @@ def picture(knees: Path, models: "list[Model]") -> np.ndarray:
 
     for path in sorted(knees.rglob("*.*")):
         grey = decode(path.read_bytes())
-        if not answer(models, [grey], rule="0.5", interval=False)[0].look.flags:
+        if not answer(models, [grey], rule="0.5", interval=False)[0].inspection.flags:
             return grey
     raise AssertionError("all are flagged")

@@ -68,14 +68,14 @@ def arguments(root: Path, data: str = "paper") -> list[str]:
 @pytest.fixture(scope="module")
 def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """audit.json and audit.html of the planted archives."""
-    from osteo.audit.findings import look
-    from osteo.audit.page import page
+    from osteo.audit.findings import audit_dataset
+    from osteo.audit.page import render_page
     from osteo.config import AuditConfig
 
     config = AuditConfig(data=DataConfig("paper", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley")))
     config.data.split.grouped, config.data.split.stratify = False, ["label"]
-    audit, read = look(config)
-    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), page(audit, read)
+    audit, read = audit_dataset(config)
+    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), render_page(audit, read)
 
 
 def test_identical_files_and_contradictions_are_found(found: tuple[dict, str]) -> None:
@@ -149,7 +149,7 @@ def test_a_random_split_leaks_and_a_grouped_one_does_not(
     (tmp_path / "leaky.csv").rename(tmp_path / "run" / "manifest.csv")  # as a run keeps its split
     done = osteo("audit", *arguments(planted), "against=run", "output_dir=b")
     assert done.code == 1
-    assert "The split leaks: 1 sets of files with the same bytes stand on more than one side." in done.out
+    assert "The split leaks: 1 set of files with the same bytes on more than one side." in done.out
     pair = ["kaggle/normal/2nn.jpg", "kaggle/normal/again.png"]
     assert audit_json(tmp_path / "b")["leaks"] == {"pictures": [pair], "clusters": [pair], "patients": []}
 
@@ -222,7 +222,7 @@ def test_leaks_by_picture_cluster_and_patient() -> None:
 
 
 def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
-    from osteo.audit.findings import Facts
+    from osteo.audit.shortcuts import Facts
 
     rng = np.random.default_rng(0)
     rows = [{"image_id": f"s/{i}", "sha256": str(i), "label": i % 2, "format": "PNG", "mode": "L",
@@ -242,8 +242,8 @@ def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
 def test_a_sentence_says_what_a_reported_accuracy_may_rest_on() -> None:
     cut = Shortcut("x", "width and height", 100, 0.55, Interval(0.72, 0.63, 0.8), Interval(0.75, 0.66, 0.83))
     assert cut.sentence() == (
-        "From width and height alone, the label is told with an accuracy of 0.720 (0.630 to 0.800), AUROC 0.750;"
-        " always naming the larger class gives 0.550. A reported accuracy up to 0.80 may rest on this and need not"
+        "From width and height alone, the label is predicted with an accuracy of 0.720 (0.630 to 0.800), AUROC 0.750;"
+        " always predicting the larger class gives 0.550. A reported accuracy up to 0.80 may rest on this and need not"
         " say anything about bone."
     )
 

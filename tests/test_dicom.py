@@ -224,7 +224,7 @@ def test_a_process_that_dies_takes_one_file_with_it(monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(apart, "_ask", killed)
-        assert reason(file(one, 8)) == "DICOM that breaks its decoder"
+        assert reason(file(one, 8)) == "DICOM that crashes its decoder"
         patch.setattr(apart, "_ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             read_picture(file(one, 8), 64)
@@ -307,8 +307,8 @@ def test_what_pydicom_ships() -> None:
         "multi-frame DICOM (2 frames): give single images": 3,
         "multi-frame DICOM (15 frames): give single images": 3,
         "multi-frame DICOM (30 frames): give single images": 1,
-        "DICOM with 32 of 32 bits a pixel: 8 to 16 can be read": 4,
-        "DICOM with 1 of 1 bits a pixel: 8 to 16 can be read": 2,
+        "DICOM with 32 of 32 bits per pixel: 8 to 16 can be read": 4,
+        "DICOM with 1 of 1 bits per pixel: 8 to 16 can be read": 2,
         "not a picture": 1,
         "not a picture; if it is DICOM, its header (DICM at byte 128) is missing": 3,
         "damaged DICOM: its elements cannot be read": 1,  # badVR: a number of frames of "1A"

@@ -14,7 +14,6 @@ import torch
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
 
 from osteo.cli import main
-from osteo.commands import export as command
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate
 from osteo.inference import export as work
@@ -43,7 +42,7 @@ def trained(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def ckpt(trained: bytes, tmp_path: Path) -> Path:
-    """The same, alone in a folder of its own."""
+    """The same, alone in a folder."""
     path = tmp_path / "run" / "best.ckpt"
     path.parent.mkdir()
     path.write_bytes(trained)
@@ -76,9 +75,9 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
         assert np.abs(logit - wanted).max() < 1e-4
         assert probability == pytest.approx(calibrate(wanted, model.card.temperature), abs=1e-4)
     card = asdict(model.card)
-    card.pop("guard")
-    assert exported.facts == card
-    assert exported.facts["thresholds"]["0.5"] == 0.5
+    del card["guard"], card["plugins"]
+    assert exported.card == card
+    assert exported.card["thresholds"]["0.5"] == 0.5
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet", "densenet121", "resnet50"])
@@ -93,8 +92,8 @@ def test_int8_says_what_it_costs(osteo: Callable, ckpt: Path) -> None:
     done = osteo("export", str(ckpt), "int8=true")
     assert done.code == 0, done.err
     assert "int8: calibrated on 64 of these pictures, without their labels" in done.out
-    for said in ("at most", "AUROC", "(64 pictures with a label)", "(batch 1)", "(batch 16)", "VNNI"):
-        assert said in done.out, said
+    for words in ("at most", "AUROC", "(64 pictures with a label)", "(batch 1)", "(batch 16)", "VNNI"):
+        assert words in done.out, words
     assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", "best.int8.onnx"}
     model, small = load_model(ckpt), work.open_exported(ckpt.with_name("best.int8.onnx"))
     pictures, _ = work.check_pictures(None, model)
@@ -102,7 +101,7 @@ def test_int8_says_what_it_costs(osteo: Callable, ckpt: Path) -> None:
     apart = np.abs(found - wanted)
     assert 1e-6 < apart.mean() < 0.5 * wanted.std()
     assert f"{apart.max():.2g}"[:3] in done.out
-    assert small.facts == json.loads(work.facts_of(model.card))
+    assert small.card == json.loads(json.dumps(model.card.facts()))
     assert ckpt.with_name("best.int8.onnx").stat().st_size < 600_000  # float32: 1.5 MB
 
 
@@ -110,17 +109,16 @@ def test_the_loss_of_auroc_is_measured() -> None:
     pictures = [np.full((2, 2), level, np.uint8) for level in (10, 20, 30, 40)]
     exact = work.Exported({}, lambda batch: [batch[:, 0, 0].astype(np.float32)])
     small = work.Exported({}, lambda batch: [np.where(batch[:, 0, 0] == 30, 5.0, batch[:, 0, 0]).astype(np.float32)])
-    lines = work.losses(exact, small, pictures, [0, 0, 1, 1])
+    lines = work.compare_int8(exact, small, pictures, [0, 0, 1, 1])
     assert lines[0] == "int8: logits differ by 25 at most, 6.25 on average"
     assert lines[1] == "int8: AUROC 1.0000 before, 0.5000 after (4 pictures with a label)"
-    assert [line.startswith("int8: AUROC") for line in work.losses(exact, small, pictures, [0, 0, None, None])] == [
-        False, False, False,
-    ]  # fmt: skip
+    lines = work.compare_int8(exact, small, pictures, [0, 0, None, None])
+    assert [line.startswith("int8: AUROC") for line in lines] == [False, False, False]
 
 
 def test_a_file_that_differs_is_not_left(osteo: Callable, ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = work.Answer.forward
-    monkeypatch.setattr(work.Answer, "forward", lambda self, picture: plain(self, picture.flip(1)))
+    forward = work.CalibratedNetwork.forward
+    monkeypatch.setattr(work.CalibratedNetwork, "forward", lambda self, picture: forward(self, picture.flip(1)))
     done = osteo("export", str(ckpt), "format=torch_export")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("osteo export: logits differ from PyTorch's by up to ")
@@ -130,8 +128,8 @@ def test_a_file_that_differs_is_not_left(osteo: Callable, ckpt: Path, monkeypatc
 
 def test_what_an_exporter_cannot_follow_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = by_hand("test_resnet", 64)
-    plain = model.network.forward
-    monkeypatch.setattr(model.network, "forward", lambda x: plain(x) if x.mean().item() > 0.5 else plain(-x))
+    forward = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda x: forward(x) if x.mean().item() > 0.5 else forward(-x))
     with pytest.raises(UserError, match=r"model.backbone=test_resnet cannot be exported to onnx \([^\n]*\); try") as e:
         work.write_exported(model, tmp_path / "model.onnx")
     assert "\n" not in str(e.value)
@@ -142,11 +140,11 @@ def test_what_an_exporter_cannot_follow_is_one_line(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
     taken = ckpt.with_name("best.onnx")
-    taken.write_text("mine")
+    taken.write_text("kept")
     done = osteo("export", str(ckpt))
     assert done.code == 2
-    assert done.err == "osteo export: best.onnx is there already; remove it, or choose another: output=FILE.onnx\n"
-    assert taken.read_text() == "mine"
+    assert done.err == "osteo export: best.onnx exists already; remove it, or choose another: output=FILE.onnx\n"
+    assert taken.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_without_the_extra(osteo: Callable, ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(work, "find_spec", lambda name: None)
     done = osteo("export", str(ckpt))
     assert done.code == 2
     assert done.err == "osteo export: format=onnx needs an extra that is not installed: pip install 'osteo[export]'\n"
@@ -198,8 +196,8 @@ def test_the_example_needs_numpy_and_onnxruntime_alone(ckpt: Path, tmp_path: Pat
             "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0]);"
             "assert not {'torch', 'cv2', 'PIL', 'osteo'} & set(sys.modules)"
         )
-        asked = [sys.executable, "-c", code, EXAMPLE, path, tmp_path / name]
-        done = subprocess.run(list(map(str, asked)), capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", code, EXAMPLE, path, tmp_path / name]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         assert done.stdout.split("; ")[1] == "osteoporosis"
         assert float(done.stdout.split("; ")[0]) == pytest.approx(wanted, abs=tolerance), name
     assert len(EXAMPLE.read_text().splitlines()) <= 30

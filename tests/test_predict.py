@@ -90,9 +90,9 @@ def test_several_checkpoints_answer_together(osteo: Callable, runs: Path, knees:
             assert row.low <= row.calibrated <= row.high
     calls = np.where(table["flag"].notna(), "withheld", np.where(table["calibrated"] > 0.5, "osteoporosis", "normal"))
     assert list(table["call"]) == list(calls)
-    told = json.loads(Path("p/predictions.json").read_text())
-    assert [model["backbone"] for model in told["models"]] == ["test_resnet", "test_convnext"]
-    assert len(told["pictures"]) == len(table) == 40
+    written = json.loads(Path("p/predictions.json").read_text())
+    assert [model["backbone"] for model in written["models"]] == ["test_resnet", "test_convnext"]
+    assert len(written["pictures"]) == len(table) == 40
     assert (Path("p/overlays") / f"{table['file'][0]}.png").exists()
 
 
@@ -132,7 +132,7 @@ def test_odd_files_are_rows_and_odd_pictures_are_flagged(
     assert "withheld" in done.out
 
 
-def test_a_guard_tells_knees_from_what_it_never_saw(knees: Path) -> None:
+def test_a_guard_separates_knees_from_what_it_never_saw(knees: Path) -> None:
     pictures = [square(decode(path.read_bytes(), 64), 64, "pad") for path in sorted(knees.rglob("*.*"))]
     order = np.random.default_rng(0).permutation(len(pictures))
     made = guard.fit(np.stack(pictures), order[:50], order[50:65], order[65:])
@@ -152,7 +152,7 @@ def test_a_guard_tells_knees_from_what_it_never_saw(knees: Path) -> None:
     for name, strange in others.items():
         scores = np.r_[made.score(held), made.score(strange)]
         assert roc_auc_score([0] * len(held) + [1] * len(strange), scores) > 0.97, name
-    back = guard.from_plain(guard.plain(made))
+    back = guard.from_dict(guard.to_dict(made))
     assert np.array_equal(back.score(held), made.score(held))
 
 
@@ -167,11 +167,11 @@ def test_variants_and_means_are_what_they_say() -> None:
     class Fake:
         card = SimpleNamespace(temperature=2.0)
 
-    own, plain, sure = combine([Fake()], np.array([[0.0, 2.0]]))
-    assert (list(own), list(plain)) == ([0.0, 2.0], pytest.approx([0.5, 0.880797], abs=1e-6))
-    assert list(sure) == pytest.approx([0.5, 0.731059], abs=1e-6)
-    own, plain, sure = combine([Fake(), Fake()], np.array([[0.0, 2.0], [0.0, -2.0]]))
-    assert list(own) == pytest.approx([0.0, 0.0], abs=1e-9)
+    logit, probability, calibrated = combine([Fake()], np.array([[0.0, 2.0]]))
+    assert (list(logit), list(probability)) == ([0.0, 2.0], pytest.approx([0.5, 0.880797], abs=1e-6))
+    assert list(calibrated) == pytest.approx([0.5, 0.731059], abs=1e-6)
+    logit, probability, calibrated = combine([Fake(), Fake()], np.array([[0.0, 2.0], [0.0, -2.0]]))
+    assert list(logit) == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     [
         (["predict", "input=."], "name a checkpoint"),
         (["predict", "nowhere.ckpt", "input=."], "there is no checkpoint nowhere.ckpt"),
-        (["predict", "{run}"], "name what to look at"),
+        (["predict", "{run}"], "name the pictures to answer"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
         (["predict", "{run}", "input=.", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
@@ -240,10 +240,10 @@ def test_mistakes_are_one_line(
 
 
 def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Path, tmp_path: Path) -> None:
-    for theirs, ours in (("Healthy", "normal"), ("ILL", "osteoporosis")):
-        shutil.copytree(knees / ours, tmp_path / "external" / theirs)
-    names = "data.classes=[healthy:normal,ill:osteoporosis]"
-    done = osteo("evaluate", str(runs / "0"), "data=folder", "data.root=external", names, "split=all", "output_dir=e")
+    for folder, class_name in (("Healthy", "normal"), ("ILL", "osteoporosis")):
+        shutil.copytree(knees / class_name, tmp_path / "external" / folder)
+    classes = "data.classes=[healthy:normal,ill:osteoporosis]"
+    done = osteo("evaluate", str(runs / "0"), "data=folder", "data.root=external", classes, "split=all", "output_dir=e")
     assert done.code == 0, done.err
     table = Run(Path("e")).read_table("predictions.csv")
     assert table["label"].value_counts().to_dict() == {0: 40, 1: 40}
@@ -258,7 +258,7 @@ def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: 
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
     kept[KEY]["class_names"] = ["no fracture", "fracture"]
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=re.escape("tells ['no fracture', 'fracture'] apart")):
+    with pytest.raises(UserError, match=re.escape("distinguishes ['no fracture', 'fracture'], but")):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 
@@ -288,8 +288,8 @@ def test_nothing_of_a_patient_reaches_an_output(osteo: Callable, runs: Path, kne
     assert table.loc["good", "call"] in ("normal", "osteoporosis")
     assert table.loc["cut.dcm", "error"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "p").rglob("*") if path.is_file())
-    told = written + done.out.encode() + done.err.encode()
+    output = written + done.out.encode() + done.err.encode()
     for value in planted.values():
         for part in value.replace("^", " ").split():
             if len(part) > 4:
-                assert part.encode() not in told, part
+                assert part.encode() not in output, part

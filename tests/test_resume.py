@@ -218,7 +218,7 @@ def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, word
     assert f"torch was 1.0 and is {torch.__version__.split('+')[0]}" in other.out
     nothing = osteo("rerun", "nowhere")
     assert (nothing.code, nothing.err.count("\n")) == (2, 1)
-    assert "is no finished run" in nothing.err
+    assert "is not a finished run" in nothing.err
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:

@@ -52,14 +52,14 @@ def test_an_answer_is_that_of_predict(
     assert osteo("predict", str(run), "input=in", "output_dir=p").code == 0
     table = pd.read_csv("p/predictions.csv").set_index("file")
     for name, content in files.items():
-        told = client.post("/answer", content=content).json()
+        reply = client.post("/answer", content=content).json()
         for key in ("calibrated", "low", "high", "threshold"):
-            assert told[key] == pytest.approx(table.loc[name, key], abs=1e-6), (name, key)
-        assert (told["call"], told["rule"], told["flags"]) == (table.loc[name, "call"], "Youden", [])
-        assert told["picture"].startswith("data:image/jpeg;base64,")
-        assert told["overlay"] != told["picture"]
-        assert told["halves"] == []
-        assert told["notes"] == json.loads(Path("p/predictions.json").read_text())["notes"]
+            assert reply[key] == pytest.approx(table.loc[name, key], abs=1e-6), (name, key)
+        assert (reply["call"], reply["rule"], reply["flags"]) == (table.loc[name, "call"], "Youden", [])
+        assert reply["picture"].startswith("data:image/jpeg;base64,")
+        assert reply["overlay"] != reply["picture"]
+        assert reply["halves"] == []
+        assert reply["notes"] == json.loads(Path("p/predictions.json").read_text())["notes"]
 
 
 def test_odd_pictures_are_withheld_and_two_knees_are_offered_apart(client: TestClient, picture: np.ndarray) -> None:
@@ -77,8 +77,8 @@ def test_odd_pictures_are_withheld_and_two_knees_are_offered_apart(client: TestC
 
 def test_what_was_not_asked_for_is_left_out(models: list[Model], picture: np.ndarray) -> None:
     with TestClient(server.make_app(models, ServeConfig(interval=False, overlay=False)), base_url=HOME) as client:
-        told = client.post("/answer", content=png(picture)).json()
-    assert [told[key] for key in ("low", "high", "overlay")] == [None] * 3
+        reply = client.post("/answer", content=png(picture)).json()
+    assert [reply[key] for key in ("low", "high", "overlay")] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_files_that_are_too_large_are_refused_while_they_come(models: list[Model
             yield bytes(2**16)
 
     with TestClient(server.make_app(models, ServeConfig(most_mib=1)), base_url=HOME) as client:
-        said = client.post("/answer", content=bytes(2**20 + 1))
-        assert (said.status_code, said.json()) == (413, {"error": "larger than 1 MiB"})
+        reply = client.post("/answer", content=bytes(2**20 + 1))
+        assert (reply.status_code, reply.json()) == (413, {"error": "larger than 1 MiB"})
         assert client.post("/answer", content=endless()).status_code == 413
         assert client.post("/answer", content=bytes(2**20)).status_code == 415
 
 
-@pytest.mark.parametrize(("gone", "status", "reason"), [(False, 408, "did not come"), (True, 400, "cut off")])
+@pytest.mark.parametrize(("gone", "status", "reason"), [(False, 408, "did not arrive"), (True, 400, "cut off")])
 def test_who_is_slow_or_leaves_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, gone: bool, status: int, reason: str
 ) -> None:
@@ -135,7 +135,7 @@ def test_who_is_slow_or_leaves_is_not_waited_for(
         await asyncio.sleep(0 if gone else 60)
         return {"type": "http.disconnect"}
 
-    monkeypatch.setattr(server, "PATIENCE", 0.05)
+    monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.05)
     request = Request({"type": "http", "method": "POST", "headers": []}, receive)
     with pytest.raises(HTTPException, match=reason) as error:
         asyncio.run(server.body_of(request, 1))
@@ -156,13 +156,13 @@ def test_so_many_a_minute(models: list[Model], monkeypatch: pytest.MonkeyPatch) 
         refused = client.post("/answer", content=b"x")
         assert (refused.headers["retry-after"], refused.json()["error"]) == (
             "60",
-            "more than 3 pictures in a minute: wait a little",
+            "more than 3 pictures per minute: wait a little",
         )
         now = 1060.0
         assert client.post("/answer", content=b"x").status_code == 415
 
 
-def test_few_wait_and_the_rest_is_told_so(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_wait_and_the_rest_are_refused(models: list[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     go, busy, most = threading.Event(), [], []
 
     def slow(*_: object) -> dict:
@@ -172,7 +172,7 @@ def test_few_wait_and_the_rest_is_told_so(models: list[Model], monkeypatch: pyte
         busy.pop()
         return {}
 
-    monkeypatch.setattr(server, "tell", slow)
+    monkeypatch.setattr(server, "answer_file", slow)
     with TestClient(server.make_app(models, ServeConfig(a_minute=None)), base_url=HOME) as client:
         codes: list[int] = []
 
@@ -201,16 +201,16 @@ def test_another_name_of_this_address_is_refused(client: TestClient, host: str) 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:81", ""])
 def test_another_page_cannot_ask(client: TestClient, picture: np.ndarray, origin: str) -> None:
     done = client.post("/answer", content=png(picture), headers={"Origin": origin})
-    assert (done.status_code, done.json()) == (403, {"error": "asked by another page"})
+    assert (done.status_code, done.json()) == (403, {"error": "the request comes from another page"})
     assert client.post("/answer", content=png(picture), headers={"Origin": HOME}).status_code == 200
 
 
 def test_names_of_a_server_that_others_reach(client: TestClient) -> None:
-    assert server.is_ours("localhost:8000", "127.0.0.1")
-    assert server.is_ours("[::1]:8000", "::1")
+    assert server.names_this_server("localhost:8000", "127.0.0.1")
+    assert server.names_this_server("[::1]:8000", "::1")
     for host in ("10.0.0.7:8000", "localhost", f"{socket.gethostname()}:8000"):
-        assert server.is_ours(host, "0.0.0.0"), host
-    assert not server.is_ours("evil.example:8000", "0.0.0.0")
+        assert server.names_this_server(host, "0.0.0.0"), host
+    assert not server.names_this_server("evil.example:8000", "0.0.0.0")
 
 
 def test_headers_and_what_is_not_there(client: TestClient, picture: np.ndarray) -> None:
@@ -252,9 +252,14 @@ def test_nothing_is_written_and_nobody_is_named(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     caplog.set_level(logging.DEBUG)
-    told = {"PatientName": NAME, "PatientID": "MRN-4711", "InstitutionName": "St. Elsewhere", "StudyDate": "19700101"}
+    planted = {
+        "PatientName": NAME,
+        "PatientID": "MRN-4711",
+        "InstitutionName": "St. Elsewhere",
+        "StudyDate": "19700101",
+    }
     large = np.tile(picture, (4, 4))  # more than a megabyte, where Starlette would spool
-    files = [png(large), dicom.file(large, 8, **told), dicom.file(large, 8, **told)[:700], png(picture)[:100]]
+    files = [png(large), dicom.file(large, 8, **planted), dicom.file(large, 8, **planted)[:700], png(picture)[:100]]
     sys.addaudithook(_watch)
     try:
         WATCH = []
@@ -266,15 +271,15 @@ def test_nothing_is_written_and_nobody_is_named(
     assert len(files[0]) > 2**20
     assert opened == []
     assert list(tmp_path.iterdir()) == []
-    said = "".join(capfd.readouterr()) + caplog.text + "".join(reply.text for reply in replies)
-    for value in (*told.values(), "JANE"):
-        assert value not in said
+    output = "".join(capfd.readouterr()) + caplog.text + "".join(reply.text for reply in replies)
+    for value in (*planted.values(), "JANE"):
+        assert value not in output
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the original X-rays are not at hand")
 def test_real_pictures_are_answered(client: TestClient) -> None:
     for path in sorted((REAL_DATA / "kaggle").rglob("*.*"))[::20]:
-        told = client.post("/answer", content=path.read_bytes())
-        assert told.status_code == 200, (path.name, told.text)
-        assert 0.0 <= told.json()["low"] <= told.json()["calibrated"] <= told.json()["high"] <= 1.0
+        reply = client.post("/answer", content=path.read_bytes())
+        assert reply.status_code == 200, (path.name, reply.text)
+        assert 0.0 <= reply.json()["low"] <= reply.json()["calibrated"] <= reply.json()["high"] <= 1.0

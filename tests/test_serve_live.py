@@ -51,12 +51,12 @@ def test_an_open_address_is_warned_of_and_ctrl_c_ends_it(run: Path, tmp_path: Pa
     command = [sys.executable, "-m", "osteo", "serve", str(run), "port=0", "host=0.0.0.0"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
-    said = [process.stdout.readline() for _ in range(3)]
+    lines = [process.stdout.readline() for _ in range(3)]
     process.send_signal(signal.SIGINT)
     rest, wrong = process.communicate(timeout=30)
     assert (process.returncode, rest, wrong) == (0, "", "")
-    assert said[0] == "host=0.0.0.0 is open to others: there is no encryption and no login\n"
-    assert re.fullmatch(r"page         http://0\.0\.0\.0:\d+/ \(Ctrl-C ends it\)\n", said[2])
+    assert lines[0] == "host=0.0.0.0 is open to others: there is neither encryption nor a login\n"
+    assert re.fullmatch(r"page         http://0\.0\.0\.0:\d+/ \(Ctrl-C ends it\)\n", lines[2])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,11 +94,11 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=quiet)
         page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
-        said: list[str] = []
-        asked: set[str] = set()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.add(request.url))
+        messages: list[str] = []
+        urls: set[str] = set()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: urls.add(request.url))
         page.on("filechooser", lambda _: None)  # from now on choosers are not the system's
         home = f"http://127.0.0.1:{served[1]}/"
         page.goto(home)
@@ -109,7 +109,7 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
             with page.expect_file_chooser() as chooser:
                 page.keyboard.press("Enter")
             chooser.value.set_files(tmp_path / name)
-            page.locator("#said", has_text=wanted).wait_for(timeout=20_000)
+            page.locator("#answer", has_text=wanted).wait_for(timeout=20_000)
             assert page.evaluate("document.activeElement.type") == "file"
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert Axe().run(page).response["violations"] == []
@@ -119,10 +119,10 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
         choose("knee.png", "Probability of osteoporosis")
         images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
         assert images == [True, True]
-        assert page.locator("#said h2").inner_text() == "knee.png"
-        assert re.search(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", page.locator("#said dl").inner_text())
+        assert page.locator("#answer h2").inner_text() == "knee.png"
+        assert re.search(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", page.locator("#answer dl").inner_text())
         choose("two.png", "The right half of the picture")
-        assert "two knees" in page.locator("#said").inner_text()
+        assert "two knees" in page.locator("#answer").inner_text()
         choose("broken.png", "No answer: not a picture")
         dropped = page.evaluate_handle(
             "bytes => { const held = new DataTransfer();"
@@ -130,11 +130,11 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
             list(png(picture)),
         )
         page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
-        page.locator("#said", has_text="Probability of osteoporosis").wait_for(timeout=20_000)
-        assert page.locator("#said h2").inner_text() == "dropped.png"
+        page.locator("#answer", has_text="Probability of osteoporosis").wait_for(timeout=20_000)
+        assert page.locator("#answer h2").inner_text() == "dropped.png"
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         assert page.get_by_text("Research use only, not a medical device", exact=True).first.is_visible()
         assert page.locator("header").bounding_box()["y"] == 0
-        assert asked - {url for url in asked if url.startswith("data:")} == {home, f"{home}answer"}
-        assert [line for line in said if "400" not in line] == []  # a broken file is a refused request
+        assert urls - {url for url in urls if url.startswith("data:")} == {home, f"{home}answer"}
+        assert [line for line in messages if "400" not in line] == []  # a broken file is a refused request
         browser.close()

@@ -1,7 +1,7 @@
 """What is wrong with a data set: copies, contradictions, odd pictures, shortcuts, leaks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from osteo.data import manifest as table
 from osteo.data import prepare, summary
 from osteo.data.manifest import unusable
 from osteo.data.splits import assign_splits, read_split, with_split
+from osteo.errors import counted
 from osteo.files import cache_dir
 from osteo.reading.pictures import decode
 from osteo.types import Grey, ReadFile
@@ -41,26 +42,28 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found."""
+    """Everything that was found."""
 
     manifest: pd.DataFrame
     exact: list[list[str]]
     """image_ids of files with the same bytes"""
     contradictory: list[list[str]]
-    """those of them whose labels differ"""
+    """those groups whose labels differ"""
     exposures: list[Exposure]
     odd: dict[str, list[str]]
     """flags by image_id"""
     shortcuts: list[Shortcut]
     leaks: dict[str, list[list[str]]]
+    """sets of image_ids on more than one side of the split: pictures, clusters, patients"""
     flow: pd.DataFrame
+    """pictures found, set aside and kept, one row per source and class"""
     by_split: pd.DataFrame
     notes: list[str]
-    """what does not fit between pictures and clinical sheet"""
+    """where pictures and clinical sheet do not match"""
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Reason by image_id of every file that cannot be used."""
+        """Why a file cannot be used, by image_id."""
         rows = self.manifest[unusable(self.manifest)]
         return dict(zip(rows["image_id"], rows["reason"], strict=True))
 
@@ -92,7 +95,7 @@ def odd_pictures(
         facts: by image_id.
     """
     small = {sha: cv2.resize(picture, (16, 16), interpolation=cv2.INTER_AREA) for sha, picture in thumbnails.items()}
-    usual = np.median(np.stack(list(small.values())), axis=0) if len(small) >= 20 else None
+    typical = np.median(np.stack(list(small.values())), axis=0) if len(small) >= 20 else None
     found: dict[str, list[str]] = {}
     columns = ["image_id", "sha256", "width", "height", "mode"]
     for image_id, sha, width, height, mode in manifest[columns].itertuples(index=False, name=None):
@@ -105,11 +108,11 @@ def odd_pictures(
             flags.append("coloured")
         if float(thumbnails[sha].std()) < 4.0:
             flags.append("blank")
-        elif usual is not None:
-            alike = float(np.corrcoef(small[sha].ravel(), usual.ravel())[0, 1])
-            if alike < -0.3:
+        elif typical is not None:
+            correlation = float(np.corrcoef(small[sha].ravel(), typical.ravel())[0, 1])
+            if correlation < -0.3:
                 flags.append("inverted")
-            elif alike < 0.1:
+            elif correlation < 0.1:
                 flags.append("unlike the others")
         if flags:
             found[image_id] = flags
@@ -117,43 +120,41 @@ def odd_pictures(
 
 
 def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
-    """Reads the data and finds what is wrong with it; also returns how a file is read by its image_id."""
+    """Reads the data and finds what is wrong with it.
+
+    Returns:
+        What was found, and a function that gives the bytes of a file by its image_id.
+
+    Raises:
+        UserError: the data cannot be read, or `against` is no split of it.
+    """
     cache = cache_dir(config.data.cache)
     sources = prepare.read_sources(config.data, cache)
     read = prepare.reader(sources)
     manifest = table.build_manifest(sources, cache)
-    given = read_split(config.against, manifest) if config.against else None
+    recorded = read_split(config.against, manifest) if config.against else None
     small = prepare.open_thumbnails(manifest, read, cache)
     pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
     manifest = table.assign_groups(manifest, [(first, second) for first, second, *_ in pairs])
-    labels = manifest.set_index("image_id")["class_name"]
-    exposures = [
-        Exposure(
-            *pair,
-            same_pixels=pair[2] > 0.99 and np.array_equal(decode(read(pair[0])), decode(read(pair[1]))),
-            contradictory=labels[pair[0]] != labels[pair[1]],
-        )
-        for pair in pairs
-    ]
     usable = prepare.decodable(manifest)
-    log.info("looking at %d files", len(usable))
+    log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
     clinical = prepare.clinical_table(sources)
     labelled = usable[usable["label"].notna()]
-    log.info("measuring what can be told without seeing bone")
+    log.info("measuring shortcuts")
     measured = shortcuts(labelled, thumbnails, facts, clinical, seed=config.seed)
     used = manifest
     if config.data.clean:
         used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
-    used = assign_splits(used, config.data.split) if given is None else with_split(used, given)
+    used = assign_splits(used, config.data.split) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     found = Audit(
         manifest=used,
         exact=exact,
         contradictory=contradictory,
-        exposures=exposures,
+        exposures=_exposures(pairs, manifest, read),
         odd=odd_pictures(usable, thumbnails, facts),
         shortcuts=measured,
         leaks=summary.leaks(used),
@@ -162,3 +163,18 @@ def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
         notes=prepare.sheet_mismatches(sources),
     )
     return found, read
+
+
+def _exposures(pairs: Iterable[tuple[str, str, float, bool]], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:
+    labels = manifest.set_index("image_id")["class_name"]
+    return [
+        Exposure(
+            first,
+            second,
+            similarity,
+            mirrored,
+            same_pixels=similarity > 0.99 and np.array_equal(decode(read(first)), decode(read(second))),
+            contradictory=labels[first] != labels[second],
+        )
+        for first, second, similarity, mirrored in pairs
+    ]

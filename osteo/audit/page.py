@@ -1,97 +1,95 @@
-"""The audit as a person reads it: a page with pictures side by side, and tables on the terminal."""
+"""The audit for a reader: a page with pictures side by side, and tables on the terminal."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 
-from osteo.audit.findings import Audit
+from osteo.audit.findings import Audit, Exposure
+from osteo.errors import counted
 from osteo.reading.pictures import decode
 from osteo.report.html import HEIGHT, embed, render
 from osteo.report.tables import as_table
 from osteo.types import ReadFile
 
-SHOWN = 60  # sets of pictures a section; audit.json lists all
-LEAKED = {
-    "pictures": "sets of files with the same bytes",
-    "clusters": "sets of pictures of one exposure or one patient",
-    "patients": "patients",
+MAX_SETS = 60  # sets of pictures per section; audit.json lists all
+MAX_ODD = 10  # odd pictures on the terminal
+LEAKS = {
+    "pictures": "set of files with the same bytes",
+    "clusters": "set of pictures of one exposure or one patient",
+    "patients": "patient",
 }
 
 
-def verdict(audit: Audit) -> list[str]:
-    """What was found, in plain words, the worst first."""
-    near = [pair for pair in audit.exposures if pair.contradictory]
+def conclusions(audit: Audit) -> list[str]:
+    """What was found, in sentences, the worst first."""
+    contradictory = [pair for pair in audit.exposures if pair.contradictory]
+    mirrored = sum(pair.mirrored for pair in audit.exposures)
     lines = [
-        f"Contradictory labels: {_count(len(audit.contradictory), 'set')} of identical files and"
-        f" {_count(len(near), 'pair')} of altered copies are filed under two different classes.",
-        f"{_count(len(audit.exact), 'set')} of identical files and {_count(len(audit.exposures), 'pair')} of altered"
-        f" copies ({sum(pair.mirrored for pair in audit.exposures)} mirrored).",
+        f"Contradictory labels: {counted(len(audit.contradictory), 'set')} of identical files and"
+        f" {counted(len(contradictory), 'pair')} of altered copies with two different classes.",
+        f"Copies: {counted(len(audit.exact), 'set')} of identical files and {counted(len(audit.exposures), 'pair')} of"
+        f" altered copies ({mirrored} mirrored).",
     ]
-    leaking = {name: sets for name, sets in audit.leaks.items() if sets}
-    lines += [
-        f"The split leaks: {len(sets)} {LEAKED[name]} stand on more than one side." for name, sets in leaking.items()
-    ]
+    leaking = [leak_title(name, sets) for name, sets in audit.leaks.items() if sets]
+    lines += [f"The split leaks: {title} on more than one side." for title in leaking]
     if not leaking:
-        lines.append("The split keeps its sides apart: no picture, copy or patient stands on two of them.")
-    works = [cut for cut in audit.shortcuts if cut.works and cut.target == "label"]
-    if works:
+        lines.append("The split does not leak: no picture, copy or patient is on more than one side.")
+    trivial = [cut for cut in audit.shortcuts if cut.target == "label"]
+    if works := [cut for cut in trivial if cut.works]:
         best = max(works, key=lambda cut: cut.accuracy.value)
         lines.append(
-            f"{len(works)} of {sum(cut.target == 'label' for cut in audit.shortcuts)} trivial models beat chance;"
-            f" the best sees only {best.title} and reaches {best.accuracy.value:.3f}"
+            f"{len(works)} of {counted(len(trivial), 'trivial model')} {'beats' if len(works) == 1 else 'beat'} chance;"
+            f" the best sees only {best.title} and reaches an accuracy of {best.accuracy.value:.3f}"
             f" ({best.accuracy.low:.3f} to {best.accuracy.high:.3f})."
         )
     if audit.unreadable or audit.odd:
-        lines.append(f"{_count(len(audit.unreadable), 'file')} cannot be used, {len(audit.odd)} look odd.")
+        lines.append(
+            f"{counted(len(audit.unreadable), 'file')} cannot be used;"
+            f" {counted(len(audit.odd), 'picture')} {'looks' if len(audit.odd) == 1 else 'look'} odd."
+        )
     return lines
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def leak_title(name: str, sets: Sequence[Sequence[str]]) -> str:
+    """How many sets of image_ids leak, and what they have in common, in words."""
+    noun, rest = LEAKS[name].partition(" ")[::2]
+    return f"{counted(len(sets), noun)} {rest}".rstrip()
 
 
-def show(audit: Audit, console: Console) -> None:
-    """Prints what was found."""
+def print_audit(audit: Audit, console: Console) -> None:
+    """Prints the tables and sentences of an audit."""
     console.print(as_table(audit.flow, title="pictures"))
     console.print(as_table(audit.by_split, title="splits"))
     if audit.exposures:
-        rows = [
-            (
-                pair.first,
-                pair.second,
-                pair.similarity,
-                ", ".join(
-                    word
-                    for word, is_so in (
-                        ("CONTRADICTORY", pair.contradictory), ("mirrored", pair.mirrored),
-                        ("same pixels", pair.same_pixels),
-                    )
-                    if is_so
-                ),
-            )
-            for pair in audit.exposures[:SHOWN]
-        ]  # fmt: skip
+        rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
         console.print(as_table(pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""]), title="copies"))
-    console.print(as_table(shortcut_table(audit), title="what can be told without seeing bone"))
-    for line in verdict(audit):
+    console.print(as_table(shortcut_table(audit), title="what can be predicted without seeing bone"))
+    for line in conclusions(audit):
         console.print(f"- {line}", soft_wrap=True)
     for cut in audit.shortcuts:
         if cut.works:
             console.print(f"- {cut.sentence()}", soft_wrap=True)
-    for image_id, reason in list(audit.unreadable.items())[:SHOWN]:
+    for image_id, reason in list(audit.unreadable.items())[:MAX_SETS]:
         console.print(f"- cannot be used: {image_id}: {reason}", soft_wrap=True)
-    for image_id, flags in list(audit.odd.items())[:10]:
+    for image_id, flags in list(audit.odd.items())[:MAX_ODD]:
         console.print(f"- odd: {image_id}: {', '.join(flags)}", soft_wrap=True)
     for note in audit.notes:
         console.print(f"- {note}", soft_wrap=True)
 
 
+def _remarks(pair: Exposure) -> str:
+    remarks = {"CONTRADICTORY": pair.contradictory, "mirrored": pair.mirrored, "same pixels": pair.same_pixels}
+    return ", ".join(remark for remark, applies in remarks.items() if applies)
+
+
 def shortcut_table(audit: Audit) -> pd.DataFrame:
-    """Accuracy and AUROC of each shortcut with intervals, beside the larger class."""
+    """Accuracy and AUROC with intervals, beside the share of the larger class, one row per shortcut."""
     return pd.DataFrame(
         [
             {
                 "sees only": cut.title,
-                "tells": cut.target,
+                "predicts": cut.target,
                 "pictures": cut.pictures,
                 "larger class": cut.majority,
                 "accuracy": cut.accuracy.value,
@@ -104,8 +102,8 @@ def shortcut_table(audit: Audit) -> pd.DataFrame:
     )
 
 
-def page(audit: Audit, read: ReadFile) -> str:
-    """One HTML file with everything in it.
+def render_page(audit: Audit, read: ReadFile) -> str:
+    """The audit as one HTML file, pictures included.
 
     Args:
         audit: what was found.
@@ -121,7 +119,7 @@ def page(audit: Audit, read: ReadFile) -> str:
             "note": note,
         }
 
-    near = sorted(audit.exposures, key=lambda pair: (not pair.contradictory, pair.similarity))
+    altered = sorted(audit.exposures, key=lambda pair: (not pair.contradictory, pair.similarity))
     pairs = [
         {
             "figures": [figure(pair.first), figure(pair.second)],
@@ -129,27 +127,32 @@ def page(audit: Audit, read: ReadFile) -> str:
             "note": f"similarity {pair.similarity:.3f}" + (", mirrored" if pair.mirrored else "")
             + (", same pixels" if pair.same_pixels else ""),
         }
-        for pair in near[:SHOWN]
+        for pair in altered[:MAX_SETS]
     ]  # fmt: skip
-    exact = sorted(audit.exact, key=lambda group: group not in audit.contradictory)
+    identical = sorted(audit.exact, key=lambda group: group not in audit.contradictory)
     groups = [
         {
             "figures": [figure(image_id) for image_id in group[:6]],
             "contradictory": group in audit.contradictory,
-            "note": f"{len(group)} files",
+            "note": counted(len(group), "file"),
         }
-        for group in exact[:SHOWN]
+        for group in identical[:MAX_SETS]
     ]
     return render(
         "audit.html.jinja",
         audit=audit,
-        verdict=verdict(audit),
+        conclusions=conclusions(audit),
         sections=[
-            ("Identical files", "Files with the same bytes.", groups, len(exact)),
-            ("Altered copies", "One exposure, re-encoded, resized, cropped, brighter or mirrored.", pairs, len(near)),
+            ("Identical files", "Files with the same bytes.", groups, len(identical)),
+            (
+                "Altered copies",
+                "One exposure, re-encoded, resized, cropped, brighter or mirrored.",
+                pairs,
+                len(altered),
+            ),
         ],
-        odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:SHOWN]],
+        odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:MAX_SETS]],
         tables=[("Flow", audit.flow), ("By split", audit.by_split), ("Shortcuts", shortcut_table(audit))],
-        leaked=[(LEAKED[name], sets) for name, sets in audit.leaks.items() if sets],
-        shown=SHOWN,
+        leaks=[(leak_title(name, sets), sets) for name, sets in audit.leaks.items() if sets],
+        most=MAX_SETS,
     )

@@ -1,4 +1,4 @@
-"""What a model reaches that sees nothing of the bone: size, file format, border, source, age."""
+"""How well the label is predicted without seeing bone: by size, file format, border, source or age."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from osteo.evaluation.systems import TREES
 from osteo.types import Floats, Grey, ReadFile
 
 FOLDS = 10
-MOST = 3000  # pictures that a shortcut is measured on; more change the second digit of an interval
+MAX_PICTURES = 3000  # that a shortcut is measured on; more change the second digit of an interval
 
 SHORTCUTS = {
     "width_height": "width and height",
@@ -32,16 +32,17 @@ SHORTCUTS = {
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What a model reaches that sees nothing of the bone."""
+    """How well a model predicts that sees nothing of the bone."""
 
     name: str
     title: str
     pictures: int
     majority: float
-    """accuracy of always naming the larger class"""
+    """accuracy of always predicting the larger class"""
     accuracy: Interval
     auroc: Interval
     target: str = "label"
+    """what is predicted: label or source"""
 
     @property
     def works(self) -> bool:
@@ -60,20 +61,20 @@ class Shortcut:
         }
 
     def sentence(self) -> str:
-        """What this means for a reported accuracy."""
+        """What this means for a reported accuracy, in words."""
         reach = f"{self.accuracy.value:.3f} ({self.accuracy.low:.3f} to {self.accuracy.high:.3f})"
-        start = f"From {self.title} alone, the {self.target} is told with an accuracy of {reach}"
-        start += f", AUROC {self.auroc.value:.3f}; always naming the larger class gives {self.majority:.3f}."
+        start = f"From {self.title} alone, the {self.target} is predicted with an accuracy of {reach}"
+        start += f", AUROC {self.auroc.value:.3f}; always predicting the larger class gives {self.majority:.3f}."
         if not self.works:
             return f"{start} This is no better than chance."
         if self.target == "source":
-            return f"{start} A network can tell where a picture comes from, and sources differ in their share of cases."
+            return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
         return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
 
 
 class Facts(NamedTuple):
-    """What a file shows beyond its header."""
+    """What is known of a file beyond its header."""
 
     size: int
     """bytes"""
@@ -82,9 +83,9 @@ class Facts(NamedTuple):
 
 
 def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
-    """Size and colour of every file, by image_id; of the files that can be read."""
+    """Size and colour of every file that can be decoded, by image_id."""
 
-    def look(row: tuple[str, str, str]) -> tuple[str, Facts]:
+    def measure(row: tuple[str, str, str]) -> tuple[str, Facts]:
         image_id, kind, mode = row
         content = read(image_id)
         reduced = cv2.IMREAD_REDUCED_COLOR_8 if kind == "JPEG" else cv2.IMREAD_COLOR
@@ -99,7 +100,7 @@ def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
 
     with ThreadPoolExecutor() as pool:
         rows = manifest[["image_id", "format", "mode"]].itertuples(index=False, name=None)
-        return dict(pool.map(look, rows))
+        return dict(pool.map(measure, rows))
 
 
 def shortcuts(
@@ -110,59 +111,60 @@ def shortcuts(
     *,
     seed: int = 0,
 ) -> list[Shortcut]:
-    """What random forests reach that see one trivial thing each, cross-validated by group; the source last.
+    """How well random forests predict that see one trivial thing each, cross-validated by group.
 
     Args:
         manifest: rows with a label, with groups.
         thumbnails: uint8 (S, S) by SHA-256.
         facts: by image_id.
-        clinical: indexed by patient, where there is such a table.
+        clinical: indexed by patient; None where there is no clinical sheet.
         seed: of the folds and forests.
     """
-    table = manifest.sample(MOST, random_state=seed) if len(manifest) > MOST else manifest
+    table = manifest.sample(MAX_PICTURES, random_state=seed) if len(manifest) > MAX_PICTURES else manifest
     table = table.sort_values("image_id").reset_index(drop=True)
     features = _features(table, thumbnails, facts)
     label = table["label"].astype(int)
     found = []
     for name, values in features.items():
         if name != "source" or table["source"].nunique() > 1:
-            found.append(_measure(name, SHORTCUTS[name], values, label, table["group"], seed))
+            found.append(_cross_validate(name, SHORTCUTS[name], values, label, table["group"], seed))
     if clinical is not None:
         known = table["patient"].map(clinical["age"]).notna() & table["patient"].map(clinical["sex"]).notna()
         rows = table[known]
         if rows["label"].value_counts().reindex([0, 1]).fillna(0).min() >= FOLDS:
             age = rows["patient"].map(clinical["age"]).astype(float)
             male = (rows["patient"].map(clinical["sex"]) == "male").astype(float)
-            both = np.column_stack([age, male])
-            found.append(_measure("age_sex", SHORTCUTS["age_sex"], both, label[known], rows["group"], seed))
+            age_sex = np.column_stack([age, male])
+            found.append(_cross_validate("age_sex", SHORTCUTS["age_sex"], age_sex, label[known], rows["group"], seed))
     if table["source"].nunique() == 2:
         picture = np.hstack([features["thumbnail_8x8"], features["border"]])
         which = (table["source"] == sorted(table["source"])[-1]).astype(int)
-        found.append(_measure("source_from_picture", "the picture", picture, which, table["group"], seed, "source"))
+        names = ("source_from_picture", "the picture")
+        found.append(_cross_validate(*names, picture, which, table["group"], seed, "source"))
     return found
 
 
 def _features(table: pd.DataFrame, thumbnails: Mapping[str, Grey], facts: Mapping[str, Facts]) -> dict[str, Floats]:
     pictures = [thumbnails[sha] for sha in table["sha256"]]
     size = table[["width", "height"]].to_numpy(float)
-    weight = np.array([facts[image_id].size for image_id in table["image_id"]]) / size.prod(axis=1)
+    bytes_per_pixel = np.array([facts[image_id].size for image_id in table["image_id"]]) / size.prod(axis=1)
     kind = pd.factorize(table["format"].astype("string") + table["mode"].astype("string"), sort=True)[0]
-    middle = np.stack([cv2.resize(p, (32, 32), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
+    small = np.stack([cv2.resize(p, (32, 32), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
     rim = np.ones((32, 32), bool)
     rim[1:-1, 1:-1] = False
     tiny = np.stack([cv2.resize(p, (8, 8), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
     grey = np.array([[p.mean(), p.std()] for p in pictures])
     return {
         "width_height": size,
-        "format_bytes": np.column_stack([kind, weight]),
-        "border": middle[:, rim],
+        "format_bytes": np.column_stack([kind, bytes_per_pixel]),
+        "border": small[:, rim],
         "thumbnail_8x8": tiny.reshape(len(tiny), -1),
         "mean_spread": grey,
         "source": pd.factorize(table["source"], sort=True)[0][:, None].astype(float),
     }
 
 
-def _measure(
+def _cross_validate(
     name: str,
     title: str,
     features: Floats,

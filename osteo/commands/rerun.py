@@ -1,4 +1,4 @@
-"""osteo rerun: repeats a recorded run from its record, and says whether the metrics are the same."""
+"""osteo rerun: repeats a recorded run, and says whether its metrics are the same."""
 
 import logging
 import re
@@ -31,27 +31,27 @@ def rerun(config: RerunConfig, job: Job) -> bool:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
     record = Run(Path(config.run).expanduser())
     if not (record.directory / "metrics.json").exists():
-        raise UserError(f"run={config.run} is no finished run (it has no metrics.json)")
+        raise UserError(f"run={config.run} is not a finished run (it has no metrics.json)")
     if record.read_json("environment.json").get("pruned"):
         raise UserError(
-            f"run={config.run} was stopped early by its search; only a run that reached its end is repeated"
+            f"run={config.run} was stopped early by its search; only a run that reached its end can be repeated"
         )
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # the repetition is none of the search's
-    setting = replace(read_config(record.directory / "config.yaml"), trial=None)
-    parts.check_named(setting.plugins, config.run, f"osteo rerun {config.run}")
-    check(setting)
-    for name, first, second in environment_changes(record.read_json("environment.json"), environment()):
-        log.warning("%s was %s and is %s now", name, first, second)
-    record.check_same_data(prepare(setting.data)[0])
-    again = Run(job.directory)
-    launch(train, setting, replace(job, config_yaml=text))
-    before, now = record.read_json("metrics.json"), again.read_json("metrics.json")
-    differ = {name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)}
+    text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
+    recorded = replace(read_config(record.directory / "config.yaml"), trial=None)
+    parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
+    check(recorded)
+    for name, before, now in environment_changes(record.read_json("environment.json"), environment()):
+        log.warning("%s was %s and is %s now", name, before, now)
+    record.check_same_data(prepare(recorded.data)[0])
+    repetition = Run(job.directory)
+    launch(train, recorded, replace(job, config_yaml=text))
+    first, second = record.read_json("metrics.json"), repetition.read_json("metrics.json")
+    changed = [name for name in first if first[name] != second.get(name)]
     columns = ["image_id", "logit"]
-    same = record.read_table("predictions.csv")[columns].equals(again.read_table("predictions.csv")[columns])
-    for name, values in differ.items():
-        print(f"{name}: {values[0]} before, {values[1]} now")
-    if not differ:
-        print(f"all {len(before)} metrics are identical, and the logits {'too' if same else 'are not'}")
-    return not differ and same
+    same = record.read_table("predictions.csv")[columns].equals(repetition.read_table("predictions.csv")[columns])
+    for name in changed:
+        print(f"{name}: {first[name]} before, {second.get(name)} now")
+    if not changed:
+        print(f"all {len(first)} metrics are identical, {'and the logits too' if same else 'but the logits are not'}")
+    return not changed and same

@@ -1,15 +1,11 @@
-"""osteo status: how far the runs of a sweep are, how long they will take, and what failed."""
+"""osteo status: how far the runs of a sweep have come, how long they will take, and what failed."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from osteo.app import hydra as application
 from osteo.config import StatusConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.records.record import Job
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> None:
@@ -18,7 +14,7 @@ def main() -> None:
 
 
 def status(config: StatusConfig, job: Job) -> bool:
-    """Prints a row a run; returns whether none failed."""
+    """Prints one row per run; returns whether none failed."""
     import pandas as pd
 
     from osteo.files import display_path
@@ -36,7 +32,7 @@ def status(config: StatusConfig, job: Job) -> bool:
     console = terminal()
     console.print(as_table(table))
     counts = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
-    console.print(f"{len(runs)} runs: {counts}")
+    console.print(f"{counted(len(runs), 'run')}: {counts}")
     if set(table["state"]) & {"interrupted", "failed"}:
         console.print(f"go on with   osteo train resume={display_path(directory)}", soft_wrap=True)
     return "failed" not in set(table["state"])

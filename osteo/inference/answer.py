@@ -1,5 +1,6 @@
-"""What one model, or several together, say of a picture, how sure it is, and what speaks against believing it."""
+"""The answer of one model, or of several together, to a picture: how certain it is, and what casts doubt on it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,11 +8,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
+from scipy.special import expit
+from scipy.special import logit as to_logit
 
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
-from osteo.inference.guard import Look, look
+from osteo.inference.guard import Inspection, inspect
 from osteo.inference.model import Model, to_batch
 from osteo.types import Floats, Grey
 
@@ -31,105 +33,104 @@ VARIANTS = tuple(Variant(m, d, s) for m in (False, True) for d, s in ((0.0, 1.0)
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one picture."""
+    """The answer to one picture."""
 
     logit: float
-    """of one model as in training's test; of an ensemble, of its probability"""
+    """of one model as in its test after training; of an ensemble, that of its probability"""
     probability: float
     """of osteoporosis, not calibrated; of an ensemble the mean"""
     calibrated: float
-    """the same, at each model's temperature"""
+    """the same, with each model's temperature"""
     low: float
     high: float
-    """range of the calibrated probability over models and harmless changes of the picture; not asked for: NaN"""
+    """range of the calibrated probability over models and harmless changes of the picture; NaN where not requested"""
     threshold: float
     """the picture is called osteoporosis where the calibrated probability is above"""
     call: str
     """class name, or withheld where something is odd about the picture"""
-    look: Look
-    shown: Grey
-    """what the first model saw, (S, S)"""
+    inspection: Inspection
+    prepared: Grey
+    """the picture as the first model sees it, uint8 (S, S)"""
 
 
 def threshold_of(models: Sequence[Model], rule: str) -> float:
     """The mean of the models' thresholds by a rule.
 
     Raises:
-        UserError: a model has none by this rule.
+        UserError: a model has no threshold by this rule.
     """
     for model in models:
         if rule not in model.card.thresholds:
-            raise UserError(f"rule={rule} is unknown to {model.name}; it has: {', '.join(model.card.thresholds)}")
+            raise UserError(f"rule={rule} is unknown to {model.name}; it knows: {', '.join(model.card.thresholds)}")
     return float(np.mean([model.card.thresholds[rule] for model in models]))
 
 
 def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, interval: bool = True) -> list[Answer]:
-    """What the models say of decoded pictures, (H, W) each of any size.
+    """Answers for decoded pictures, each (H, W) of any size.
 
-    The answers do not depend on which pictures are asked about together.
+    An answer does not depend on which other pictures are answered with it.
     """
-    limit, names = threshold_of(models, rule), models[0].card.class_names
+    threshold, class_names = threshold_of(models, rule), models[0].card.class_names
     prepared = [[model.prepare(grey) for grey in pictures] for model in models]
     variants = VARIANTS if interval else VARIANTS[:1]
     logits = np.stack(
         [
-            np.stack([model.logits([change(picture, v) for picture in mine]) for v in variants])
-            for model, mine in zip(models, prepared, strict=True)
+            np.stack([model.logits([change(picture, v) for picture in of_model]) for v in variants])
+            for model, of_model in zip(models, prepared, strict=True)
         ]
     )  # (models, variants, pictures)
-    calibrated = expit(logits / temperatures(models)[:, None, None])
-    own, plain, sure = combine(models, logits[:, 0])
+    over_variants = expit(logits / temperatures(models)[:, None, None])
+    low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
+    logit, probability, calibrated = combine(models, logits[:, 0])
     first = models[0]
-    looks = [look(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
-    ranges = (
-        np.array([calibrated.min((0, 1)), calibrated.max((0, 1))]) if interval else np.full((2, len(plain)), np.nan)
-    )
+    inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
     return [
         Answer(
-            logit=float(own[n]),
-            probability=float(plain[n]),
-            calibrated=float(sure[n]),
-            low=float(ranges[0, n]),
-            high=float(ranges[1, n]),
-            threshold=limit,
-            call=WITHHELD if looks[n].flags else names[int(sure[n] > limit)],
-            look=looks[n],
-            shown=prepared[0][n],
+            logit=float(logit[n]),
+            probability=float(probability[n]),
+            calibrated=float(calibrated[n]),
+            low=float(low[n]) if interval else math.nan,
+            high=float(high[n]) if interval else math.nan,
+            threshold=threshold,
+            call=WITHHELD if inspections[n].flags else class_names[int(calibrated[n] > threshold)],
+            inspection=inspections[n],
+            prepared=prepared[0][n],
         )
         for n in range(len(pictures))
     ]
 
 
 def temperatures(models: Sequence[Model]) -> Floats:
-    """Of each model, (models,)."""
+    """The temperature of each model, (models,)."""
     return np.array([model.card.temperature for model in models])
 
 
 def combine(models: Sequence[Model], logits: Floats) -> tuple[Floats, Floats, Floats]:
     """Logit, probability and calibrated probability of each picture, (N,), from the logits of one or several models.
 
-    Probabilities of several are means; their logit is that of the mean.
+    The probabilities of several models are averaged; their logit is that of the mean.
 
     Args:
-        models: that were asked.
-        logits: (models, N).
+        models: one or several.
+        logits: of each model, (models, N).
     """
-    plain, sure = expit(logits).mean(axis=0), expit(logits / temperatures(models)[:, None]).mean(axis=0)
-    own = logits[0] if len(models) == 1 else logit(np.clip(plain, 1e-12, 1 - 1e-12))
-    return own, plain, sure
+    probability = expit(logits).mean(axis=0)
+    calibrated = expit(logits / temperatures(models)[:, None]).mean(axis=0)
+    logit = logits[0] if len(models) == 1 else to_logit(np.clip(probability, 1e-12, 1 - 1e-12))
+    return logit, probability, calibrated
 
 
 def change(picture: Grey, variant: Variant) -> Grey:
-    """A prepared picture (S, S), mirrored, turned about its middle and enlarged."""
+    """A prepared picture (S, S), mirrored, rotated about its centre and enlarged."""
     if variant.degrees or variant.scale != 1.0:
-        middle = ((picture.shape[1] - 1) / 2, (picture.shape[0] - 1) / 2)
-        turn = cv2.getRotationMatrix2D(middle, variant.degrees, variant.scale)
-        picture = np.asarray(cv2.warpAffine(picture, turn, picture.shape[::-1], flags=cv2.INTER_LINEAR), np.uint8)
+        centre = ((picture.shape[1] - 1) / 2, (picture.shape[0] - 1) / 2)
+        affine = cv2.getRotationMatrix2D(centre, variant.degrees, variant.scale)
+        picture = np.asarray(cv2.warpAffine(picture, affine, picture.shape[::-1], flags=cv2.INTER_LINEAR), np.uint8)
     return np.ascontiguousarray(picture[:, ::-1]) if variant.mirrored else picture
 
 
 def heat_map(models: Sequence[Model], grey: Grey) -> npt.NDArray[np.float32]:
-    """Where the evidence for osteoporosis lies, in [0, 1], on what the first model saw, (S, S): the mean of Grad-CAMs.
+    """Where the evidence for osteoporosis lies, in [0, 1], (S, S) as the first model sees the picture: a mean Grad-CAM.
 
     Raises:
         UserError: a backbone has no spatial feature map.

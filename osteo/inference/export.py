@@ -1,7 +1,7 @@
 """A trained network as a file that runs without osteo: ONNX, TorchScript or torch.export, the card inside.
 
-What goes in is the prepared picture of training, uint8 (N, S, S), since OpenCV's resizing is no part of these formats;
-scaling, channels, normalisation, network, temperature and sigmoid are inside, and N is free.
+Its input is prepared pictures, uint8 (N, S, S) for any N, since none of these formats has OpenCV's resizing; scaling,
+channels, normalisation, network, temperature and sigmoid are inside.
 """
 
 import json
@@ -11,7 +11,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from osteo.config import ExportConfig
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, open_archive
 from osteo.errors import UserError
-from osteo.inference.card import KEY, Card
+from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import PICTURES, decode, describe_error
 from osteo.task import CLASS_NAMES, CLASSES
@@ -34,14 +36,15 @@ log = logging.getLogger(__name__)
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts.pt", "torch_export": ".pt2"}
 INPUT, OUTPUTS = "picture", ["logit", "probability"]
 TOLERANCE = 1e-4
-"""of a logit: float32 adds up in another order, and no more than that is allowed"""
+"""of a logit: room for float32 sums in another order, and for nothing else"""
 BATCHES = (1, 7)
-"""that a file is checked with: alone, and an odd size that no exporter was shown"""
-MOST, PHANTOMS, CALIBRATION = 512, 64, 64  # pictures
-QUANTISED = ["Conv", "Gemm", "MatMul"]  # where the time goes; eight bits of anything else lose more than they gain
+"""sizes that a file is checked with: one picture, and an odd number that no exporter was given"""
+MAX_PICTURES, PHANTOMS, CALIBRATION = 512, 64, 64
+QUANTISED = ["Conv", "Gemm", "MatMul"]  # where the time goes; quantising anything else costs more than it gains
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-class Answer(nn.Module):
+class CalibratedNetwork(nn.Module):
     """Network and calibration as one."""
 
     def __init__(self, network: nn.Module, temperature: float) -> None:
@@ -56,10 +59,10 @@ class Answer(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """A file ready to be asked on the CPU."""
+    """An exported file, ready to answer on the CPU."""
 
-    facts: dict[str, Any]
-    """the card, without what the guard needs"""
+    card: dict[str, Any]
+    """the facts of the model's card"""
     run: Callable[[Grey], Sequence[Any]]
     """maps uint8 (N, S, S) to logits and probabilities, both float32 (N,)"""
 
@@ -68,44 +71,73 @@ class Exported:
         return np.asarray(self.run(np.stack(pictures))[0], np.float64)
 
 
-def facts_of(card: Card) -> str:
-    """What a file says of itself, as JSON."""
-    return json.dumps({name: value for name, value in asdict(card).items() if name != "guard"})
+def check_choices(config: ExportConfig) -> None:
+    """Refuses options that exclude each other, and a format whose packages are not installed.
+
+    Raises:
+        UserError: one line that says what to change.
+    """
+    if not config.ckpt:
+        raise UserError("name a checkpoint: osteo export RUN/checkpoints/best.ckpt")
+    if not isinstance(config.ckpt, str):
+        raise UserError("an ensemble cannot be exported as one file: export each checkpoint, and average their answers")
+    if config.int8 and config.format != "onnx":
+        raise UserError(f"int8=true goes with format=onnx, not with format={config.format}")
+    if config.format == "onnx" and not all(find_spec(package) for package in PACKAGES):
+        raise UserError("format=onnx needs an extra that is not installed: pip install 'osteo[export]'")
+
+
+def output_path(config: ExportConfig, checkpoint: Path) -> Path:
+    """The file to write.
+
+    Raises:
+        UserError: it exists already, its folder does not, or its name does not fit the format.
+    """
+    suffix = SUFFIXES[config.format]
+    beside = checkpoint.with_name(f"{checkpoint.stem}{'.int8' if config.int8 else ''}{suffix}")
+    output = Path(config.output).expanduser() if config.output else beside
+    if not output.name.endswith(suffix):
+        raise UserError(f"output={output.name} must end in {suffix} for format={config.format}")
+    if not output.parent.is_dir():
+        raise UserError(f"output={output}: there is no folder {output.parent}")
+    if output.exists():
+        raise UserError(f"{output.name} exists already; remove it, or choose another: output=FILE{suffix}")
+    return output
 
 
 def kind_of(path: Path) -> str:
-    """The format that a file's name ends in."""
+    """The format that a file's suffix stands for."""
     return next(kind for kind, suffix in SUFFIXES.items() if path.name.endswith(suffix))
 
 
 def write_exported(model: Model, path: Path) -> None:
-    """Writes a model in the format that the path ends in.
+    """Writes a model in the format that the suffix of the path stands for.
 
     Raises:
         UserError: the exporter cannot follow this backbone.
     """
-    answer = Answer(model.network, model.card.temperature).eval()
-    side, facts, kind = model.card.image_size, facts_of(model.card), kind_of(path)
+    calibrated = CalibratedNetwork(model.network, model.card.temperature).eval()
+    side, card, kind = model.card.image_size, json.dumps(model.card.facts()), kind_of(path)
     example = (torch.zeros(2, side, side, dtype=torch.uint8),)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        with _quiet(), torch.no_grad():
+        with _silence_exporters(), torch.no_grad():
             if kind == "onnx":
                 made: Any = torch.onnx.export(
-                    answer, example, dynamo=True, verbose=False, dynamic_shapes=shapes,
+                    calibrated, example, dynamo=True, verbose=False, dynamic_shapes=shapes,
                     input_names=[INPUT], output_names=OUTPUTS,
                 )  # fmt: skip
-                made.model.metadata_props[KEY] = facts
+                made.model.metadata_props[KEY] = card
                 made.save(path, external_data=False)
             elif kind == "torch_export":
-                program = torch.export.export(answer, example, dynamic_shapes=shapes)
-                torch.export.save(program, path, extra_files={KEY: facts})
+                program = torch.export.export(calibrated, example, dynamic_shapes=shapes)
+                torch.export.save(program, path, extra_files={KEY: card})
             else:
-                traced = torch.jit.trace(answer, example, check_trace=False)
-                torch.jit.save(traced, path, _extra_files={KEY: facts})
+                traced = torch.jit.trace(calibrated, example, check_trace=False)
+                torch.jit.save(traced, path, _extra_files={KEY: card})
     except OSError:
         raise
-    except Exception as error:  # what an exporter raises depends on where in the backbone it is lost
+    except Exception as error:  # which kind depends on the part of the backbone that the exporter cannot follow
         raise UserError(
             f"model.backbone={model.card.backbone} cannot be exported to {kind}"
             f" ({_first_line(error)}); try another format"
@@ -113,25 +145,25 @@ def write_exported(model: Model, path: Path) -> None:
 
 
 def open_exported(path: Path) -> Exported:
-    """Loads a file that `write_exported` or `quantise` wrote; anything else is an error of its library."""
-    facts: dict[str, Any] = {KEY: ""}
+    """Loads a file that `write_exported` or `quantise` wrote; for anything else its library raises an error."""
+    card: dict[str, Any] = {KEY: ""}
     if kind_of(path) == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        told = session.get_modelmeta().custom_metadata_map[KEY]
-        return Exported(json.loads(told), lambda pictures: session.run(OUTPUTS, {INPUT: pictures}))
-    with _quiet():
+        metadata = session.get_modelmeta().custom_metadata_map
+        return Exported(json.loads(metadata[KEY]), lambda pictures: session.run(OUTPUTS, {INPUT: pictures}))
+    with _silence_exporters():
         if kind_of(path) == "torch_export":
-            network: Any = torch.export.load(path, extra_files=facts).module()
+            network: Any = torch.export.load(path, extra_files=card).module()
         else:
-            network = torch.jit.load(path, map_location="cpu", _extra_files=facts)
+            network = torch.jit.load(path, map_location="cpu", _extra_files=card)
 
     def run(pictures: Grey) -> Sequence[Any]:
         with torch.inference_mode():
             return [values.numpy() for values in network(torch.from_numpy(pictures))]
 
-    return Exported(json.loads(facts[KEY]), run)
+    return Exported(json.loads(card[KEY]), run)
 
 
 def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> float:
@@ -151,7 +183,7 @@ def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> fl
 
 
 def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:
-    """Writes an ONNX file in eight-bit integers: static, QDQ, a scale a channel, ranges from these pictures."""
+    """Writes an ONNX file in eight-bit integers: static, QDQ, one scale per channel, ranges from these pictures."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -161,7 +193,7 @@ def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:
         def get_next(self) -> dict[str, Grey] | None:
             return next(self.batches, None)
 
-    with _quiet():
+    with _silence_exporters():
         quant_pre_process(source, target, skip_symbolic_shape=True)
         quantize_static(target, target, Pictures(), per_channel=True, op_types_to_quantize=QUANTISED)
 
@@ -169,7 +201,7 @@ def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:
 def milliseconds(
     systems: Sequence[Callable[[Sequence[Grey]], Any]], pictures: Sequence[Grey], *, rounds: int = 20
 ) -> list[list[float]]:
-    """Milliseconds a picture of each system on one batch, measured in turn, after two more rounds to warm up."""
+    """Milliseconds per picture of each system on one batch, measured in turn, after two rounds to warm up."""
     taken: list[list[float]] = [[] for _ in systems]
     for turn in range(rounds + 2):
         for system, times in zip(systems, taken, strict=True):
@@ -180,20 +212,20 @@ def milliseconds(
     return taken
 
 
-def losses(exact: Exported, small: Exported, pictures: Sequence[Grey], labels: Sequence[int | None]) -> list[str]:
-    """What eight bits cost and gain, in words.
+def compare_int8(exact: Exported, small: Exported, pictures: Sequence[Grey], labels: Sequence[int | None]) -> list[str]:
+    """What eight bits cost and what they gain, in words.
 
     Args:
         exact: in float32.
         small: in eight bits.
         pictures: prepared, uint8 (S, S).
-        labels: theirs, 1 for osteoporosis, None where unknown.
+        labels: of the pictures, 1 for osteoporosis, None where unknown.
     """
     from sklearn.metrics import roc_auc_score
 
     before, after = (in_batches(exported.logits, pictures, 16) for exported in (exact, small))
-    apart = np.abs(after - before)
-    lines = [f"int8: logits differ by {apart.max():.3g} at most, {apart.mean():.3g} on average"]
+    differences = np.abs(after - before)
+    lines = [f"int8: logits differ by {differences.max():.3g} at most, {differences.mean():.3g} on average"]
     known = [index for index, label in enumerate(labels) if label is not None]
     truth = [labels[index] for index in known]
     if len(set(truth)) == 2:
@@ -203,31 +235,31 @@ def losses(exact: Exported, small: Exported, pictures: Sequence[Grey], labels: S
         batch = [pictures[index % len(pictures)] for index in range(size)]
         first, second = (statistics.median(times) for times in milliseconds((exact.logits, small.logits), batch))
         gain = f"{first / second:.2f} times as fast"
-        lines.append(f"int8: {first:.3g} ms a picture before, {second:.3g} after, {gain} (batch {size})")
+        lines.append(f"int8: {first:.3g} ms per picture before, {second:.3g} after, {gain} (batch {size})")
     return lines
 
 
 def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int | None]]:
-    """Prepared pictures and their labels, None where no class folder tells: of a folder or zip, or else phantoms.
+    """Prepared pictures of a folder or zip, else phantoms, and their labels, None where no class folder gives one.
 
-    Of more than `MOST` pictures, as many are taken, evenly over their names.
+    At most `MAX_PICTURES` are taken, spread evenly over their names.
 
     Raises:
         UserError: there is no picture that can be read.
     """
     if root is None:
-        names = [CLASS_NAMES[number % 2] for number in range(PHANTOMS)]
-        drawn = [_phantom(number, name) for number, name in enumerate(names)]
-        return [model.prepare(picture) for picture in drawn], [CLASSES[name] for name in names]
+        class_names = [CLASS_NAMES[number % 2] for number in range(PHANTOMS)]
+        drawn = [_phantom(number, name) for number, name in enumerate(class_names)]
+        return [model.prepare(picture) for picture in drawn], [CLASSES[name] for name in class_names]
     archive = open_archive(root, "check")
     names = [e.name for e in archive.entries() if PurePosixPath(e.name).suffix.lower() in PICTURES and not e.refused]
     pictures: list[Grey] = []
     labels: list[int | None] = []
-    for name in names[:: -(-len(names) // MOST) or 1]:
+    for name in names[:: -(-len(names) // MAX_PICTURES) or 1]:
         try:
             pictures.append(model.prepare(decode(archive.read(name), model.card.image_size)))
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
-            log.warning("check: %s is left out: %s", name, describe_error(error))
+            log.warning("check: skipped %s: %s", name, describe_error(error))
             continue
         labels.append(CLASSES.get(class_of(name) or ""))
     if not pictures:
@@ -241,14 +273,14 @@ def _phantom(number: int, class_name: str) -> Grey:
 
 
 def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error  # torch.onnx wraps in pages of advice what went wrong
+    cause = error.__cause__ or error  # torch.onnx wraps the cause in pages of advice
     lines = [line.strip().rstrip(".") for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0][:160]}" if lines else type(cause).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the chatter of exporters: advice, progress, and that TorchScript is deprecated."""
+def _silence_exporters() -> Iterator[None]:
+    """Suppresses what exporters print: advice, progress, and that TorchScript is deprecated."""
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Whether a picture looks like those that a network learnt from; the network itself would answer anything.
+"""Whether a picture looks like those that a network learnt from; the network itself would answer for anything.
 
-A picture's features are a thumbnail, without its brightness and contrast, and a histogram. How far they lie from those
-of the training pictures is measured by probabilistic principal components (Tipping and Bishop 1999).
+A picture's features are a thumbnail, without its brightness and contrast, and a histogram. Their distance from those of
+the training pictures is measured by probabilistic principal components (Tipping and Bishop 1999).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,13 +21,13 @@ Rows = npt.NDArray[np.int_]
 SIDE, BINS = 32, 16  # of the thumbnail and of the histogram
 HISTOGRAM = 0.5  # its weight beside the thumbnail
 COMPONENTS = 16
-MOST = 2000  # training pictures that are looked at
-KEPT, MARGIN = 0.95, 1.5  # the limit is so much times the score that this share of validation pictures stays below
+MAX_PICTURES = 2000  # of the training split
+KEPT, MARGIN = 0.95, 1.5  # the limit is MARGIN times the score that this share of validation pictures stays below
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What training pictures look like, as tensors and plain values that a checkpoint carries."""
+    """What the training pictures look like, as tensors and numbers that a checkpoint carries."""
 
     mean: Tensor
     """float32 (F,)"""
@@ -36,16 +36,16 @@ class Guard:
     variances: Tensor
     """float32 (K,)"""
     residual: float
-    """variance that the components leave, over all features"""
+    """variance that the components leave unexplained, over all features"""
     limit: float
     """score above which a picture is flagged, from validation"""
     false_alarms: int
     """test pictures that the limit flags"""
     tested: int
-    """test pictures in all"""
+    """number of test pictures"""
 
     def score(self, pictures: Iterable[Grey]) -> npt.NDArray[np.float64]:
-        """How far uint8 (S, S) pictures lie from the training's, (N,); about 2 where they are like them."""
+        """How far uint8 (S, S) pictures lie from the training pictures, (N,); about 2 for pictures like them."""
         centred = features(pictures) - self.mean.numpy()
         along = centred @ self.components.numpy().T
         beside = (centred**2).sum(axis=1) - (along**2).sum(axis=1)
@@ -54,7 +54,7 @@ class Guard:
 
     @property
     def promise(self) -> str:
-        """How often it flags a picture of the training's kind, in words."""
+        """How often it flags a picture like those of the training split, in words."""
         return f"flags {self.false_alarms} of {self.tested} held-out pictures of the training's kind"
 
 
@@ -70,15 +70,15 @@ def features(pictures: Iterable[Grey]) -> Singles:
 
 
 def fit(plane: Grey, train: Rows, val: Rows, test: Rows) -> Guard:
-    """A guard from training pictures; validation sets its limit, test says how often it errs.
+    """Fits a guard to training pictures; validation sets its limit, and the test split counts its false alarms.
 
     Args:
-        plane: uint8 (N, S, S), may be mapped: only what is looked at is read.
-        train: rows of the pictures that it learns from, at least three; at most 2000 of them are looked at.
-        val: at least one.
-        test: any number.
+        plane: uint8 (N, S, S); where it is memory-mapped, only the pictures that are used are read.
+        train: rows of the pictures that it learns from, at least three; at most 2000 of them are used.
+        val: rows that set the limit, at least one.
+        test: rows that false alarms are counted on, any number.
     """
-    known = features(plane[row] for row in train[:: -(-len(train) // MOST)])
+    known = features(plane[row] for row in train[:: -(-len(train) // MAX_PICTURES)])
     mean = known.mean(axis=0)
     _, spread, directions = np.linalg.svd(known - mean, full_matrices=False)
     variances = spread**2 / (len(known) - 1)
@@ -92,58 +92,62 @@ def fit(plane: Grey, train: Rows, val: Rows, test: Rows) -> Guard:
     return replace(guard, limit=limit, false_alarms=alarms)
 
 
-def plain(guard: Guard) -> dict[str, Any]:
-    """What a checkpoint keeps of a guard."""
+def to_dict(guard: Guard) -> dict[str, Any]:
+    """What a checkpoint stores of a guard."""
     return asdict(guard)
 
 
-def from_plain(kept: Mapping[str, Any]) -> Guard | None:
-    """The guard that a checkpoint has kept, or None where it has none."""
-    return Guard(**kept) if kept else None
+def from_dict(stored: Mapping[str, Any]) -> Guard | None:
+    """The guard that a checkpoint has stored, or None where it has none.
+
+    Raises:
+        TypeError: the fields are not those of a guard.
+    """
+    return Guard(**stored) if stored else None
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a guard says of one picture."""
+class Inspection:
+    """What a guard finds in one picture."""
 
     score: float
     limit: float
     flags: tuple[str, ...]
-    """what is odd about it, in words; empty where nothing is"""
+    """what is odd about the picture, in words; empty where nothing is"""
     halves: tuple[Grey, Grey] | None
-    """left and right, as decoded, where it shows two knees"""
+    """left and right, as decoded, where the picture has two knees"""
 
 
-def look(guard: Guard | None, grey: Grey, prepare: Callable[[Grey], Grey], image_size: int) -> Look:
-    """Looks at a decoded picture (H, W) of any size before it is answered.
+def inspect(guard: Guard | None, grey: Grey, prepare: Callable[[Grey], Grey], image_size: int) -> Inspection:
+    """Inspects a decoded picture (H, W) of any size before it is answered.
 
     Args:
         guard: of the model; None where its checkpoint has none.
         grey: as decoded.
-        prepare: makes uint8 (S, S) of it, as the model does.
+        prepare: turns it into uint8 (S, S), as the model does.
         image_size: S.
     """
     height, width = grey.shape
     flags = [f"only {width} x {height} pixels"] if min(height, width) < image_size // 2 else []
     if guard is None:
-        return Look(float("nan"), float("nan"), (*flags, "its checkpoint has no guard"), None)
+        return Inspection(float("nan"), float("nan"), (*flags, "its checkpoint has no guard"), None)
 
-    def score(picture: Grey) -> float:
+    def score_of(picture: Grey) -> float:
         return float(guard.score([prepare(picture)])[0])
 
-    own = score(grey)
+    score = score_of(grey)
     halves = None
-    if own > guard.limit:
+    if score > guard.limit:
         left, right = (np.ascontiguousarray(half) for half in (grey[:, : width // 2], grey[:, width - width // 2 :]))
         turned = [np.ascontiguousarray(np.rot90(grey, quarter)) for quarter in (1, 2, 3)]
-        explained = max(guard.limit, own / 10)  # a score that says what the matter is
-        if width > height and max(score(left), score(right)) <= explained:
+        explained = max(guard.limit, score / 10)  # a change that brings the score this low explains what is odd
+        if width > height and max(score_of(left), score_of(right)) <= explained:
             flags.append("two knees")
             halves = (left, right)
-        elif score(np.asarray(255 - grey, np.uint8)) <= explained:
+        elif score_of(np.asarray(255 - grey, np.uint8)) <= explained:
             flags.append("inverted: bone is dark")
-        elif min(score(picture) for picture in turned) <= explained:
+        elif min(score_of(picture) for picture in turned) <= explained:
             flags.append("turned")
         else:
             flags.append("unlike the pictures that the model learnt from")
-    return Look(own, guard.limit, tuple(flags), halves)
+    return Inspection(score, guard.limit, tuple(flags), halves)

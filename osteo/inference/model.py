@@ -1,4 +1,4 @@
-"""A checkpoint ready to be asked, alone or as one of an ensemble."""
+"""A checkpoint ready to answer, alone or as a member of an ensemble."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from osteo import parts
 from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.inference.card import Card, read_card
-from osteo.inference.guard import Guard, from_plain
+from osteo.inference.guard import Guard, from_dict
 from osteo.training.module import build_module, read_checkpoint
 from osteo.training.network import Network
 from osteo.types import Floats, Grey
@@ -23,18 +24,18 @@ class Model:
     """A network in evaluation mode and float32, and the card that it came with."""
 
     path: Path
-    """of its file"""
+    """of the checkpoint"""
     network: Network
     card: Card
     guard: Guard | None
 
     @property
     def name(self) -> str:
-        """Of its file, with the run that it lies in."""
+        """The name of its file, with that of its run."""
         return "/".join(self.path.parts[-3:] if self.path.parent.name == "checkpoints" else self.path.parts[-1:])
 
     def prepare(self, grey: Grey) -> Grey:
-        """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training's store."""
+        """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training."""
         return square(grey, self.card.image_size, self.card.fit)
 
     def logits(self, pictures: Sequence[Grey]) -> Floats:
@@ -44,7 +45,7 @@ class Model:
 
 
 def in_batches(logits: Callable[[Sequence[Grey]], Floats], pictures: Sequence[Grey], size: int) -> Floats:
-    """The logits of many pictures, some at a time; the last batch may be smaller."""
+    """The logits of many pictures, `size` at a time; the last batch may be smaller."""
     return np.concatenate([logits(pictures[start : start + size]) for start in range(0, len(pictures), size)])
 
 
@@ -54,23 +55,29 @@ def to_batch(pictures: Sequence[Grey]) -> Tensor:
 
 
 def load_model(checkpoint: Path) -> Model:
-    """The model of a checkpoint; nothing but tensors and plain values is read from it.
+    """The model of a checkpoint; nothing but tensors, numbers and text is read from it.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint of osteo, or one without preprocessing.
+        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, or it needs a
+            plugin that is not loaded.
     """
-    kept = read_checkpoint(checkpoint)
-    card = read_card(kept, checkpoint.name)
+    stored = read_checkpoint(checkpoint)
+    card = read_card(stored, checkpoint.name)
     try:
-        guard = from_plain(card.guard)
+        guard = from_dict(card.guard)
     except TypeError as error:
         raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
-    network = build_module(kept, checkpoint).network.to(memory_format=torch.contiguous_format).float().eval()
+    try:
+        module = build_module(stored, checkpoint)
+    except UserError:
+        parts.check_named(card.plugins, checkpoint.name)  # its backbone or head may be of a plugin
+        raise
+    network = module.network.to(memory_format=torch.contiguous_format).float().eval()
     return Model(checkpoint, network, card, guard)
 
 
 def names_of(ckpt: Any) -> list[str]:
-    """The checkpoints that a `ckpt` key names, one or several."""
+    """The checkpoints that the key `ckpt` names, one or several."""
     return [str(name) for name in (ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else [])]
 
 
@@ -84,7 +91,7 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     """One model or the members of an ensemble; a run directory stands for its best checkpoint.
 
     Raises:
-        UserError: one of them cannot be used, or they say different things of the same pictures.
+        UserError: one of them cannot be used, or they distinguish different classes.
     """
     if not checkpoints:
         raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
@@ -93,6 +100,7 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     for other in models[1:]:
         if other.card.class_names != first.class_names:
             raise UserError(
-                f"{other.name} tells {other.card.class_names} apart, but {models[0].name} {first.class_names}"
+                f"{other.name} distinguishes {other.card.class_names}, but {models[0].name} {first.class_names};"
+                " an ensemble needs models of the same classes"
             )
     return models

@@ -1,106 +1,158 @@
-"""Answers to files: a picture, a folder or a zip, one row per picture."""
+"""Answers to the pictures of a file, a folder or a zip, as one table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from osteo.config import PredictConfig
-from osteo.errors import UserError
-
-if TYPE_CHECKING:
-    from osteo.data.sources import Archive, Entry
-    from osteo.inference.model import Model
-    from osteo.types import Grey
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
+import pandas as pd
 
-from osteo.inference.answer import Answer
+from osteo.data.sources import Archive, Entry, Folder, is_hidden, open_archive
+from osteo.errors import UserError, counted
+from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import looks_like_picture, read_picture
+from osteo.types import Grey
 
 log = logging.getLogger(__name__)
 
 BATCH = 16  # pictures that are answered at once
+HEAD = 132  # bytes of a file that show whether it is DICOM
+COLUMNS = (
+    *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
+    *("flag", "guard_score", "guard_limit"),
+)
+"""of predictions.csv"""
 
 
-def pictures_of(given: str) -> "tuple[Archive, list[Entry]]":
-    """A file, folder or zip as an archive, and the files in it that are meant to be pictures.
+class Opened(NamedTuple):
+    """A file that was read, or could not be."""
 
-    Raises:
-        UserError: nothing is there.
-    """
-    from osteo.data.sources import Entry, Folder, is_hidden, open_archive
-    from osteo.reading.reader import looks_like_picture
-
-    path = Path(given).expanduser()
-    if path.is_file() and path.suffix.lower() != ".zip":
-        return Folder(path.parent), [Entry(path.name, "", "")]
-    archive = open_archive(given, "input")
-    found, passed = [], 0
-    for entry in archive.entries():
-        if is_hidden(entry.name):
-            continue
-        head = b"" if entry.refused or looks_like_picture(entry.name, b"") else archive.read(entry.name, 132)
-        if looks_like_picture(entry.name, head):
-            found.append(entry)
-        else:
-            passed += 1
-    if passed:
-        log.info("passed over %d files that are no pictures", passed)
-    if not found:
-        raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
-    return archive, found
-
-
-def answers(
-    models: "Sequence[Model]", archive: "Archive", entries: "Sequence[Entry]", config: PredictConfig, *, heats: bool
-) -> "tuple[list[Row], bool]":
-    """A row an entry, two more for one that shows two knees; and whether heat maps can be had."""
-    from osteo.inference.answer import answer, heat_map
-    from osteo.reading.pictures import Unusable
-    from osteo.reading.reader import read_picture
-
-    size = max(model.card.image_size for model in models)
-    reasons: dict[str, str] = {}
-    greys: dict[str, Grey] = {}
-    for entry in entries:
-        reasons[entry.name] = entry.refused
-        if not entry.refused:
-            try:
-                greys[entry.name] = read_picture(archive.read(entry.name), size)
-            except (Unusable, OSError, RuntimeError) as error:
-                reasons[entry.name] = str(error).splitlines()[0] if isinstance(error, Unusable) else "cannot be read"
-    asked: Any = {"rule": config.rule, "interval": config.interval}
-    said = dict(zip(greys, answer(models, list(greys.values()), **asked), strict=True)) if greys else {}
-    halves: dict[str, list[str]] = {}
-    for name, found in list(said.items()):
-        if found.look.halves is not None:
-            halves[name] = [f"{name} (left half)", f"{name} (right half)"]
-            two = answer(models, found.look.halves, **asked)
-            said |= dict(zip(halves[name], two, strict=True))
-            greys |= dict(zip(halves[name], found.look.halves, strict=True))
-    rows = []
-    for name in [part for entry in entries for part in (entry.name, *halves.get(entry.name, []))]:
-        heat = None
-        if name in said and heats:
-            try:
-                heat = heat_map(models, greys[name])
-            except UserError as error:
-                log.warning("no overlays: %s", error)
-                heats = False
-        rows.append(Row(name, reasons.get(name, ""), said.get(name), heat))
-    return rows, heats
+    name: str
+    """of the file, within the folder or zip that was given"""
+    grey: Grey | None
+    """the picture, (H, W); None where the file cannot be used"""
+    reason: str = ""
+    """why the file cannot be used, or empty"""
 
 
 class Row(NamedTuple):
-    """One line of the answers: a picture, half of one that shows two knees, or a file that cannot be used."""
+    """The answer to a picture or to half of one that shows two knees, or why a file cannot be used."""
 
     name: str
-    """of the file, within what was given"""
+    """of the file, within the folder or zip that was given"""
     reason: str
     """why the file cannot be used, or empty"""
     answer: Answer | None
     """None where there is a reason"""
     heat: npt.NDArray[Any] | None
     """Grad-CAM in [0, 1], (S, S)"""
+
+
+def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
+    """A file, folder or zip as an archive, and the files in it that are meant to be pictures.
+
+    Raises:
+        UserError: nothing is there, or no picture.
+    """
+    path = Path(given).expanduser()
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return Folder(path.parent), [Entry(path.name, "", "")]
+    archive = open_archive(given, "input")
+    entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
+    pictures = [entry for entry in entries if _is_picture(archive, entry)]
+    if skipped := len(entries) - len(pictures):
+        log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
+    if not pictures:
+        raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
+    return archive, pictures
+
+
+def _is_picture(archive: Archive, entry: Entry) -> bool:
+    if looks_like_picture(entry.name, b""):
+        return True
+    return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
+
+
+def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
+    """Reads one file after another, in the size that the models need."""
+    size = max(model.card.image_size for model in models)
+    for entry in entries:
+        if entry.refused:
+            yield Opened(entry.name, None, entry.refused)
+            continue
+        try:
+            yield Opened(entry.name, read_picture(archive.read(entry.name), size))
+        except Unusable as error:
+            yield Opened(entry.name, None, str(error).splitlines()[0])
+        except (OSError, RuntimeError):
+            yield Opened(entry.name, None, "cannot be read")
+
+
+def answer_pictures(
+    models: Sequence[Model], pictures: Iterable[Opened], *, rule: str, interval: bool, overlay: bool = False
+) -> Iterator[list[Row]]:
+    """The rows of one picture after another: its own, and two more where it shows two knees.
+
+    Args:
+        models: one or several, which answer together.
+        pictures: read as they are needed.
+        rule: by which the threshold was chosen on validation.
+        interval: whether the answers have a range over models and harmless changes of the picture.
+        overlay: whether the rows have heat maps, where the backbones allow them.
+    """
+    remaining = iter(pictures)
+    while batch := list(islice(remaining, BATCH)):
+        usable = [picture.grey for picture in batch if picture.grey is not None]
+        answers = iter(answer(models, usable, rule=rule, interval=interval) if usable else [])
+        for name, grey, reason in batch:
+            if grey is None:
+                yield [Row(name, reason, None, None)]
+                continue
+            parts = [(name, grey, next(answers))]
+            if halves := parts[0][2].inspection.halves:
+                names = (f"{name} (left half)", f"{name} (right half)")
+                of_halves = answer(models, halves, rule=rule, interval=interval)
+                parts += zip(names, halves, of_halves, strict=True)
+            rows = []
+            for part, pixels, found in parts:
+                heat = None
+                if overlay:
+                    try:
+                        heat = heat_map(models, pixels)
+                    except UserError as error:
+                        log.warning("no overlays: %s", error)
+                        overlay = False
+                rows.append(Row(part, "", found, heat))
+            yield rows
+
+
+def to_table(rows: Iterable[Row], rule: str) -> pd.DataFrame:
+    """The content of predictions.csv, one line per row; what a file that cannot be used lacks is missing.
+
+    Args:
+        rows: of `answer_pictures`.
+        rule: by which the threshold was chosen.
+    """
+    lines = []
+    for row in rows:
+        line: dict[str, Any] = {"file": row.name, "error": row.reason}
+        if (found := row.answer) is not None:
+            line |= {
+                "probability": found.probability,
+                "calibrated": found.calibrated,
+                "low": found.low,
+                "high": found.high,
+                "threshold": found.threshold,
+                "rule": rule,
+                "call": found.call,
+                "flag": "; ".join(found.inspection.flags),
+                "guard_score": found.inspection.score,
+                "guard_limit": found.inspection.limit,
+                "logit": found.logit,
+            }
+        lines.append(line)
+    return pd.DataFrame(lines).reindex(columns=list(COLUMNS))

@@ -1,4 +1,4 @@
-"""DICOM to eight-bit grey, as a viewer would show it. Of all that a file says, only what describes pixels is read."""
+"""DICOM to eight-bit grey, as a viewer would show it. Only the elements that describe pixels are read."""
 
 import io
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from osteo.types import Floats, Grey, Mask
 T = TypeVar("T")
 
 PALETTE = ("Red", "Green", "Blue")
-DESCRIBING = [
+PIXEL_ELEMENTS = [
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("ModalityLUTSequence", "RescaleIntercept", "RescaleSlope"),
@@ -23,7 +23,7 @@ DESCRIBING = [
     *("FloatPixelData", "DoubleFloatPixelData", "PixelData"),
 ]
 """The elements that are read; none of them can name a patient."""
-MANY = "multi-frame DICOM (more pixel data than one frame has): give single images"
+MULTI_FRAME = "multi-frame DICOM (more pixel data than one frame has): give single images"
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -31,20 +31,20 @@ def read_dicom(content: bytes) -> Grey:
     """The one picture of a DICOM file, uint8 (H, W), bone bright, padding black.
 
     Stored values of 8 to 16 bits go through the modality table or slope and intercept, then through the first VOI
-    table or window; without either, the darkest and the brightest value that is no padding become 0 and 255.
+    table or window; without either, the darkest and the brightest value that are not padding become 0 and 255.
     MONOCHROME1 is inverted. Colour becomes luminance.
 
     Raises:
-        Unusable: in our own words, because those of pydicom quote what they stumble upon.
+        Unusable: in words of our own, because pydicom's messages quote the file.
     """
     dataset = _try(_parse, content, otherwise="its elements cannot be read")
     pixels, photometric = _try(_decode, dataset, otherwise="its pixel data cannot be decoded")
-    show = _show_grey if photometric in GREY else _show_colour
-    return _try(show, pixels, photometric, dataset, otherwise="its table, window or rescaling makes no sense")
+    render = _render_grey if photometric in GREY else _render_colour
+    return _try(render, pixels, photometric, dataset, otherwise="its table, window or rescaling makes no sense")
 
 
 def _try(step: Callable[..., T], *arguments: Any, otherwise: str) -> T:
-    """What a step gives; whatever it raises becomes a reason, without the error as its context."""
+    """What a step returns; whatever it raises becomes a reason, without the error as its context."""
     try:
         return step(*arguments)
     except (Unusable, KeyboardInterrupt, SystemExit):
@@ -59,7 +59,7 @@ def _try(step: Callable[..., T], *arguments: Any, otherwise: str) -> T:
 
 
 class _Bounded(io.BytesIO):
-    """The file as pydicom reads it, piece by piece; only to inflate it does it want the rest in one, without limit."""
+    """The file as pydicom reads it, piece by piece; only to inflate it does it ask for all the rest, without limit."""
 
     def read(self, size: int | None = -1) -> bytes:
         """The next `size` bytes."""
@@ -69,33 +69,33 @@ class _Bounded(io.BytesIO):
 
 
 def _parse(content: bytes) -> Any:
-    """The data set, with nothing in it but what describes pixels, once it is known to be one that we can show."""
+    """The data set, with nothing in it but what describes pixels, once it is known to be one that can be rendered."""
     from pydicom import dcmread
 
-    dataset = dcmread(_Bounded(content), specific_tags=DESCRIBING)
+    dataset = dcmread(_Bounded(content), specific_tags=PIXEL_ELEMENTS)
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise Unusable("DICOM with float pixel data")
     if "PixelData" not in dataset:
         raise Unusable("DICOM without pixel data (a report, a plan, ...)")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images" if frames < 2**16 else MANY)
-    rows, columns = _whole(dataset, "Rows"), _whole(dataset, "Columns")
+        raise Unusable(f"multi-frame DICOM ({frames} frames): give single images" if frames < 2**16 else MULTI_FRAME)
+    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
     if rows * columns > LARGEST_PICTURE:
         raise Unusable(f"more than 100 million pixels ({columns} x {rows})")
-    allocated, stored = _whole(dataset, "BitsAllocated"), _whole(dataset, "BitsStored")
+    allocated, stored = _integer(dataset, "BitsAllocated"), _integer(dataset, "BitsStored")
     if allocated not in (8, 16) or not 1 < stored <= allocated:
-        raise Unusable(f"DICOM with {stored} of {allocated} bits a pixel: 8 to 16 can be read")
+        raise Unusable(f"DICOM with {stored} of {allocated} bits per pixel: 8 to 16 can be read")
     if dataset.get("HighBit", stored - 1) != stored - 1:
         raise Unusable("DICOM whose highest bit is not where BitsStored says")
-    photometric, samples = dataset.get("PhotometricInterpretation"), _whole(dataset, "SamplesPerPixel")
+    photometric, samples = dataset.get("PhotometricInterpretation"), _integer(dataset, "SamplesPerPixel")
     if photometric not in (*GREY, *COLOUR, "PALETTE COLOR") or samples != (3 if photometric in COLOUR else 1):
         raise Unusable("DICOM with colours that cannot be read")
     return dataset
 
 
-def _whole(dataset: Any, name: str) -> int:
-    """A number that an honest file has, in 16 bits; a longer one may be a patient's."""
+def _integer(dataset: Any, name: str) -> int:
+    """A positive integer of at most 16 bits; a longer one may identify a patient."""
     value = dataset.get(name)
     if not isinstance(value, int) or not 0 < value < 2**16:
         raise Unusable(f"DICOM without {name}")
@@ -103,7 +103,7 @@ def _whole(dataset: Any, name: str) -> int:
 
 
 def _decode(dataset: Any) -> tuple[npt.NDArray[Any], str]:
-    """Stored values (H, W), or (H, W, 3) for colour, in the system's byte order, and the colours that they are in."""
+    """Stored values (H, W), or (H, W, 3) for colour, in native byte order, and the photometric interpretation."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import AllTransferSyntaxes
 
@@ -118,22 +118,22 @@ def _decode(dataset: Any) -> tuple[npt.NDArray[Any], str]:
         raise Unusable(f"DICOM with transfer syntax {syntax.name}, for which there is no decoder")
     if syntax.is_encapsulated:
         _check_codestream(dataset)
-    elif len(dataset.PixelData) >= 2 * dataset.Rows * dataset.Columns * _bytes_a_pixel(dataset):
-        raise Unusable(MANY)
+    elif len(dataset.PixelData) >= 2 * dataset.Rows * dataset.Columns * _bytes_per_pixel(dataset):
+        raise Unusable(MULTI_FRAME)
     pixels, found = decoder.as_array(dataset, index=0, raw=True)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), str(found["photometric_interpretation"])
 
 
-def _bytes_a_pixel(dataset: Any) -> int:
+def _bytes_per_pixel(dataset: Any) -> int:
     return int(dataset.SamplesPerPixel * dataset.BitsAllocated) // 8
 
 
 def _check_codestream(dataset: Any) -> None:
-    """A compressed picture that says its size and depth must say the same as the elements, before memory is taken."""
+    """Compares the size and depth that a compressed picture declares with the elements, before memory is allocated."""
     from pydicom.encaps import get_frame, parse_basic_offsets
 
     if len(parse_basic_offsets(dataset.PixelData)) > 1:
-        raise Unusable(MANY)
+        raise Unusable(MULTI_FRAME)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start >= 0:  # JPEG 2000, bare or in a box: SOC, SIZ
@@ -146,7 +146,7 @@ def _check_codestream(dataset: Any) -> None:
             at += 2 + int.from_bytes(frame[at + 2 : at + 4])
         depth, samples = frame[at + 4], frame[at + 9]
         height, width = int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
-    else:  # RLE has no size of its own
+    else:  # RLE declares no size
         return
     if (height, width, samples) != (dataset.Rows, dataset.Columns, dataset.SamplesPerPixel):
         raise Unusable("DICOM whose compressed picture has another size than its elements say")
@@ -154,8 +154,8 @@ def _check_codestream(dataset: Any) -> None:
         raise Unusable("DICOM whose compressed picture is deeper than its elements say")
 
 
-def _show_grey(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Grey:
-    """Everything is a function of the stored value, so it is worked out once for each value and then looked up."""
+def _render_grey(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Grey:
+    """Grey levels are a function of the stored value, so they are computed once per value and then looked up."""
     index = pixels.view(f"u{pixels.dtype.itemsize}")
     stored = np.arange(2 ** (8 * pixels.dtype.itemsize)).astype(index.dtype).view(pixels.dtype).astype(np.float64)
     padding = _padding(stored, dataset)
@@ -175,15 +175,15 @@ def _show_grey(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Grey
 
 
 def _apply(table: Grey, index: npt.NDArray[Any]) -> Grey:
-    """Row by row, for numpy widens what it looks up by to 64 bits."""
-    shown = np.empty(index.shape, np.uint8)
-    for target, row in zip(shown, index, strict=True):
+    """Looks up every pixel, row by row, since numpy widens an index to 64 bits."""
+    grey = np.empty(index.shape, np.uint8)
+    for target, row in zip(grey, index, strict=True):
         target[...] = table[row]
-    return shown
+    return grey
 
 
 def _padding(stored: Floats, dataset: Any) -> Mask:
-    """Which stored values are padding: one, or a range; it may be written unsigned where pixels are signed."""
+    """Which stored values are padding: one value or a range, which may be written unsigned where pixels are signed."""
     if (value := dataset.get("PixelPaddingValue")) is None:
         return np.zeros(len(stored), bool)
     limit = dataset.get("PixelPaddingRangeLimit")
@@ -192,7 +192,7 @@ def _padding(stored: Floats, dataset: Any) -> Mask:
 
 
 def _rescale(stored: Floats, dataset: Any) -> Floats:
-    """Stored values to those of the modality, by its table or by slope and intercept."""
+    """Maps stored values to modality values, by a table or by slope and intercept."""
     if dataset.get("ModalityLUTSequence"):
         item = dataset.ModalityLUTSequence[0]
         return _look_up(stored, item.LUTDescriptor, item.LUTData, dataset)
@@ -206,27 +206,24 @@ def _rescale(stored: Floats, dataset: Any) -> Floats:
 
 
 def _window(values: Floats, dataset: Any) -> Grey | None:
-    """Values of the modality to 0...255 by the first VOI table or else the first window; None without either."""
+    """Maps modality values to 0...255 by the first VOI table, else by the first window; None without either."""
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
-        shown, low, high = (
-            _look_up(values, item.LUTDescriptor, item.LUTData, dataset),
-            0,
-            2 ** item.LUTDescriptor[2] - 1,
-        )
+        windowed = _look_up(values, item.LUTDescriptor, item.LUTData, dataset)
+        low, high = 0, 2 ** item.LUTDescriptor[2] - 1
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
         from pydicom.pixels.processing import apply_windowing
 
         with np.errstate(over="ignore"):
-            shown = apply_windowing(np.concatenate([values, [-np.inf, np.inf]]), dataset)
-        shown, low, high = shown[:-2], shown[-2], shown[-1]  # the ends, whatever range pydicom gave them
+            windowed = apply_windowing(np.concatenate([values, [-np.inf, np.inf]]), dataset)
+        windowed, low, high = windowed[:-2], windowed[-2], windowed[-1]  # the ends of whatever range pydicom chose
     else:
         return None
-    return np.asarray(np.round(np.clip((shown - low) * (255.0 / (high - low)), 0, 255)), np.uint8)
+    return np.asarray(np.round(np.clip((windowed - low) * (255.0 / (high - low)), 0, 255)), np.uint8)
 
 
 def _look_up(values: Floats, descriptor: Any, data: Any, dataset: Any) -> Floats:
-    """A table's entries for values; those below it take its first, those above it its last.
+    """A table's entries for values; values below its range take the first entry, those above it the last.
 
     pydicom's own look-up wraps values round where the table's entries have fewer bits than its index.
     """
@@ -240,8 +237,8 @@ def _look_up(values: Floats, descriptor: Any, data: Any, dataset: Any) -> Floats
     return np.asarray(table[np.clip(values - first, 0, entries - 1).astype(np.intp)])
 
 
-def _show_colour(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Grey:
-    """Luminance; in YBR it is the first channel, as in a JPEG's own grey."""
+def _render_colour(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Grey:
+    """Luminance; in YBR it is the first channel, as in a grey JPEG."""
     if photometric == "PALETTE COLOR":
         index = pixels.view(f"u{pixels.dtype.itemsize}")
         stored = np.arange(2 ** (8 * pixels.dtype.itemsize)).astype(index.dtype).view(pixels.dtype).astype(np.float64)
@@ -250,8 +247,8 @@ def _show_colour(pixels: npt.NDArray[Any], photometric: str, dataset: Any) -> Gr
     eight = np.arange(2 ** (8 * pixels.dtype.itemsize)) * (255.0 / (2**dataset.BitsStored - 1))
     if photometric.startswith("YBR"):
         pixels = pixels[..., 0]
-    shown = _apply(np.round(np.clip(eight, 0, 255)).astype(np.uint8), pixels)
-    return shown if shown.ndim == 2 else _luminance(shown)
+    scaled = _apply(np.round(np.clip(eight, 0, 255)).astype(np.uint8), pixels)
+    return scaled if scaled.ndim == 2 else _luminance(scaled)
 
 
 def _palette(stored: Floats, colour: str, dataset: Any) -> Grey:

@@ -2,95 +2,62 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from osteo.config import PredictConfig, ServeConfig
+from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
 from osteo.files import display_path, whole, write_json, write_table, write_text
 from osteo.inference.answer import VARIANTS
 from osteo.inference.model import Model
-from osteo.inference.predictions import Row
+from osteo.inference.predictions import Row, to_table
 from osteo.report.html import embed, render
 from osteo.report.tables import as_table, terminal
 
 
-class Wishes(Protocol):
-    """What was asked for, as `PredictConfig` says it."""
-
-    rule: str
-    interval: bool
-
-
-def table_of(rows: Sequence[Row], rule: str) -> pd.DataFrame:
-    """A row a picture; what cannot be said of it is missing."""
-    lines = []
-    for row in rows:
-        a = row.answer
-        line: dict[str, Any] = {"file": row.name, "error": row.reason}
-        if a is not None:
-            line |= {
-                "probability": a.probability,
-                "calibrated": a.calibrated,
-                "low": a.low,
-                "high": a.high,
-                "threshold": a.threshold,
-                "rule": rule,
-                "call": a.call,
-                "flag": "; ".join(a.look.flags),
-                "guard_score": a.look.score,
-                "guard_limit": a.look.limit,
-                "logit": a.logit,
-            }
-        lines.append(line)
-    columns = "file error call calibrated low high threshold rule probability logit flag guard_score guard_limit"
-    return pd.DataFrame(lines).reindex(columns=columns.split())
-
-
-def caveats(models: Sequence[Model], wishes: Wishes) -> list[str]:
+def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> list[str]:
     """What a reader of the answers must know."""
     card, guard = models[0].card, models[0].guard
     lines = [f"{card.intended_use[0].upper()}{card.intended_use[1:]}."]
-    if wishes.interval:
+    if config.interval:
         of = f"{len(models)} models and " if len(models) > 1 else ""
         lines.append(
             f"Ranges are over {of}{len(VARIANTS)} variants of each picture (mirrored, turned by 5 degrees, enlarged by"
-            " a twentieth); they show how steady an answer is, not how often it is right."
+            " a twentieth); they show how stable an answer is, not how often it is right."
         )
     lines.append(
-        f"The threshold ({wishes.rule}) and the calibration come from validation on {card.trained_on} pictures."
+        f"The threshold ({config.rule}) and the calibration come from validation on {card.trained_on} pictures."
     )
     if guard is not None:
-        lines.append(f"A flag says that a picture does not look like those that were learnt from; it {guard.promise}.")
+        lines.append(f"A flag says that a picture is unlike those that the model learnt from; it {guard.promise}.")
     return lines
 
 
-def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], wishes: Wishes) -> None:
+def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: PredictConfig) -> None:
     """Writes predictions.csv and .json, overlays/ and predictions.html into a folder."""
-    table = table_of(rows, wishes.rule)
+    table = to_table(rows, config.rule)
     write_table(folder / "predictions.csv", table)
-    cards = [{k: v for k, v in asdict(model.card).items() if k != "guard"} for model in models]
+    cards = [model.card.facts() for model in models]
     records = [
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
         for line in table.to_dict("records")
     ]
-    write_json(folder / "predictions.json", {"models": cards, "notes": caveats(models, wishes), "pictures": records})
+    write_json(folder / "predictions.json", {"models": cards, "notes": caveats(models, config), "pictures": records})
     figures = []
     for row in rows:
         if row.answer is not None:
-            picture = cv2.cvtColor(row.answer.shown, cv2.COLOR_GRAY2BGR)
+            picture = cv2.cvtColor(row.answer.prepared, cv2.COLOR_GRAY2BGR)
             seen = np.asarray(picture, np.uint8)
             if row.heat is not None:
-                seen = np.hstack([seen, overlay(row.answer.shown, row.heat)])
+                seen = np.hstack([seen, overlay(row.answer.prepared, row.heat)])
                 write_png(folder / "overlays" / f"{PurePosixPath(row.name)}.png", seen)
             figures.append({"row": row, "picture": embed(seen)})
     failed = [row for row in rows if row.reason]
-    page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, wishes), models=cards)
+    page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, config), models=cards)
     write_text(folder / "predictions.html", page)
 
 
@@ -103,9 +70,9 @@ def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
 def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int = 20) -> None:
     """Prints the first answers, how many there are, and where the rest lies."""
     console = terminal()
-    table = table_of(rows, "")[["file", "call", "calibrated", "low", "high", "flag", "error"]]
+    table = to_table(rows, "")[["file", "call", "calibrated", "low", "high", "flag", "error"]]
     console.print(as_table(table.head(most).fillna({"call": "", "flag": "", "error": ""})))
     failed, flagged = sum(bool(row.reason) for row in rows), int((table["flag"].fillna("") != "").sum())
-    console.print(f"{len(rows)} rows, {flagged} flagged, {failed} that cannot be used")
+    console.print(f"{counted(len(rows), 'row')}: {flagged} flagged, {failed} without an answer")
     console.print(f"{models[0].card.intended_use}")
     console.print(f"sheet        {display_path(folder)}/predictions.html", soft_wrap=True)
