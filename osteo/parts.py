@@ -276,7 +276,7 @@ def check_named(recorded: Iterable[str], origin: str, hint: str = "") -> None:
     Raises:
         UserError: one line with what to type.
     """
-    if missing := [module for module in recorded if module not in _loaded]:
+    if missing := [module for module in recorded if module not in _loaded and module not in sys.modules]:
         named = f"plugins=[{','.join(missing)}]"
         again = f"{hint} '{named}'" if hint else named
         raise UserError(f"{origin} was made with {named}; name them again: {again}")

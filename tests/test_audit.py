@@ -70,12 +70,11 @@ def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     """audit.json and audit.html of the planted archives."""
     from osteo.audit.findings import audit_dataset
     from osteo.audit.page import render_page
-    from osteo.config import AuditConfig
 
-    config = AuditConfig(data=DataConfig("paper", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley")))
-    config.data.split.grouped, config.data.split.stratify = False, ["label"]
-    audit, read = audit_dataset(config)
-    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), render_page(audit, read)
+    config = DataConfig("paper", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley"))
+    config.split.grouped, config.split.stratify = False, ["label"]
+    audit = audit_dataset(config)
+    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), render_page(audit)
 
 
 def test_identical_files_and_contradictions_are_found(found: tuple[dict, str]) -> None:

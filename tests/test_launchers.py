@@ -98,14 +98,14 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
         swept = sweep(tmp_path, environment, *on_it, "seed=range(6)", "output_dir=s")
         slurm.wait_until(lambda: epochs(tmp_path / "s/1") >= 2, 120, "two epochs of job 1")
         [array] = {path.name.split("_")[0] for path in (tmp_path / "s/slurm").glob("*_submitted.pkl")}
-        slurm.told(environment, "scontrol", "requeue", f"{array}_1")
+        slurm.output_of(environment, "scontrol", "requeue", f"{array}_1")
         # SLURM lets a requeued job wait for two minutes
         slurm.wait_until(
-            lambda: "PENDING" in slurm.told(environment, "squeue", "-j", f"{array}_1", "-o", "%T"), 60, "it"
+            lambda: "PENDING" in slurm.output_of(environment, "squeue", "-j", f"{array}_1", "-o", "%T"), 60, "it"
         )
-        slurm.told(environment, "scontrol", "update", f"JobId={array}_1", "StartTime=now")
+        slurm.output_of(environment, "scontrol", "update", f"JobId={array}_1", "StartTime=now")
         slurm.wait_until(lambda: epochs(tmp_path / "s/2") >= 1, 120, "an epoch of job 2")
-        slurm.told(environment, "scancel", f"{array}_2")
+        slurm.output_of(environment, "scancel", f"{array}_2")
         said, _ = swept.communicate(timeout=300)
         print(said)
         assert swept.returncode == 1, said

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from osteo.audit.shortcuts import Facts, Shortcut, read_facts, shortcuts
-from osteo.config import AuditConfig
+from osteo.config import DataConfig
 from osteo.data import manifest as table
 from osteo.data import prepare, summary
 from osteo.data.manifest import unusable
@@ -60,6 +61,8 @@ class Audit:
     by_split: pd.DataFrame
     notes: list[str]
     """where pictures and clinical sheet do not match"""
+    read: ReadFile = field(repr=False, compare=False)
+    """gives the bytes of a file by its image_id"""
 
     @property
     def unreadable(self) -> dict[str, str]:
@@ -119,20 +122,26 @@ def odd_pictures(
     return found
 
 
-def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
-    """Reads the data and finds what is wrong with it.
+def audit_dataset(
+    data: DataConfig | str | Path, *, seed: int = 0, against: str | None = None, **settings: Any
+) -> Audit:
+    """Reads a data set and finds what is wrong with it, as `osteo audit` does.
 
-    Returns:
-        What was found, and a function that gives the bytes of a file by its image_id.
+    Args:
+        data: a folder or zip with class folders, or a configuration.
+        seed: of folds and forests.
+        against: a split file or a run directory to search for leaks, instead of the split of the configuration.
+        settings: fields of `DataConfig` that replace those of `data`, such as clean=True.
 
     Raises:
         UserError: the data cannot be read, or `against` is no split of it.
     """
-    cache = cache_dir(config.data.cache)
-    sources = prepare.read_sources(config.data, cache)
+    config = prepare.configured(data, settings)
+    cache = cache_dir(config.cache)
+    sources = prepare.read_sources(config, cache)
     read = prepare.reader(sources)
     manifest = table.build_manifest(sources, cache)
-    recorded = read_split(config.against, manifest) if config.against else None
+    recorded = read_split(against, manifest) if against else None
     small = prepare.open_thumbnails(manifest, read, cache)
     pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
@@ -144,13 +153,13 @@ def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
     clinical = prepare.clinical_table(sources)
     labelled = usable[usable["label"].notna()]
     log.info("measuring shortcuts")
-    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=config.seed)
+    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     used = manifest
-    if config.data.clean:
+    if config.clean:
         used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
-    used = assign_splits(used, config.data.split) if recorded is None else with_split(used, recorded)
+    used = assign_splits(used, config.split) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
-    found = Audit(
+    return Audit(
         manifest=used,
         exact=exact,
         contradictory=contradictory,
@@ -161,8 +170,8 @@ def audit_dataset(config: AuditConfig) -> tuple[Audit, ReadFile]:
         flow=summary.flow(used, table.DELIBERATE),
         by_split=summary.by_split(used, clinical),
         notes=prepare.sheet_mismatches(sources),
+        read=read,
     )
-    return found, read
 
 
 def _exposures(pairs: Iterable[tuple[str, str, float, bool]], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:

@@ -10,7 +10,6 @@ from osteo.errors import counted
 from osteo.reading.pictures import decode
 from osteo.report.html import HEIGHT, embed, render
 from osteo.report.tables import as_table
-from osteo.types import ReadFile
 
 MAX_SETS = 60  # sets of pictures per section; audit.json lists all
 MAX_ODD = 10  # odd pictures on the terminal
@@ -102,12 +101,11 @@ def shortcut_table(audit: Audit) -> pd.DataFrame:
     )
 
 
-def render_page(audit: Audit, read: ReadFile) -> str:
+def render_page(audit: Audit) -> str:
     """The audit as one HTML file, pictures included.
 
     Args:
         audit: what was found.
-        read: gives a file's bytes by its image_id.
     """
     labels = audit.manifest.set_index("image_id")["class_name"].to_dict()
 
@@ -115,7 +113,7 @@ def render_page(audit: Audit, read: ReadFile) -> str:
         return {
             "name": image_id,
             "label": labels[image_id],
-            "picture": embed(decode(read(image_id), HEIGHT)),
+            "picture": embed(decode(audit.read(image_id), HEIGHT)),
             "note": note,
         }
 

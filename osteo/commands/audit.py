@@ -17,9 +17,9 @@ def audit(config: AuditConfig, job: Job) -> bool:
     from osteo.files import display_path, write_json, write_text
     from osteo.report.tables import terminal
 
-    found, read = audit_dataset(config)
+    found = audit_dataset(config.data, seed=config.seed, against=config.against)
     write_json(job.directory / "audit.json", found.as_json())
-    write_text(job.directory / "audit.html", render_page(found, read))
+    write_text(job.directory / "audit.html", render_page(found))
     console = terminal()
     print_audit(found, console)
     console.print(f"audit        {display_path(job.directory)}/audit.html", soft_wrap=True)

@@ -1,8 +1,7 @@
 """Hands out indices; pictures are gathered where they are needed."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
-from osteo.checks import check_data
 from osteo.config import DataConfig
 from osteo.data.manifest import SPLITS
-from osteo.data.prepare import Prepared, prepare
-from osteo.errors import UserError, unknown
+from osteo.data.prepare import Prepared, configured, prepare
+from osteo.errors import UserError
 from osteo.types import Transform
 
 WORKERS = 4  # that stream what a device cannot hold
@@ -143,7 +141,7 @@ class KneeDataModule(LightningDataModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.config = None if isinstance(data, Prepared) else _configured(data, settings)
+        self.config = None if isinstance(data, Prepared) else configured(data, settings)
         self.batch_size = batch_size or (self.config or DataConfig()).batch_size
         self.seed, self.variants, self.augment_val = seed, variants, augment_val
         self.augment = augment or (lambda pictures, *_: pictures)
@@ -283,15 +281,6 @@ class KneeDataModule(LightningDataModule):
         )
         if device.type == "cuda" and not self.cpu_transform and self._fits(device):
             self._store = self._store.to(device)
-
-
-def _configured(data: DataConfig | str | Path, settings: Mapping[str, Any]) -> DataConfig:
-    if unwanted := settings.keys() - {entry.name for entry in fields(DataConfig)}:
-        raise unknown("argument of KneeDataModule", min(unwanted), [entry.name for entry in fields(DataConfig)])
-    config = data if isinstance(data, DataConfig) else DataConfig(name="folder", root=str(data))
-    config = replace(config, **settings)
-    check_data(config)
-    return config
 
 
 def unit(pictures: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from osteo import parts
+from osteo.checks import check, check_data
 from osteo.config import DATA_SETS, DataConfig, PhantomConfig
 from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
@@ -17,7 +19,7 @@ from osteo.data.duplicates import SAME, SIDE, find_pairs
 from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
-from osteo.errors import UserError
+from osteo.errors import UserError, unknown
 from osteo.files import cache_dir, whole, write_json
 from osteo.types import ReadFile, Transform
 
@@ -33,6 +35,26 @@ class Prepared(NamedTuple):
     """with splits"""
     store: Store
     """of every picture that the manifest uses"""
+
+
+def configured(data: DataConfig | str | Path, settings: Mapping[str, Any]) -> DataConfig:
+    """The configuration of a folder or zip with class folders, or a given one, with some fields replaced.
+
+    Args:
+        data: a folder or zip, or a configuration.
+        settings: fields of `DataConfig`, such as image_size.
+
+    Raises:
+        UserError: there is no such field or data, or they do not go together.
+    """
+    names = [entry.name for entry in fields(DataConfig)]
+    if unwanted := sorted(settings.keys() - set(names)):
+        raise unknown("setting", unwanted[0], names)
+    config = data if isinstance(data, DataConfig) else DataConfig(name="folder", root=str(data))
+    config = replace(config, **settings)
+    check(config, "data.")
+    check_data(config)
+    return config
 
 
 def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True) -> Prepared:

@@ -85,7 +85,7 @@ def make_module(config: Config) -> Classifier:
 
 
 def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
-    """Gives both classes the same weight in the loss, by their numbers of training pictures, where that is configured."""
+    """Gives both classes the same weight in the loss, by their numbers of pictures, where that is configured."""
     if settings.class_weights == "balanced":
         labels = manifest.loc[manifest["split"] == "train", "label"]
         module.class_weights = balanced_weights([int(label) for label in labels])
