@@ -56,7 +56,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def measure() -> list[dict]:
-    """A row a device and side: milliseconds a batch of 16."""
+    """One row per device and side: milliseconds per batch of 16."""
     rows = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for side in (224, 64):

@@ -105,7 +105,7 @@ def rates(
 
 
 def measure() -> list[dict]:
-    """A row an interval or test, a column a design."""
+    """One row per interval or test, one column per design."""
     rows = []
     for kind, one, sets in (("coverage of 95 %", covered, 1000), ("type I error at 0.05", rejected, 2000)):
         by_design = {design.title: rates(one, design, sets=sets, draws=2000) for design in DESIGNS}
