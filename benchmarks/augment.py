@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.noise import note
 from osteo.config import AugmentConfig
-from osteo.training.augment import Online, make_cpu_twin
+from osteo.training.augment import Online, Operations, make_cpu_twin
 
 BATCH, BATCHES, ROUNDS = 16, 60, 9
 
@@ -44,6 +44,18 @@ def chain(ranges: AugmentConfig) -> Callable[[torch.Tensor], torch.Tensor]:
     )
 
 
+def entries(ranges: AugmentConfig) -> list[dict[str, dict[str, object]]]:
+    """The same chain as `augment.ops`."""
+    translate, scale, brightness, contrast = ranges.translate, ranges.scale, ranges.brightness, ranges.contrast
+    affine = {"degrees": ranges.rotate, "translate": [translate, translate], "scale": [1 - scale, 1 + scale], "p": 1.0}
+    return [
+        {"RandomHorizontalFlip": {"p": ranges.flip}},
+        {"RandomAffine": affine},
+        {"RandomBrightness": {"brightness": [1 - brightness, 1 + brightness], "p": 1.0}},
+        {"RandomContrast": {"contrast": [1 - contrast, 1 + contrast], "p": 1.0}},
+    ]
+
+
 def seconds(work: Callable[[], object], device: str) -> float:
     """Seconds of one call, over as many as make a measurement."""
     work()
@@ -62,12 +74,18 @@ def measure() -> list[dict]:
         for side in (224, 64):
             grey = np.random.default_rng(0).integers(0, 256, (BATCH * BATCHES, side, side), dtype=np.uint8)
             pictures = (torch.from_numpy(grey[:BATCH]).unsqueeze(1).float() / 255).to(device)
-            online, theirs, draw = Online(AugmentConfig()), chain(AugmentConfig()), torch.arange(BATCH, device=device)
+            online, by_kornia, draw = (
+                Online(AugmentConfig()),
+                chain(AugmentConfig()),
+                torch.arange(BATCH, device=device),
+            )
+            by_name = Operations(entries(AugmentConfig()), side=side)
             loader = DataLoader(Pictures(grey), batch_size=BATCH, num_workers=2, persistent_workers=True)
-            found: dict[str, list[float]] = {"osteo": [], "Kornia": [], "albumentations": []}
+            found: dict[str, list[float]] = {"osteo": [], "ops": [], "Kornia": [], "albumentations": []}
             for _ in range(ROUNDS):
                 found["osteo"].append(seconds(partial(online, pictures, pictures, draw, draw), device))
-                found["Kornia"].append(seconds(partial(theirs, pictures), device))
+                found["ops"].append(seconds(partial(by_name, pictures, pictures, draw, draw), device))
+                found["Kornia"].append(seconds(partial(by_kornia, pictures), device))
                 start, count = time.perf_counter(), 0
                 for batch in loader:
                     batch.unsqueeze(1).float().div_(255).to(device)
@@ -79,9 +97,11 @@ def measure() -> list[dict]:
                     "device": device if device == "cpu" else torch.cuda.get_device_name(),
                     "side": side,
                     "osteo, ms": round(1e3 * best["osteo"], 2),
+                    "augment.ops, ms": round(1e3 * best["ops"], 2),
                     "Kornia's chain, ms": round(1e3 * best["Kornia"], 2),
                     "albumentations, two workers, ms": round(1e3 * best["albumentations"], 2),
                     "Kornia / osteo": round(best["Kornia"] / best["osteo"], 2),
+                    "augment.ops / Kornia": round(best["ops"] / best["Kornia"], 2),
                     "albumentations / osteo": round(best["albumentations"] / best["osteo"], 2),
                     "noise": note(*found.values()),
                 }

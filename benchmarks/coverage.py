@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from osteo.evaluation.bootstrap import bootstrap, proportion
-from osteo.evaluation.metrics import METRICS, metrics
+from osteo.evaluation.bootstrap import proportion
+from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.tests import delong_interval, delong_test, mcnemar, paired_bootstrap
 
 DISTANCE = 2**0.5 * norm.ppf(0.85)  # between the classes' means: an AUROC of 0.85
@@ -66,9 +66,9 @@ def covered(design: Design, draws: int, seed: int) -> dict[str, bool]:
     scores, found = data.scores[:1], {}
     ways = {"cluster bootstrap": data.groups, "plain bootstrap": list(range(len(data.labels)))}
     for way, groups in ways.items():
-        made = bootstrap(metrics(data.labels, scores), data.labels, groups, draws=draws, seed=seed)
+        intervals = metric_intervals(data.labels, scores, groups, names=NAMES, draws=draws, seed=seed)
         for name, title in NAMES.items():
-            found[f"{title}, {way}"] = made.interval(METRICS.index(name)), TRUTH[name]
+            found[f"{title}, {way}"] = intervals[name], TRUTH[name]
     right = (scores[0] > 0.5) == (data.labels == 1)
     found["accuracy, Wilson"] = proportion(int(right.sum()), len(right)), TRUTH["accuracy"]
     found["AUROC, DeLong by cluster"] = delong_interval(data.labels, scores, data.groups), TRUTH["auroc"]

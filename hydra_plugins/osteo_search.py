@@ -18,7 +18,7 @@ from osteo.checks import check
 from osteo.config import SearchSettings
 from osteo.errors import UserError
 
-ConfigStore.instance().store(group="hydra/sweeper", name="search_schema", node=SearchSettings)
+ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchSettings)
 
 
 class SearchSweeper(Sweeper):

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from osteo import parts
-from osteo.config import CLASS_NAMES, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig
+from osteo.config import DATA_SETS, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig, SplitConfig
 from osteo.errors import UserError, unknown
+from osteo.task import CLASSES
 
 TARGET = "_target_"
 """The key of a part that names its class, as in Hydra."""
@@ -57,7 +58,14 @@ def check_data(data: DataConfig) -> None:
     Raises:
         UserError: one line that says what to change.
     """
-    split = data.split
+    if data.name not in DATA_SETS and data.name not in parts.sources:
+        raise unknown("data.name", data.name, [*DATA_SETS, *parts.sources])
+    if data.name in DATA_SETS:  # a registered source checks for itself what it reads
+        _check_archives(data)
+    _check_split(data.split)
+
+
+def _check_archives(data: DataConfig) -> None:
     given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
     used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
     if given - used:
@@ -74,8 +82,13 @@ def check_data(data: DataConfig) -> None:
     if data.classes and data.name != "folder":
         raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
     for pair in data.classes:
-        if pair.rpartition(":")[2].strip() not in CLASS_NAMES or ":" not in pair:
-            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASS_NAMES)}")
+        if pair.rpartition(":")[2].strip() not in CLASSES or ":" not in pair:
+            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASSES)}")
+    if data.download and data.name not in ("paper", "clean"):
+        raise UserError(f"data.download=true goes with data=paper or data=clean, not with data={data.name}")
+
+
+def _check_split(split: SplitConfig) -> None:
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
@@ -87,8 +100,6 @@ def check_data(data: DataConfig) -> None:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
     if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
         raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
-    if data.download and data.name not in ("paper", "clean"):
-        raise UserError(f"data.download=true goes with data=paper or data=clean, not with data={data.name}")
 
 
 def _check_training(config: Config) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-CLASS_NAMES = ("normal", "osteopenia", "osteoporosis")
+from osteo.task import RULES, YOUDEN
+
+DATA_SETS = ("phantom", "paper", "clean", "folder")
+"""Values of data.name, beside the sources that plugins register."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -58,10 +61,13 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    name: str = option("phantom", "data set", choices=("phantom", "paper", "clean", "folder"))
+    name: str = option("phantom", "phantom, paper, clean, folder, or a source that a plugin has registered")
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
-    root: str | None = option(None, "a folder or zip with class folders normal and osteoporosis (data=folder)")
+    root: str | None = option(
+        None,
+        "a folder or zip with class folders normal and osteoporosis (data=folder); or what a registered source reads",
+    )
     classes: list[str] = option(
         [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
     )
@@ -87,6 +93,9 @@ class AugmentConfig:
     scale: float = option(0.1, "largest relative change of size", low=0.0, high=0.5)
     brightness: float = option(0.2, "largest additive change of intensity", low=0.0, high=1.0)
     contrast: float = option(0.2, "largest relative change of contrast", low=0.0, high=1.0)
+    ops: list[Any] = option(
+        [], "operations of kornia.augmentation in place of all of these, as in [{RandomAffine: {degrees: 10}}]"
+    )
     val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
 
 
@@ -264,7 +273,7 @@ class PredictConfig(PluginsConfig):
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
     output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
-    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
     interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
     overlay: bool = option(True, "a picture with its Grad-CAM beside every answer, and a sheet with all of them")
 
@@ -276,7 +285,7 @@ class ServeConfig(PluginsConfig):
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
     port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
-    rule: str = option("Youden", "how the threshold was chosen on validation", choices=("0.5", "Youden", "sensitivity"))
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
     interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
     overlay: bool = option(True, "the picture with its Grad-CAM beside it")
     most_mib: int = option(32, "largest file that is taken, in MiB", low=1, high=512)

@@ -8,17 +8,24 @@ operations, Lightning's callbacks and loggers). What no library has is registere
 
     @parts.backbones.register("two_layers")
     def two_layers(*, in_chans: int, num_classes: int, drop_rate: float, img_size: int) -> nn.Module: ...
+
+    @parts.metrics.register("balanced_accuracy", title="balanced accuracy")
+    def balanced_accuracy(weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats: ...
 """
 
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
+
+import numpy as np
 
 from osteo.errors import UserError, unknown
-from osteo.types import Floats
+from osteo.task import THRESHOLD, Direction
+from osteo.types import Floats, Labels, Mask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,8 +88,30 @@ MakeLoss = Callable[..., Callable[["Tensor", "Tensor"], "Tensor"]]
 """(**loss.args) -> a function of logits (B,) and targets in [0, 1] (B,) that gives one loss per picture (B,)."""
 ReadSource = Callable[["DataConfig", "Path"], Mapping[str, Any]]
 """(configuration, cache folder) -> `osteo.data.sources.Source` by name; see osteo.data.sources.read_source."""
-Metric = Callable[[Floats, Floats, Floats, Floats], Floats]
-"""(weights (D, N), labels (N,), probabilities (N,), calls (N,)) -> values (D,); see osteo.evaluation.metrics."""
+Measure = Callable[[Floats, Labels, Floats, Mask], Floats]
+"""(weights (D, N), labels (N,), probabilities of the positive class (N,), whether it is called positive (N,)) -> (D,).
+
+A weight says how often a picture counts: each row of weights is one draw of the bootstrap, and a row of ones the
+pictures as they are. Labels are those of osteo.task. Division by zero is no error: what is not finite is undefined.
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a record, the leaderboard, the report and its tables say of predictions, with its interval."""
+
+    name: str
+    """in metrics.json, after test/ or val/, and in every other file"""
+    title: str
+    """in a table that a person reads"""
+    measure: Measure
+    direction: Direction = "max"
+    """whether lower or higher is better"""
+    needs: tuple[int, ...] = (0, 1)
+    """labels without which it is undefined"""
+    is_recorded: bool = True
+    """whether metrics.json has it; the report has every metric"""
+
 
 LIBRARIES = ("lightning", "torch", "torchmetrics", "timm", "kornia", "osteo")
 """Whose classes a configuration may name by `_target_`, beside those of plugins."""
@@ -92,34 +121,23 @@ ENTRY_POINTS = "osteo.plugins"
 P = TypeVar("P")
 
 
-class Register(Generic[P]):
+class Parts(Generic[P]):
     """Parts of one kind, by name.
 
     Args:
-        key: of the configuration, whose values are the names.
+        key: of the configuration, whose values are the names; or what the parts are.
     """
 
     def __init__(self, key: str) -> None:
         self.key = key
         self._parts: dict[str, P] = {}
+        self._origins: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[P], P]:
-        """A decorator that keeps a part under a name.
-
-        Raises:
-            UserError: the name is taken by another part.
-        """
-
-        def keep(part: P) -> P:
-            if not callable(part):
-                raise UserError(f"{self.key}={name}: {part!r} cannot be called, so it builds nothing")
-            kept = self._parts.setdefault(name, part)
-            if kept is not part and _origin(kept) != _origin(part):  # a module that is imported again brings a twin
-                raise UserError(f"{self.key}={name} is registered twice, by {_origin(kept)} and by {_origin(part)}")
-            self._parts[name] = part
-            return part
-
-        return keep
+    def _keep(self, name: str, part: P, made_by: object) -> None:
+        origin = f"{getattr(made_by, '__module__', '?')}.{getattr(made_by, '__qualname__', type(made_by).__qualname__)}"
+        if self._origins.setdefault(name, origin) != origin:  # a module that is imported again brings a twin
+            raise UserError(f"{self.key}={name} is registered twice, by {self._origins[name]} and by {origin}")
+        self._parts[name] = part
 
     def __getitem__(self, name: str) -> P:
         if name not in self._parts:
@@ -133,14 +151,86 @@ class Register(Generic[P]):
         return iter(self._parts)
 
 
-def _origin(part: object) -> str:
-    return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', type(part).__qualname__)}"
+class Register(Parts[P]):
+    """Parts that are what their module defines."""
+
+    def register(self, name: str) -> Callable[[P], P]:
+        """A decorator that keeps a part under a name.
+
+        Raises:
+            UserError: the name is taken by another part.
+        """
+
+        def keep(part: P) -> P:
+            if not callable(part):
+                raise UserError(f"{self.key}={name}: {part!r} cannot be called, so it builds nothing")
+            self._keep(name, part, part)
+            return part
+
+        return keep
+
+
+class Metrics(Parts[Metric]):
+    """Metrics in the order of their columns."""
+
+    def add(self, metric: Metric) -> None:
+        """Keeps a metric.
+
+        Raises:
+            UserError: its name or its title is taken, or it does not give one number for each row of weights.
+        """
+        origin = f"metric={metric.name} of {getattr(metric.measure, '__module__', metric.measure)}"
+        if metric.direction not in get_args(Direction):
+            raise unknown(f"{origin}: direction", metric.direction, get_args(Direction))
+        if not metric.name.isidentifier():
+            raise UserError(f"{origin} is no name for a column; use letters, digits and underscores")
+        for other in self._parts.values():
+            if other.title == metric.title and other.name != metric.name:
+                raise UserError(f"{origin} has the title of metric={other.name}, '{metric.title}'; give it another one")
+        _check(metric, origin)
+        self._keep(metric.name, metric, metric.measure)
+
+    def register(
+        self, name: str, *, title: str = "", direction: Direction = "max", needs: tuple[int, ...] = (0, 1)
+    ) -> Callable[[Measure], Measure]:
+        """A decorator that keeps a function as a metric, which metrics.json, leaderboard and report then have.
+
+        Args:
+            name: of its columns: test/NAME.
+            title: of its column in the report; its name where it is empty.
+            direction: whether lower ("min") or higher ("max") is better.
+            needs: labels without which it is undefined.
+
+        Raises:
+            UserError: as `add` does.
+        """
+
+        def keep(measure: Measure) -> Measure:
+            self.add(Metric(name, title or name, measure, direction, needs))
+            return measure
+
+        return keep
+
+
+def _check(metric: Metric, origin: str) -> None:
+    """Tries a metric on four pictures and two rows of weights."""
+    labels, probabilities = np.array([0, 0, 1, 1]), np.array([0.2, 0.6, 0.4, 0.8])
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shape = np.shape(metric.measure(np.ones((2, 4)), labels, probabilities, probabilities > THRESHOLD))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{origin} cannot be computed ({reason}); see osteo.parts.Measure") from error
+    if shape != (2,):
+        raise UserError(f"{origin} gives shape {shape} for 2 rows of weights, not (2,); see osteo.parts.Measure")
 
 
 backbones: Register[MakeBackbone] = Register("model.backbone")
 heads: Register[MakeHead] = Register("model.head")
 losses: Register[MakeLoss] = Register("loss.name")
 sources: Register[ReadSource] = Register("data.name")
+metrics = Metrics("metric")
+"""`osteo.evaluation.metrics` adds osteo's own."""
 
 configurations: list["Path"] = []
 """Folders of YAML files that plugins bring, laid out as conf/; a plugin appends its own."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from osteo.task import CLASSES
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "osteo"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -124,3 +126,23 @@ def test_help_and_configuration_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+DRAW_CLASSES = {"task.py", "config.py", "data/phantom.py"}
+"""Files in which the names of classes stand as values: the task's, and the phantoms' that are drawn by class."""
+
+
+def test_the_names_of_the_classes_stand_in_one_place() -> None:
+    named = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in CLASSES
+    }
+    templates = {
+        path.name
+        for path in (PACKAGE / "report" / "templates").iterdir()
+        if any(f'"{name}"' in path.read_text(encoding="utf-8") for name in CLASSES)
+    }
+    assert named == DRAW_CLASSES
+    assert templates == set()

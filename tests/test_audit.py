@@ -15,7 +15,8 @@ from osteo.data.manifest import assign_groups, clean, copies, typed
 from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
 from osteo.data.summary import leaks
-from osteo.evaluation.bootstrap import Interval, auroc, proportion
+from osteo.evaluation.bootstrap import Interval, proportion
+from osteo.evaluation.metrics import auroc_interval
 from tests.conftest import REAL_DATA
 
 
@@ -251,10 +252,10 @@ def test_intervals_on_known_values() -> None:
     value, low, high = proportion(40, 47)  # the paper's best accuracy
     assert (round(value, 4), round(low, 3), round(high, 3)) == (0.8511, 0.723, 0.926)
     labels, scores = [0, 0, 0, 1, 1, 1] * 20, [0.1, 0.4, 0.35, 0.8, 0.3, 0.9] * 20
-    area = auroc(labels, scores, list(range(120)))
+    area = auroc_interval(labels, scores, list(range(120)))
     assert area.value == pytest.approx(7 / 9)
     assert 0.65 < area.low < 7 / 9 < area.high < 0.9
-    clustered = auroc(labels, scores, [i // 24 for i in range(120)])
+    clustered = auroc_interval(labels, scores, [i // 24 for i in range(120)])
     assert clustered.high - clustered.low < 1e-9  # every group is the same
 
 

@@ -1,23 +1,31 @@
-"""Augmentation: in range, in shape, drawn a picture, and reproducible."""
+"""Augmentation: in range, in shape, drawn for each picture, and reproducible."""
+
+from pathlib import Path
 
 import kornia.augmentation as K
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import kstest
 
-from osteo.config import AugmentConfig
+from osteo.config import AugmentConfig, Config
 from osteo.data.phantom import draw
 from osteo.data.store import clahe, square
+from osteo.errors import UserError
 from osteo.training.augment import (
     PAPER_VARIANTS,
     Online,
+    Operations,
     Paper,
     Parameters,
+    _join,
     _mix,
+    hashed,
     hashed_uniform,
     make_augmentation,
     make_cpu_twin,
+    operations,
     paper_twins,
     warp_and_expose,
 )
@@ -64,6 +72,30 @@ def test_hashed_numbers_are_uniform_and_independent() -> None:
     assert torch.equal(hashed_uniform(0, torch.tensor([39_999]), 7)[0], numbers[-1])
 
 
+FUSED = [
+    {"RandomHorizontalFlip": {"p": 0.5}},
+    {"RandomAffine": {"degrees": 10, "translate": [0.05, 0.05], "scale": [0.9, 1.1], "p": 1.0}},
+    {"RandomBrightness": {"brightness": [0.8, 1.2], "p": 1.0}},
+    {"RandomContrast": {"contrast": [0.8, 1.2], "p": 1.0}},
+]
+"""What the fused warp does, as a list of Kornia's operations."""
+
+
+def parameters_of(flip: dict, affine: dict, brightness: dict, contrast: dict) -> Parameters:
+    """Kornia's parameters of these four operations, as the fused warp takes them."""
+    return Parameters(
+        flip["batch_prob"].flatten().float(), affine["angle"], *affine["translations"].T, affine["scale"][:, 0],
+        brightness["brightness_factor"], contrast["contrast_factor"],
+    )  # fmt: skip
+
+
+def drawn_by(augmentation: Operations, draw: torch.Tensor, side: int) -> Parameters:
+    """What the fused warp would be given for these draws."""
+    seeds = hashed(augmentation.seed, draw, len(augmentation.operations)).T.tolist()
+    drawn = [operation.draw(chosen, side) for operation, chosen in zip(augmentation.operations, seeds, strict=True)]
+    return parameters_of(*(_join(parameters) for parameters in drawn))
+
+
 @pytest.mark.parametrize("side", [32, 97, 224])
 def test_one_warp_is_kornia_s_own_chain(side: int) -> None:
     torch.manual_seed(side)
@@ -75,22 +107,34 @@ def test_one_warp_is_kornia_s_own_chain(side: int) -> None:
         K.RandomContrast((0.8, 1.2), p=1.0),
         data_keys=["input"],
     )
-    theirs = chain(pictures)
-    flip, affine, brightness, contrast = (step.data for step in chain._params)
-    ours = warp_and_expose(
-        pictures,
-        Parameters(
-            flip["batch_prob"].flatten().float(), affine["angle"], *affine["translations"].T, affine["scale"][:, 0],
-            brightness["brightness_factor"], contrast["contrast_factor"],
-        ),
-    )  # fmt: skip
-    assert 0 < float(flip["batch_prob"].sum()) < 8
-    assert float((ours - theirs).abs().max()) < 1e-4
+    by_kornia = chain(pictures)
+    parameters = parameters_of(*(step.data for step in chain._params))
+    assert 0 < float(parameters.flip.sum()) < 8
+    assert float((warp_and_expose(pictures, parameters) - by_kornia).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("side", [32, 97, 224])
+def test_one_warp_is_the_list_of_operations(side: int) -> None:
+    pictures = torch.rand(8, 1, side, side, generator=torch.Generator().manual_seed(side))
+    by_name, draw = Operations(FUSED, seed=3, side=side), torch.arange(8)
+    changed = by_name(pictures, pictures, draw, draw)
+    assert float((warp_and_expose(pictures, drawn_by(by_name, draw, side)) - changed).abs().max()) < 1e-4
+
+
+def test_the_list_of_operations_draws_as_the_warp_does() -> None:
+    draw = torch.arange(4000)
+    by_name, fused = drawn_by(Operations(FUSED, seed=5), draw, 224), Online(AugmentConfig(), seed=5).drawn(draw, 224)
+    assert float(by_name.flip.mean()) == pytest.approx(0.5, abs=0.04)
+    for name in Parameters._fields[1:]:
+        ours, reference = getattr(fused, name), getattr(by_name, name)
+        assert kstest(reference.numpy(), ours.numpy()).pvalue > 0.001, name
+        assert float(ours.max() - ours.min()) == pytest.approx(float(reference.max() - reference.min()), rel=0.01), name
+    together = torch.corrcoef(torch.stack(by_name)) - torch.eye(7)
+    assert float(together.abs().max()) < 0.08  # five standard errors
 
 
 def test_parameters_fill_their_ranges() -> None:
-    ranges = AugmentConfig()
-    drawn = Online(ranges).drawn(torch.arange(20_000), 224)
+    drawn = Online(AugmentConfig()).drawn(torch.arange(20_000), 224)
     assert float(drawn.flip.mean()) == pytest.approx(0.5, abs=0.02)
     for values, low, high in (
         (drawn.angle, -10.0, 10.0), (drawn.translate_x, -11.2, 11.2), (drawn.translate_y, -11.2, 11.2),
@@ -128,6 +172,7 @@ def test_paper_variants_are_exact_and_chosen_by_index() -> None:
 def test_names_choose_pipelines() -> None:
     chosen = {name: type(make_augmentation(AugmentConfig(name=name))).__name__ for name in ("online", "paper", "none")}
     assert chosen == {"online": "Online", "paper": "Paper", "none": "Augmentation"}
+    assert isinstance(make_augmentation(AugmentConfig(ops=FUSED)), Operations)
     nothing = make_augmentation(AugmentConfig(name="none"))
     assert torch.equal(nothing(PICTURES, PICTURES, SAME, SAME), PICTURES)
 
@@ -163,3 +208,142 @@ def test_kornia_s_variants_are_albumentations_ones(number: int) -> None:
         mean, largest = TOLERANCE[name]
         assert float(difference.mean()) <= mean + 1e-4, name
         assert float(difference.max()) <= largest + 1e-3, name
+
+
+ARGUMENTS = {  # of operations that need some, or that change nothing without, for pictures of 64 x 64
+    "CenterCrop": {"size": [64, 64]},
+    "ColorJiggle": {"brightness": 0.2, "contrast": 0.2},
+    "ColorJitter": {"brightness": 0.2, "contrast": 0.2},
+    "Denormalize": {"mean": 0.5, "std": 0.5},
+    "LongestMaxSize": {"max_size": 64},
+    "Normalize": {"mean": 0.5, "std": 0.5},
+    "PadTo": {"size": [64, 64]},
+    "RandomAffine": {"degrees": 10, "translate": [0.1, 0.1], "scale": [0.9, 1.1], "shear": 5},
+    "RandomBrightness": {"brightness": [0.8, 1.2]},
+    "RandomClahe": {"clip_limit": [1.0, 4.0]},
+    "RandomContrast": {"contrast": [0.8, 1.2]},
+    "RandomCrop": {"size": [64, 64], "padding": 4},
+    "RandomFisheye": {"center_x": [-0.3, 0.3], "center_y": [-0.3, 0.3], "gamma": [0.9, 1.0]},
+    "RandomGamma": {"gamma": [0.8, 1.2], "gain": [0.8, 1.2]},
+    "RandomGaussianBlur": {"kernel_size": [3, 3], "sigma": [0.1, 2.0]},
+    "RandomHue": {"hue": [-0.1, 0.1]},
+    "RandomMotionBlur": {"kernel_size": [3, 7], "angle": 35.0, "direction": 0.5},
+    "RandomResizedCrop": {"size": [64, 64]},
+    "RandomRotation": {"degrees": 10},
+    "RandomRotation90": {"times": [-3, 3]},
+    "RandomSaturation": {"saturation": [0.8, 1.2]},
+    "RandomShear": {"shear": 10},
+    "RandomSnow": {"snow_coefficient": [0.3, 0.5], "brightness": [1.5, 2.0]},
+    "RandomTranslate": {"translate_x": [-0.1, 0.1], "translate_y": [-0.1, 0.1]},
+    "Resize": {"size": [64, 64]},
+    "SmallestMaxSize": {"max_size": 64},
+}
+OF_COLOURS = {"RandomHue", "RandomJPEG", "RandomPlanckianJitter", "RandomRGBShift", "RandomSaturation", "RandomSnow"}
+UNCHANGING = {  # of a grey picture of 64 x 64 with all intensities from 0 to 1
+    "CenterCrop", "LongestMaxSize", "PadTo", "RandomChannelShuffle", "RandomGrayscale", "Resize", "SmallestMaxSize",
+}  # fmt: skip
+LARGE = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(1)).clamp(0.001, 0.999)
+LARGE[0] = 0.0
+
+
+@pytest.mark.parametrize("name", sorted(set(operations()) - OF_COLOURS))
+def test_every_operation_follows_seed_and_number_and_nothing_else(name: str) -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    arguments = ARGUMENTS.get(name, {}) | ({} if name == "PadTo" or name.endswith("MaxSize") else {"p": 0.7})
+    augmentation = make_augmentation(AugmentConfig(ops=[{name: arguments}]), seed=1, side=64)
+    numbers = torch.tensor([5, 3, 900, 0, 7, 2])
+    changed = augmentation(LARGE, LARGE, SAME, numbers)
+    assert changed.shape == LARGE.shape
+    assert 0.0 <= float(changed.min()) <= float(changed.max()) <= 1.0
+    assert torch.equal(changed, LARGE) == (name in UNCHANGING)
+    order = torch.tensor([4, 2, 0])
+    torch.testing.assert_close(augmentation(LARGE[order], LARGE, SAME, numbers[order]), changed[order])
+    again = make_augmentation(AugmentConfig(ops=[{name: arguments}]), seed=1, side=64)
+    assert torch.equal(again(LARGE, LARGE, SAME, numbers), changed)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_operations_draw_anew_for_every_epoch_place_and_seed() -> None:
+    rotations = [{"RandomRotation": {"degrees": 90, "p": 1.0}}] * 2
+    augmentation = Operations(rotations, seed=1, side=32)
+    first, second = (operation.draw([11], 32)[0]["degrees"] for operation in augmentation.operations)
+    assert torch.equal(first, second)  # a seed is all that counts, and each place has its own
+    draw, other_epoch = torch.arange(6), torch.arange(6) + 100
+    once = augmentation(PICTURES, PICTURES, SAME, draw)
+    assert all(
+        not torch.equal(a, b) for a, b in zip(once, augmentation(PICTURES, PICTURES, SAME, other_epoch), strict=True)
+    )
+    assert not torch.equal(once, Operations(rotations, seed=2, side=32)(PICTURES, PICTURES, SAME, draw))
+    seeds = hashed(1, torch.arange(20_000), 2)
+    assert len(set((seeds % 2**32).flatten().tolist())) > 39_990  # all that torch's generator makes of a seed
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_operations_are_applied_with_their_probability(probability: float) -> None:
+    ops = [{"RandomInvert": {"p": probability}}, {"RandomVerticalFlip": {"p": 0.0}}]
+    pictures = torch.zeros(2000, 1, 16, 16)
+    changed = make_augmentation(AugmentConfig(ops=ops), side=16)(pictures, pictures, SAME, torch.arange(2000))
+    assert set(changed.unique().tolist()) == {0.0: {0.0}, 0.25: {0.0, 1.0}, 1.0: {1.0}}[probability]
+    assert float(changed.mean()) == pytest.approx(probability, abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(OF_COLOURS))
+def test_operations_on_colours_are_refused(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"augment.ops\[0\].{name} cannot change 64 x 64 grey pixels: .*(3|color)"
+    ) as caught:
+        make_augmentation(AugmentConfig(ops=[{name: ARGUMENTS.get(name, {})}]), side=64)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("RandomAffine", "augment.ops[0]=RandomAffine is no operation with arguments, such as {RandomAffine: "),
+        ({"RandomAffine": 3}, "augment.ops[0]={'RandomAffine': 3} is no operation with arguments"),
+        ({"RandomInvert": {}, "RandomEqualize": {}}, "is no operation with arguments"),
+        ({"RandomAfine": {}}, "augment.ops[0] 'RandomAfine' is unknown among 55 names; the nearest are: RandomAffine"),
+        ({"RandomAffine": {"degree": 10}}, "augment.ops[0].RandomAffine 'degree' is unknown; choose one of: degrees, "),
+        ({"RandomAffine": {}}, "cannot be made of {}: missing a required argument: 'degrees'"),
+        ({"RandomAffine": {"degrees": "ten"}}, "RandomAffine cannot be made of {'degrees': 'ten'}: "),
+        ({"RandomGaussianBlur": {"kernel_size": [4, 4], "sigma": [0.1, 2.0]}}, "Kernel size must be an odd integer"),
+        ({"RandomInvert": {"p": 7}}, "augment.ops[0].RandomInvert.p=7 is no probability"),
+        ({"RandomInvert": {"p": "often"}}, "augment.ops[0].RandomInvert.p=often is no probability"),
+        ({"RandomInvert": {"same_on_batch": True}}, "same_on_batch is not possible: every picture is drawn by itself"),
+        ({"Resize": {"size": [32, 48]}}, "makes 32 x 48 pixels of 64 x 64; pictures must keep their size"),
+        ({"Normalize": {"mean": 0.5, "std": 0.0}}, "makes intensities that are not finite"),
+        ({"RandomMixUpV2": {}}, "augment.ops[0].RandomMixUpV2 does not change one 2-D picture by itself"),
+        ({"RandomAffine3D": {}}, "augment.ops[0].RandomAffine3D does not change one 2-D picture by itself"),
+        ({"RandomDissolving": {}}, "augment.ops[0].RandomDissolving does not change one 2-D picture by itself"),
+    ],
+)
+def test_a_wrong_operation_is_one_line(entry: object, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_augmentation(AugmentConfig(ops=[entry]), side=64)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["paper", "albumentations", "none"])
+def test_operations_go_with_the_online_pipeline_alone(name: str) -> None:
+    with pytest.raises(UserError, match=f"augment.ops goes with augment=online, not with augment={name}"):
+        make_augmentation(AugmentConfig(name=name, ops=FUSED))
+
+
+def test_what_draws_while_it_is_applied_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(self: object, pictures: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return pictures + torch.rand_like(pictures)
+
+    monkeypatch.setattr(K.RandomInvert, "apply_transform", apply)
+    with pytest.raises(UserError, match="draws while it is applied"):
+        make_augmentation(AugmentConfig(ops=[{"RandomInvert": {}}]), side=32)
+
+
+def test_operations_are_plain_values_in_a_record(tmp_path: Path) -> None:
+    OmegaConf.save(OmegaConf.structured(Config(augment=AugmentConfig(ops=FUSED))), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "!!" not in text
+    read = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(tmp_path / "config.yaml")))
+    assert isinstance(read, Config)
+    assert read.augment.ops == FUSED

@@ -55,14 +55,14 @@ def predictions(seed: int) -> pd.DataFrame:
 
 def test_no_test_label_and_no_test_logit_changes_what_validation_says() -> None:
     table = predictions(1)
-    said = validate(table)
+    validated = validate(table)
     shuffled, on_test = table.copy(), table["split"] == "test"
     shuffled.loc[on_test, "label"] = 1 - shuffled.loc[on_test, "label"]
     shuffled.loc[on_test, "logit"] = 99.0
-    assert validate(shuffled) == said
+    assert validate(shuffled) == validated
     changed = table.copy()
     changed.loc[~on_test, "label"] = changed.loc[~on_test, "label"].to_numpy()[::-1]
-    assert validate(changed) != said
+    assert validate(changed) != validated
 
 
 def test_skill_is_what_validation_gains_on_knowing_the_share_of_cases() -> None:
@@ -76,8 +76,8 @@ def test_skill_is_what_validation_gains_on_knowing_the_share_of_cases() -> None:
 def test_calibration_error_is_that_of_torchmetrics() -> None:
     rng = np.random.default_rng(0)
     probabilities, labels = rng.random(200), rng.integers(0, 2, 200)
-    theirs = binary_calibration_error(torch.tensor(probabilities), torch.tensor(labels), n_bins=10)
-    assert calibration_error(labels, probabilities[None]) == pytest.approx(float(theirs), abs=1e-6)
+    expected = binary_calibration_error(torch.tensor(probabilities), torch.tensor(labels), n_bins=10)
+    assert calibration_error(labels, probabilities[None]) == pytest.approx(float(expected), abs=1e-6)
     with_none = np.vstack([probabilities, np.full(200, np.nan)])
     assert calibration_error(labels, with_none) == calibration_error(labels, probabilities[None])
 

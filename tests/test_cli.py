@@ -32,8 +32,8 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
     ("overrides", "message"),
     [
         (["optimizer.lrr=1"], "key 'optimizer.lrr' is unknown; choose one of: name, lr, weight_decay"),
-        (["optimiser.lr=1"], "key 'optimiser' is unknown; choose one of: seed, output_dir, experiment, data"),
-        (["+extra=1"], "key 'extra' is unknown; choose one of: seed"),
+        (["optimiser.lr=1"], "key 'optimiser' is unknown; choose one of: plugins, seed, output_dir, experiment, data"),
+        (["+extra=1"], "key 'extra' is unknown; choose one of: plugins, seed"),
         (["trainer.max_epochs=ten"], "trainer.max_epochs=ten: Value 'ten' of type 'str' could not be converted"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 is too small; the smallest allowed is 1"),
         (["model.pretrained=maybe"], "model.pretrained=maybe: Value 'maybe' is not a valid bool"),
@@ -164,3 +164,9 @@ def test_a_run_leaves_its_record(osteo: Callable, tiny: list[str], tmp_path: Pat
     assert "image_size=64" in (tmp_path / "run/train.log").read_text()
     assert "wandb leet" not in done.out
     assert "test_resnet" in done.out
+
+
+def test_flags_of_hydra_that_exclude_each_other_are_one_line(osteo: Callable) -> None:
+    done = osteo("train", "-m", "--cfg", "job")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "Only one of --run, --multirun, --cfg" in done.err

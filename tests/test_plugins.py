@@ -207,8 +207,8 @@ def test_an_installed_package_is_a_plugin_by_its_entry_point(place: Path, words:
     [
         ("import nowhere", "plugins=[bad] cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
         ("1 / 0", "plugins=[bad] cannot be imported (ZeroDivisionError: division by zero)"),
-        ("from osteo import parts\nparts.heads.register('x')(3)", "plugins=[bad]: model.head=x: 3 cannot be called"),
-        ("from osteo import parts\n@parts.heads.register('x')\ndef a(f): ...\n@parts.heads.register('x')\ndef b(f): ...",
+        ("from osteo.parts import heads\nheads.register('x')(3)", "plugins=[bad]: model.head=x: 3 cannot be called"),
+        ("from osteo.parts import heads\n@heads.register('x')\ndef a(f): ...\n@heads.register('x')\ndef b(f): ...",
          "plugins=[bad]: model.head=x is registered twice, by bad.a and by bad.b"),
     ],
 )  # fmt: skip

@@ -16,6 +16,8 @@ import pytest
 from osteo.config import DataConfig
 from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
+from osteo.errors import UserError
+from osteo.report.page import write_report
 from osteo.report.paper import TABLE_2, table_1, table_2
 from osteo.report.tables import as_latex, as_markdown
 from tests.conftest import REAL_DATA
@@ -105,7 +107,7 @@ def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         command = [str(Path(sys.executable).with_name("osteo")), *command]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    (folder / "said.txt").write_text(done.stdout)
+    (folder / "terminal.txt").write_text(done.stdout)
     return folder / "my sweep"
 
 
@@ -156,8 +158,8 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
     assert len(html) < 5_000_000
     assert html.count("<svg") == 5
     assert html.count('alt="the same with Grad-CAM"') == 8
-    said = (reported.parent / "said.txt").read_text()
-    assert "report       my sweep/report.html" in said
+    terminal = (reported.parent / "terminal.txt").read_text()
+    assert "report       my sweep/report.html" in terminal
 
 
 def test_nothing_of_the_machine_stands_in_what_is_shared(reported: Path) -> None:
@@ -178,9 +180,9 @@ def test_nothing_of_the_machine_stands_in_what_is_shared(reported: Path) -> None
 
 
 def test_wandb_gets_the_report_in_the_group_of_its_runs(reported: Path) -> None:
-    told = offline_runs(reported)
-    assert [of_type(records, "run")[0]["job_type"] for records in told] == ["train"] * 8 + ["report"]
-    assert len({of_type(records, "run")[0]["run_group"] for records in told}) == 1
+    runs = offline_runs(reported)
+    assert [of_type(records, "run")[0]["job_type"] for records in runs] == ["train"] * 8 + ["report"]
+    assert len({of_type(records, "run")[0]["run_group"] for records in runs}) == 1
     logged = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/images/figures/*.png")}
     assert logged == FIGURES
     tables = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/table/tables/*.json")}
@@ -200,17 +202,17 @@ def test_the_page_in_a_browser(reported: Path, scheme: str, size: tuple[int, int
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=quiet)
         page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-        said: list[str] = []
-        asked: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        messages: list[str] = []
+        requested: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto((reported / "report.html").as_uri())
         images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
         assert len(images) == 16
         assert all(images)
-        assert said == []
-        assert [url for url in asked if not url.startswith("data:")] == [(reported / "report.html").as_uri()]
+        assert messages == []
+        assert [url for url in requested if not url.startswith("data:")] == [(reported / "report.html").as_uri()]
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 27)"}[scheme]
@@ -252,6 +254,18 @@ def test_a_report_of_a_transformer_whose_pictures_are_gone(
     page = (tmp_path / "run/report.html").read_text()
     assert "What needs the pictures is left out" in page
     assert "reaches an AUROC of" in page
+
+
+def test_a_report_from_python(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    report = write_report(folder, draws=100, pictures=False)
+    assert f"<h1>{report.title}</h1>" in (folder / "report.html").read_text()
+    numbers = pd.read_csv(folder / "tables" / "comparison.csv").set_index("system")
+    assert report.results.best.intervals["auroc"].value == pytest.approx(numbers.loc["test_resnet", "auroc"])
+    with pytest.raises(UserError, match="draws=1 is too small"):
+        write_report(folder, draws=1)
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_report(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

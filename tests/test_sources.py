@@ -3,6 +3,8 @@
 import io
 import stat
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,11 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osteo.config import DataConfig
+from osteo import parts
+from osteo.checks import check
+from osteo.config import DataConfig, PrepareConfig
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
 from osteo.data.prepare import prepare
-from osteo.data.sources import read_folder, read_kaggle, read_mendeley
+from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley
+from osteo.data.store import square
 from osteo.errors import UserError
+from osteo.reading.pictures import decode
+from osteo.task import CLASS_NAMES
 
 
 def png(value: int, size: tuple[int, int] = (40, 50)) -> bytes:
@@ -225,3 +232,90 @@ def test_the_manifest_is_read_back_unless_a_file_changes(archives: Path, tmp_pat
     assert len(list((tmp_path / "manifests").iterdir())) == 1
     write(root, **{"normal/new.png": png(5)})
     assert len(build_manifest({"kaggle": read_kaggle(str(root))}, tmp_path)) == len(first) + 1
+
+
+def test_the_same_files_under_other_names_of_classes_are_read_anew(tmp_path: Path) -> None:
+    root = write(tmp_path / "data", **{"a/1.png": png(1), "b/2.png": png(2)})
+    for classes in ({"a": "normal", "b": "osteoporosis"}, {"a": "osteoporosis", "b": "normal"}):
+        table = build_manifest({"folder": read_folder(str(root), classes)}, tmp_path / "cache")
+        assert table.set_index("image_id")["class_name"].to_dict() == {
+            f"folder/{c}/{n}.png": classes[c] for c, n in ("a1", "b2")
+        }
+
+
+def in_memory(source: str = "mine", **changes: str) -> Source:
+    """A source of twenty pictures that lie nowhere; `changes` are made to the first."""
+    content = {f"{i}.png": png(i) for i in range(20)}
+    found = [Picture(f"{source}/{n}", source, n, n, CLASS_NAMES[i % 2], patient=f"P{i}") for i, n in enumerate(content)]
+    return Source([replace(found[0], **changes), *found[1:]], read=content.__getitem__)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], DataConfig]:
+    """Registers a source that returns something, for one test; gives the configuration that names it."""
+    monkeypatch.setattr(parts.sources, "_parts", {})
+
+    def register(found: object) -> DataConfig:
+        parts.sources.register("my_source")(lambda data, cache: found(data, cache) if callable(found) else found)  # type: ignore[arg-type]
+        return DataConfig(name="my_source", root="wherever", image_size=32)
+
+    return register
+
+
+def test_a_registered_source_is_prepared_by_its_name(
+    registered: Callable[[object], DataConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSTEO_CACHE", str(tmp_path))
+    given: list[tuple[DataConfig, Path]] = []
+
+    def read(data: DataConfig, cache: Path) -> dict[str, Source]:
+        given.append((data, cache))
+        return {"mine": in_memory()}
+
+    config = registered(read)
+    check(PrepareConfig(data=config))
+    manifest, store = prepare(config)
+    assert [(data.root, cache) for data, cache in given] == [("wherever", tmp_path)]
+    assert manifest["label"].value_counts().to_dict() == {0: 10, 1: 10}
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    expected = square(decode(png(3)), 32, "pad")
+    assert np.array_equal(
+        store.pictures[0, store.rows[manifest.set_index("image_id").loc["mine/3.png", "sha256"]]], expected
+    )
+    assert not (tmp_path / "manifests").exists()  # without a stamp, nobody knows whether they are still the same
+
+
+def test_an_unknown_source_is_answered_with_all_names(registered: Callable[[object], DataConfig]) -> None:
+    registered({})
+    with pytest.raises(UserError) as caught:
+        check(PrepareConfig(data=DataConfig(name="your_source")))
+    assert str(caught.value) == (
+        "data.name 'your_source' is unknown; choose one of: phantom, paper, clean, folder, my_source"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "data.name=my_source returned NoneType, not a mapping of names to osteo.data.sources.Source"),
+        ({}, "data.name=my_source returned dict, not a mapping"),
+        ([in_memory()], "data.name=my_source returned list, not a mapping"),
+        ({"mine": [1]}, "not a mapping of names to osteo.data.sources.Source"),
+        ({"a/b": in_memory("a/b")}, "returned a source named 'a/b'; a name is text without a slash"),
+        ({"other": in_memory()}, "picture 0.png of source other needs the image_id other/0.png and that source"),
+        ({"mine": in_memory(image_id="0.png")}, "needs the image_id mine/0.png and that source, not 0.png and mine"),
+        ({"mine": in_memory(class_name="ill")}, "class of mine/0.png 'ill' is unknown; choose one of: normal, "),
+        ({"mine": in_memory(name="1.png", image_id="mine/1.png")}, "data.name=my_source returned mine/1.png twice"),
+        ({"mine": Source([])}, "source mine holds no pictures"),
+        ({"mine": Source(in_memory().pictures[::2])}, "source mine has no pictures of class osteoporosis"),
+    ],
+)
+def test_a_source_that_breaks_its_contract_is_one_line(
+    registered: Callable[[object], DataConfig], tmp_path: Path, found: object, message: str
+) -> None:
+    config = registered(found)
+    config.cache = str(tmp_path)
+    with pytest.raises(UserError) as caught:
+        prepare(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

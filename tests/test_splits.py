@@ -27,8 +27,8 @@ PAPER = {("kaggle", 0): 186, ("kaggle", 1): 186, ("mendeley", 0): 36, ("mendeley
 
 
 def test_table_1_of_the_paper_to_the_picture() -> None:
-    plan = SplitConfig(grouped=False, stratify=["label"])
-    counts = assign_splits(manifest(PAPER), plan).groupby(["split", "label"]).size()
+    config = SplitConfig(grouped=False, stratify=["label"])
+    counts = assign_splits(manifest(PAPER), config).groupby(["split", "label"]).size()
     assert counts.to_dict() == {
         ("train", 0): 155, ("val", 0): 44, ("test", 0): 23,
         ("train", 1): 164, ("val", 1): 47, ("test", 1): 24,
@@ -39,8 +39,8 @@ def test_table_1_of_the_paper_to_the_picture() -> None:
 @pytest.mark.parametrize("group_size", [1, 2, 3, 5])
 def test_no_group_crosses_a_split(seed: int, group_size: int) -> None:
     table = manifest(PAPER, group_size)
-    for plan in (SplitConfig(seed=seed), SplitConfig(seed=seed, fold=seed % 5)):
-        sides = assign_splits(table, plan).groupby("group")["split"].nunique()
+    for config in (SplitConfig(seed=seed), SplitConfig(seed=seed, fold=seed % 5)):
+        sides = assign_splits(table, config).groupby("group")["split"].nunique()
         assert (sides == 1).all(), f"groups on several sides: {list(sides[sides > 1].index)}"
 
 

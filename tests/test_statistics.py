@@ -6,9 +6,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, brier_score_loss
 
 from benchmarks import coverage
-from osteo.evaluation import metrics as recorded
-from osteo.evaluation.bootstrap import auroc, bootstrap, proportion
-from osteo.evaluation.metrics import METRICS, metrics
+from osteo.evaluation.bootstrap import bootstrap, proportion
+from osteo.evaluation.metrics import all_metrics, auroc_interval, evaluate, metric_intervals, weighted_metrics
 from osteo.evaluation.tests import delong, delong_interval, delong_test, holm, mcnemar, paired_bootstrap
 
 # Turck et al., Intensive Care Medicine 36 (2010): 113 patients after subarachnoid haemorrhage, as pROC ships them
@@ -89,10 +88,10 @@ def scored() -> tuple[np.ndarray, np.ndarray, list[int]]:
 def test_metrics_are_those_of_the_records_and_of_other_libraries(scored: tuple) -> None:
     labels, logits, _ = scored
     scores = 1 / (1 + np.exp(-logits))
-    ours = dict(zip(METRICS, metrics(labels, scores[None])(np.ones((1, 200)))[0], strict=True))
-    theirs = recorded.evaluate(logits, labels)
-    for name in set(METRICS) & set(theirs):
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-6), name
+    ours = dict(zip(all_metrics(), weighted_metrics(labels, scores[None])(np.ones((1, 200)))[0], strict=True))
+    recorded = evaluate(logits, labels)
+    for name in set(ours) & set(recorded):
+        assert ours[name] == pytest.approx(recorded[name], abs=1e-6), name
     assert ours["average_precision"] == pytest.approx(average_precision_score(labels, scores))
     assert ours["brier"] == pytest.approx(brier_score_loss(labels, scores))
 
@@ -101,16 +100,16 @@ def test_weights_count_as_repeated_pictures(scored: tuple) -> None:
     labels, logits, _ = scored
     scores = 1 / (1 + np.exp(-logits))
     weights = np.random.default_rng(1).integers(0, 4, 200)
-    weighted = metrics(labels, scores[None])(weights[None].astype(float))
+    weighted = weighted_metrics(labels, scores[None])(weights[None].astype(float))
     repeated = np.repeat(labels, weights), np.repeat(scores, weights)
-    assert weighted == pytest.approx(metrics(repeated[0], repeated[1][None])(np.ones((1, weights.sum()))))
+    assert weighted == pytest.approx(weighted_metrics(repeated[0], repeated[1][None])(np.ones((1, weights.sum()))))
 
 
 def test_a_repeat_that_tested_nothing_does_not_count(scored: tuple) -> None:
     labels, logits, _ = scored
     one = np.ones((1, 200))
     with_none = np.vstack([logits, np.full(200, np.nan)])
-    assert metrics(labels, with_none)(one) == pytest.approx(metrics(labels, logits[None])(one))
+    assert weighted_metrics(labels, with_none)(one) == pytest.approx(weighted_metrics(labels, logits[None])(one))
 
 
 def test_draws_keep_groups_and_classes_together() -> None:
@@ -128,7 +127,7 @@ def test_draws_keep_groups_and_classes_together() -> None:
     assert (drawn[:, 2] == drawn[:, 3]).all()
     assert (drawn[:, 0] + drawn[:, 5] == 2).all()  # two groups of normal pictures, two of osteoporosis
     assert (drawn[:, 2] + drawn[:, 4] == 2).all()
-    assert made.clusters == 2
+    assert made.smallest_stratum == 2
     assert sorted(map(tuple, 1 - seen[2])) == [(0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 1, 0), (0, 0, 1, 1, 0, 0),
                                                (1, 1, 0, 0, 0, 0)]  # fmt: skip
 
@@ -137,19 +136,18 @@ def test_the_same_seed_gives_the_same_interval_in_one_piece_or_many(
     scored: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels, logits, groups = scored
-    whole = auroc(labels, logits, groups, seed=3)
-    assert whole == auroc(labels, logits, groups, seed=3)
-    assert whole != auroc(labels, logits, groups, seed=4)
+    whole = auroc_interval(labels, logits, groups, seed=3)
+    assert whole == auroc_interval(labels, logits, groups, seed=3)
+    assert whole != auroc_interval(labels, logits, groups, seed=4)
     monkeypatch.setattr("osteo.evaluation.bootstrap.CELLS", 200 * 64)
-    assert auroc(labels, logits, groups, seed=3) == pytest.approx(whole)
+    assert auroc_interval(labels, logits, groups, seed=3) == pytest.approx(whole)
 
 
 def test_no_error_among_few_pictures_is_no_certainty() -> None:
     labels = np.array([0] * 10 + [1] * 12)
-    made = bootstrap(metrics(labels, labels[None].astype(float)), labels, list(range(22)))
-    found = made.interval(METRICS.index("accuracy"))
-    assert found == pytest.approx((1.0, proportion(10, 10).low, 1.0))
-    assert made.interval(METRICS.index("brier")) == pytest.approx((0.0, 0.0, 1 - proportion(10, 10).low))
+    found = metric_intervals(labels, labels[None].astype(float), list(range(22)))
+    assert found["accuracy"] == pytest.approx((1.0, proportion(10, 10).low, 1.0))
+    assert found["brier"] == pytest.approx((0.0, 0.0, 1 - proportion(10, 10).low))
 
 
 def test_a_paired_difference_is_smaller_than_two_single_ones(scored: tuple) -> None:
@@ -158,8 +156,8 @@ def test_a_paired_difference_is_smaller_than_two_single_ones(scored: tuple) -> N
     second = 1 / (1 + np.exp(-(logits + np.random.default_rng(2).normal(0, 0.3, 200))))
     half = np.full((1, 200), 0.5)
     pair = paired_bootstrap(labels, (first[None], half), (second[None], half), groups)["auroc"]
-    alone = auroc(labels, first, groups)
-    assert pair.difference.value == pytest.approx(alone.value - auroc(labels, second, groups).value)
+    alone = auroc_interval(labels, first, groups)
+    assert pair.difference.value == pytest.approx(alone.value - auroc_interval(labels, second, groups).value)
     assert pair.difference.high - pair.difference.low < 0.5 * (alone.high - alone.low)
     assert 0.05 < pair.p <= 1.0
     same = paired_bootstrap(labels, (first[None], half), (first[None], half), groups)["auroc"]

@@ -1,5 +1,6 @@
 """Decoding, squaring and keeping pictures."""
 
+import errno
 import io
 import subprocess
 import sys
@@ -183,6 +184,17 @@ def test_two_builders_share_the_work(tmp_path: Path) -> None:
     assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [False]
 
 
+def test_a_store_is_built_where_a_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    table, content = pictures(3)
+    store = open_store(table, content.__getitem__, tmp_path, image_size=16, fit="pad")
+    assert len(store.rows) == 3
+    assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [False]
+
+
 def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("osteo.data.store.CHUNK", 2)
     table, content = pictures(7)
@@ -195,7 +207,8 @@ def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch:
 
     with pytest.raises(KeyboardInterrupt):
         open_store(table, die, tmp_path, image_size=16, fit="pad")
-    assert [path.name.startswith(".") for path in (tmp_path / "stores").iterdir()] == [True]
+    left = [path.name for path in (tmp_path / "stores").iterdir()]
+    assert sorted((name[0], name.rpartition(".")[2]) for name in left) == [(".", "lock"), (".", "part")]
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert sorted(reads) == ["s/4", "s/5", "s/6"]
     for i, name in enumerate(content):

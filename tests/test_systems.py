@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from osteo.config import Config
 from osteo.errors import UserError
-from osteo.evaluation.metrics import METRICS
+from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import read_experiment, validate
 from osteo.records.record import Run
 from osteo.report import rows
@@ -59,8 +59,8 @@ def write_run(
     rng = np.random.default_rng([seed, len(backbone), fold or 0])
     logit = strength * (2.0 * table["label"] - 1.0) + rng.normal(size=PICTURES)
     columns = ["image_id", "source", "group", "split", "label"]
-    shown = table[columns].assign(logit=logit, probability=expit(logit))
-    run.write_predictions(shown[shown["split"] != "train"])
+    predictions = table[columns].assign(logit=logit, probability=expit(logit))
+    run.write_predictions(predictions[predictions["split"] != "train"])
     run.write_history([{"epoch": i, "train/loss": 0.7, "val/loss": 0.7, "val/auroc": 0.5} for i in range(2)])
     run.write_metrics({"val/auroc": 0.5 + strength / 10, "test/auroc": 0.5, "test/accuracy": 0.5,
                        "test/confusion_matrix": [[1, 1], [1, 1]]})  # fmt: skip
@@ -91,13 +91,13 @@ def test_folds_are_pooled_within_repeats(sweep: list[Run]) -> None:
         assert (model.tested, model.repeats, len(model.runs)) == (PICTURES, 2, 6)
     run = sweep[4]  # resnet18, seed 1, fold 1
     test = run.read_table("predictions.csv").query("split == 'test'").set_index("image_id")
-    said = validate(run.read_table("predictions.csv"))
+    validated = validate(run.read_table("predictions.csv"))
     for place, image_id in enumerate(found.pictures["image_id"]):
         if image_id in test.index:
             assert models[0].probabilities[1, place] == pytest.approx(test.loc[image_id, "probability"])
-            expected = expit(test.loc[image_id, "logit"] / said.temperature)
+            expected = expit(test.loc[image_id, "logit"] / validated.temperature)
             assert models[0].calibrated[1, place] == pytest.approx(expected)
-            assert models[0].thresholds["Youden"][1, place] == said.thresholds["Youden"]
+            assert models[0].thresholds["Youden"][1, place] == validated.thresholds["Youden"]
 
 
 def test_what_differs_beside_folds_and_seeds_names_a_system(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_results_and_words(sweep: list[Run]) -> None:
     found = read_experiment(sweep)
     results = compute(found, draws=300, seed=0, prevalence=0.126, sensitivity=0.9)
     assert results.best.system.name == "densenet121"
-    assert set(results.best.intervals) == set(METRICS)
-    for result in results.results:
+    assert set(results.best.intervals) == set(all_metrics())
+    for result in results.ranked:
         for interval in result.intervals.values():
             assert interval.low <= interval.value <= interval.high
     assert results.best.confusion.sum() == pytest.approx(PICTURES)

@@ -112,6 +112,10 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         fail(command, error)
     except (HydraException, OmegaConfBaseException) as error:
         fail(command, UserError(describe_mistake(error, schema)))
+    except ValueError as error:  # of Hydra's own flags
+        if application.directory:
+            raise
+        fail(command, UserError(str(error).splitlines()[0]))
     except FailFast as error:
         print(f"osteo {command}: {error}", file=sys.stderr)
         code = 1

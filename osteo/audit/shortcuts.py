@@ -11,7 +11,8 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from osteo.evaluation.bootstrap import Interval, auroc, proportion
+from osteo.evaluation.bootstrap import Interval, proportion
+from osteo.evaluation.metrics import auroc_interval
 from osteo.evaluation.systems import TREES
 from osteo.types import Floats, Grey, ReadFile
 
@@ -178,5 +179,5 @@ def _cross_validate(
     scores = cross_val_predict(forest, features, truth, groups=groups, cv=splitter, method="predict_proba")[:, 1]
     right = int(((scores > 0.5) == (truth.to_numpy() == 1)).sum())
     majority = float(truth.value_counts(normalize=True).max())
-    reached = proportion(right, len(truth)), auroc(truth, scores, list(groups), seed=seed)
+    reached = proportion(right, len(truth)), auroc_interval(truth, scores, list(groups), seed=seed)
     return Shortcut(name, title, len(truth), majority, *reached, target)

@@ -2,14 +2,10 @@
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from osteo.app import hydra as application
 from osteo.config import EvaluateConfig
 from osteo.records.record import Job
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ def train(config: Config, job: Job) -> None:
     fit.check_parts(config)
     seed_everything(config.seed, workers=True, verbose=False)
     module = fit.make_module(config)
-    augmentation = make_augmentation(config.augment, config.seed)
+    augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     prepared = prepare(config.data)
     datamodule = KneeDataModule(
         prepared,

@@ -8,7 +8,11 @@ from collections.abc import Iterable
 import openpyxl
 import pandas as pd
 
-COLUMNS = {  # ours: how the sheet's heading begins, in lower case, without stray blanks and colons
+from osteo.task import CLASSES
+
+NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
+
+COLUMNS = {  # by our name: how the sheet's heading begins, in lower case, without stray blanks and colons
     "patient": "patient id",
     "sex": "gender",
     "age": "age",
@@ -29,7 +33,7 @@ SHEETS = {".xlsx"}
 
 
 def read_sheet(content: bytes) -> pd.DataFrame | None:
-    """Reads a workbook, one row a patient, indexed by the patient's pseudonym in upper case.
+    """Reads a workbook, one row per patient, indexed by the patient's pseudonym in upper case.
 
     Returns:
         The columns of `COLUMNS`, numbers as float (age in years, height in m, weight in kg, T- and Z-score in standard
@@ -41,7 +45,7 @@ def read_sheet(content: bytes) -> pd.DataFrame | None:
         return None
     for sheet in book.worksheets:
         rows = list(sheet.iter_rows(values_only=True))
-        headings = [_plain(cell) for cell in rows[0]] if rows else []
+        headings = [_normalised(cell) for cell in rows[0]] if rows else []
         if "patient id" not in headings:
             continue
         table = pd.DataFrame(index=range(len(rows) - 1))
@@ -51,21 +55,21 @@ def read_sheet(content: bytes) -> pd.DataFrame | None:
             if name in NUMBERS:
                 table[name] = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").astype(float)
             else:
-                table[name] = pd.Series([_plain(cell) or None for cell in cells], dtype="string")
+                table[name] = pd.Series([_normalised(cell) or None for cell in cells], dtype="string")
         known = table[table["patient"].notna()].drop_duplicates("patient")
         return known.assign(patient=known["patient"].str.upper()).set_index("patient")
     return None
 
 
-def _plain(cell: object) -> str:
+def _normalised(cell: object) -> str:
     return re.sub(r"[\s:]+", " ", "" if cell is None else str(cell)).strip().lower()
 
 
 def who_class(t_score: float) -> str:
     """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
     if t_score <= -2.5:
-        return "osteoporosis"
-    return "normal" if t_score > -1.0 else "osteopenia"
+        return OSTEOPOROSIS
+    return NORMAL if t_score > -1.0 else OSTEOPENIA
 
 
 def mismatches(sheet: pd.DataFrame, patients: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

@@ -30,7 +30,7 @@ def kaggle() -> Path:
         ) from error
     try:
         return Path(kagglehub.dataset_download(KAGGLE))
-    except Exception as error:  # kagglehub raises errors of its own, of requests and of the Kaggle client
+    except Exception as error:  # kagglehub raises its errors, and those of requests and of the Kaggle client
         raise UserError(
             f"the Kaggle archive could not be fetched ({type(error).__name__}); try again to go on where it stopped,"
             f" or download {KAGGLE} yourself and set data.kaggle=FILE"

@@ -1,6 +1,6 @@
 """Finds pictures of the same exposure: re-encoded, resized, cropped by a few per cent, brighter or mirrored.
 
-Candidates come from one matrix product an assumed crop; each is then aligned by an affine warp and confirmed where the
+Candidates come from one matrix product per assumed crop; each is then aligned by an affine warp and confirmed where the
 fine detail agrees all over the picture. Different knees in the same pose agree along the edges of the bones only.
 """
 
@@ -87,12 +87,12 @@ def _candidates(middle: Grey) -> list[Candidate]:
     """For every picture those that resemble it most, under all assumed crops."""
     if len(middle) < 2:
         return []
-    plain = _describe(middle, _WINDOWS[0], mirrored=False)
+    targets = _describe(middle, _WINDOWS[0], mirrored=False)
     found: list[npt.NDArray[np.float64]] = []
     for number, mirrored in _ASSUMED:
         queries = _describe(middle, _WINDOWS[number], mirrored=mirrored)
         found += [
-            _nearest(queries[start : start + 1024], plain, start, number, mirrored=mirrored)
+            _nearest(queries[start : start + 1024], targets, start, number, mirrored=mirrored)
             for start in range(0, len(queries), 1024)
         ]
     rows = np.concatenate(found)  # columns: first, second, correlation, window, mirrored
@@ -109,9 +109,9 @@ def _candidates(middle: Grey) -> list[Candidate]:
     return kept
 
 
-def _nearest(queries: Singles, plain: Singles, start: int, window: int, *, mirrored: bool) -> npt.NDArray[np.float64]:
+def _nearest(queries: Singles, targets: Singles, start: int, window: int, *, mirrored: bool) -> npt.NDArray[np.float64]:
     """The likeliest partners of these queries, which are pictures start, start + 1, and so on."""
-    alike = torch.from_numpy(queries) @ torch.from_numpy(plain).T  # torch, since NumPy has no topk
+    alike = torch.from_numpy(queries) @ torch.from_numpy(targets).T  # torch, since NumPy has no topk
     alike[torch.arange(len(queries)), start + torch.arange(len(queries))] = -1.0
     best = alike.topk(min(_NEAREST, alike.shape[1] - 1), dim=1)
     values, columns = best.values.numpy(), best.indices.numpy()
@@ -182,7 +182,7 @@ def _align(pictures: Grey, start: Candidate, warp: Singles, *, steps: int, gain:
 
 
 def _inner(picture: Singles) -> Grey:
-    """Where alignment may look: not at the rim, nor at what is white, where films have edges and letters."""
+    """The pixels that alignment uses: not the rim, nor what is white, where films have edges and letters."""
     rim = len(picture) // 32
     mask = np.zeros(picture.shape, np.uint8)
     mask[rim:-rim, rim:-rim] = 255 * (picture[rim:-rim, rim:-rim] < 245)

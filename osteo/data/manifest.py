@@ -1,6 +1,7 @@
-"""One table, a row a picture: what is known of every file before any of it is decoded."""
+"""One table, one row per picture: what is known of every file before any of it is decoded."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from osteo.data.clinical import who_class
-from osteo.data.sources import CLASSES, SPLIT_FOLDERS, Picture, Source
+from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
 from osteo.files import write_table
 from osteo.reading.pictures import describe_error, header
+from osteo.task import CLASS_NAMES, CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -44,33 +46,37 @@ CONTRADICTORY = "copies with contradictory labels"
 COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
 DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
-"""Reasons that say nothing against the file itself."""
+"""Reasons that are not the fault of the file itself."""
 
 
 def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
-    """Hashes every picture and reads its header; a second call on the same files reads the table back.
+    """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
 
     Args:
         sources: by name, as read.
         cache: folder in which the table is kept.
 
     Returns:
-        One row a picture, `split` empty for a picture that can be used and "excluded" otherwise.
+        One row per picture, `split` empty for a picture that can be used and "excluded" otherwise.
 
     Raises:
         UserError: a source has no pictures, or lacks a class.
     """
     for name, source in sources.items():
         _check_classes(name, source)
-    stamp = "\n".join(source.stamp for source in sources.values())
-    kept = cache / "manifests" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.csv"
-    if kept.exists():
+    stamps = [source.stamp for source in sources.values()]
+    # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
+    facts = [[p.image_id, p.path, p.class_name, p.patient] for source in sources.values() for p in source.pictures]
+    recipe = json.dumps([stamps, facts])
+    kept = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
+    if all(stamps) and kept.exists():
         return read_manifest(kept)
     log.info("reading %d pictures", sum(len(source.pictures) for source in sources.values()))
     with ThreadPoolExecutor() as pool:
         rows = [row for source in sources.values() for row in pool.map(lambda p, s=source: _row(p, s), source.pictures)]
     manifest = _drop_repeats(typed(pd.DataFrame(rows)))
-    write_table(kept, manifest)
+    if all(stamps):
+        write_table(kept, manifest)
     return manifest
 
 
@@ -101,10 +107,10 @@ def _check_classes(name: str, source: Source) -> None:
     present = {picture.class_name for picture in source.pictures}
     if not present:
         raise UserError(
-            f"source {name} holds no pictures in class folders; expected folders named normal and osteoporosis"
+            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}"
             f" with files ending in .png, .jpg or .jpeg ({len(source.strays)} other files were found)"
         )
-    for needed in ("normal", "osteoporosis"):
+    for needed in CLASS_NAMES:
         if needed not in present:
             raise UserError(
                 f"source {name} has no pictures of class {needed}; found only: {', '.join(sorted(present))}"
@@ -112,7 +118,7 @@ def _check_classes(name: str, source: Source) -> None:
 
 
 def _row(picture: Picture, source: Source) -> dict[str, object]:
-    """Everything that can be said of a picture without decoding it."""
+    """Everything that is known of a picture without decoding it."""
     row: dict[str, object] = {key: value for key, value in asdict(picture).items() if key in COLUMNS}
     row["label"] = CLASSES[picture.class_name]
     reason = picture.refused

@@ -18,15 +18,16 @@ import numpy.typing as npt
 import openpyxl
 
 from osteo.files import whole
+from osteo.task import CLASSES, NEGATIVE
 from osteo.types import Grey
 
 Map = npt.NDArray[np.floating[Any]]
 
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
-T_SCORES = {"normal": (-0.9, 1.0), "osteopenia": (-2.4, -1.1), "osteoporosis": (-4.0, -2.5)}
+T_SCORES = dict(zip(CLASSES, ((-0.9, 1.0), (-2.4, -1.1), (-4.0, -2.5)), strict=True))
 """Drawn evenly from these ranges; the WHO's cut-offs are -1 and -2.5."""
 MENDELEY_FOLDER = "Osteoporosis Knee X-ray"
-MENDELEY_PREFIX = {"normal": "N", "osteopenia": "OP", "osteoporosis": "OS"}
+MENDELEY_PREFIX = dict(zip(CLASSES, ("N", "OP", "OS"), strict=True))
 SHEET = "patient details.xlsx"
 HEADINGS = (  # of the published sheet, with its stray blanks and colons
     "S.No", "Patient Id", "Joint Pain:", "Gender", "Age", "Menopause Age", "height  (meter)", "Weight (KG) ", "Smoker",
@@ -107,7 +108,7 @@ def draw(rng: np.random.Generator, t_score: float, *, height: int, width: int, b
 
     Args:
         rng: of everything but the T-score.
-        t_score: in standard deviations from young adults; -4 to 1 looks sound.
+        t_score: in standard deviations from young adults; realistic from -4 to 1.
         height: of the picture, in pixels.
         width: of the picture, in pixels.
         both: show both knees side by side.
@@ -264,11 +265,11 @@ def _film(rng: np.random.Generator, beam: Map, side: str) -> Grey:
 
 
 def _write_sheet(path: Path, patients: list[Sketch], seed: int) -> None:
-    """The clinical sheet: a row a patient, one patient without a picture, and three rows without a patient."""
+    """The clinical sheet: one row per patient, one patient without a picture, and three rows without a patient."""
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     sheet.append(HEADINGS)
-    absent = _sketch(f"mendeley/{MENDELEY_FOLDER}/normal/N{len(patients) + 1}.jpg", "normal", seed)
+    absent = _sketch(f"mendeley/{MENDELEY_FOLDER}/{NEGATIVE}/N{len(patients) + 1}.jpg", NEGATIVE, seed)
     for number, sketch in enumerate([*patients, absent], start=1):
         rng = np.random.default_rng([*sketch.seed, 2])
         female = bool(rng.random() < 0.7)

@@ -3,28 +3,23 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
-from osteo.config import DataConfig, PhantomConfig
+from osteo import parts
+from osteo.config import DATA_SETS, DataConfig, PhantomConfig
 from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
 from osteo.data.duplicates import SAME, SIDE, find_pairs
-from osteo.data.sources import Source, read_folder, read_kaggle, read_mendeley
+from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError
-from osteo.files import cache_dir, write_json
-from osteo.types import ReadFile
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-    from osteo.data.store import Store
+from osteo.files import cache_dir, whole, write_json
+from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +66,17 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
 
 
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
-    """The sources of a data set, by name; archives are drawn or downloaded first where they are missing."""
+    """The sources of a data set, by name; archives are drawn or downloaded first where they are missing.
+
+    Raises:
+        UserError: an archive cannot be opened or fetched, or a registered source breaks its contract.
+    """
+    if config.name not in DATA_SETS:
+        return check_sources(parts.sources[config.name](config, cache), f"data.name={config.name}")
     if config.name == "folder":
         pairs = [pair.rpartition(":") for pair in config.classes]
-        return {"folder": read_folder(str(config.root), {folder.strip(): own.strip() for folder, _, own in pairs})}
+        classes = {folder.strip(): class_name.strip() for folder, _, class_name in pairs}
+        return {"folder": read_folder(str(config.root), classes)}
     kaggle, mendeley = config.kaggle, config.mendeley
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)
@@ -95,7 +97,7 @@ def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
 
 
 def reader(sources: dict[str, Source]) -> ReadFile:
-    """A function that gives a picture's bytes by its image_id."""
+    """A function that gives the bytes of a picture by its image_id."""
 
     def read(image_id: str) -> bytes:
         source, name = image_id.split("/", 1)
@@ -139,7 +141,7 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
 
 
 def t_scores(manifest: pd.DataFrame, sources: dict[str, Source]) -> dict[str, float]:
-    """The T-score of a picture's patient by image_id, where a clinical sheet tells it."""
+    """The T-score of a picture's patient by image_id, where a clinical sheet has it."""
     found: dict[str, float] = {}
     for name, source in sources.items():
         if source.clinical is not None:
@@ -156,7 +158,7 @@ def clinical_table(sources: dict[str, Source]) -> pd.DataFrame | None:
 
 
 def sheet_mismatches(sources: dict[str, Source]) -> list[str]:
-    """Lines on pictures without a row in their source's sheet, rows without a picture, and wrong diagnoses."""
+    """One line for each kind of mismatch between a source and its clinical sheet; see `clinical.mismatches`."""
     lines = []
     for name, source in sources.items():
         if source.clinical is None:
@@ -186,13 +188,9 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
         log.warning("set aside %s: %s", image_id, reason)
 
 
-def export(
-    used: "pd.DataFrame", store: "Store", twins: "Mapping[str, Callable[[np.ndarray], np.ndarray]]", folder: Path
-) -> None:
+def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], folder: Path) -> None:
     """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none."""
     import cv2
-
-    from osteo.files import whole
 
     with whole(folder) as aside:
         for image_id, sha256, split, class_name in used[["image_id", "sha256", "split", "class_name"]].itertuples(

@@ -3,6 +3,7 @@
 import re
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -11,12 +12,10 @@ from typing import Protocol
 import pandas as pd
 
 from osteo.data.clinical import SHEETS, read_sheet
-from osteo.errors import UserError
+from osteo.errors import UserError, unknown
 from osteo.reading.pictures import LARGEST_FILE, PICTURES
+from osteo.task import CLASSES
 from osteo.types import ReadFile
-
-CLASSES = {"normal": 0, "osteopenia": None, "osteoporosis": 1}
-"""Class folders and their label in the binary task; osteopenia lies between the two and has none."""
 
 SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
     "train",
@@ -44,7 +43,7 @@ class Archive(Protocol):
     """A folder or a zip."""
 
     def entries(self) -> Iterator[Entry]:
-        """Every file, sorted by name, so that no order of a file system shows."""
+        """Every file, sorted by name, whatever order the file system has."""
 
     def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
         """The content of one file, or its first bytes."""
@@ -133,9 +132,9 @@ class Picture:
     path: str
     """where it lies, as the user wrote it; a zip counts as a folder"""
     class_name: str
-    patient: str
+    patient: str = ""
     """pseudonym within the source, or empty where nothing is known"""
-    refused: str
+    refused: str = ""
     """why the file must not be opened, or empty"""
 
 
@@ -147,8 +146,9 @@ class Source:
     strays: list[str] = field(default_factory=list)
     """files that are no picture of a known class"""
     read: ReadFile = field(repr=False, default=lambda _: b"")
+    """gives the bytes of a picture by its name"""
     stamp: str = ""
-    """changes when a picture is added, removed or changed"""
+    """changes when the content of a picture does; empty where that is not known, so that all are read each time"""
     clinical: pd.DataFrame | None = field(repr=False, default=None)
     """what a clinical sheet says of the patients; see osteo.data.clinical"""
 
@@ -158,9 +158,9 @@ def class_of(name: str, classes: Mapping[str, str] | None = None) -> str | None:
 
     Args:
         name: inside its archive.
-        classes: names of folders, in lower case, by the class that each stands for; without it, the classes' own.
+        classes: the class that each folder stands for, by its name in lower case; without it, those named as a class.
     """
-    known = classes or {own: own for own in CLASSES}
+    known = classes or {class_name: class_name for class_name in CLASSES}
     for part in reversed(PurePosixPath(name).parts[:-1]):
         if found := known.get(part.strip().casefold()):
             return found
@@ -220,7 +220,7 @@ def read_source(
 
 
 def read_mendeley(root: str) -> Source:
-    """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture a patient, whose id is the file's stem."""
+    """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture per patient, whose id is the file's stem."""
     return read_source("mendeley", root, "data.mendeley", patient_of=lambda name: PurePosixPath(name).stem.upper())
 
 
@@ -230,5 +230,33 @@ def read_kaggle(root: str) -> Source:
 
 
 def read_folder(root: str, classes: Mapping[str, str] | None = None) -> Source:
-    """Any folder or zip with class folders, under the names of `classes` where they are others."""
+    """Any folder or zip with class folders; `classes` as `class_of` takes them."""
     return read_source("folder", root, "data.root", classes=classes)
+
+
+def check_sources(found: object, key: str) -> dict[str, Source]:
+    """The sources that a plugin's function has returned, as the rest of osteo relies on them.
+
+    Args:
+        found: what it has returned.
+        key: option that named it, for errors.
+
+    Raises:
+        UserError: it is no mapping of names to sources, or a picture does not fit its source or has an unknown class.
+    """
+    if not isinstance(found, Mapping) or not found or not all(isinstance(source, Source) for source in found.values()):
+        raise UserError(f"{key} returned {type(found).__name__}, not a mapping of names to osteo.data.sources.Source")
+    for name, source in found.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise UserError(f"{key} returned a source named {name!r}; a name is text without a slash")
+        for picture in source.pictures:
+            if picture.source != name or picture.image_id != f"{name}/{picture.name}":
+                raise UserError(
+                    f"{key}: picture {picture.name} of source {name} needs the image_id {name}/{picture.name} and that"
+                    f" source, not {picture.image_id} and {picture.source}"
+                )
+            if picture.class_name not in CLASSES:
+                raise unknown(f"{key}: class of {picture.image_id}", picture.class_name, CLASSES)
+        if repeated := [i for i, count in Counter(p.image_id for p in source.pictures).items() if count > 1]:
+            raise UserError(f"{key} returned {repeated[0]} twice")
+    return dict(found)

@@ -1,54 +1,38 @@
-"""Hold-out and k-fold splits that never cut through a group, and look the same on every machine."""
+"""Hold-out and k-fold splits that never cut through a group, and are the same on every machine."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
-from osteo.data.manifest import SPLITS
+from osteo.config import SplitConfig
+from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
 from osteo.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    import pandas as pd
+from osteo.task import CLASS_NAMES
 
 
-class Plan(Protocol):
-    """How to split, as `SplitConfig` says it."""
-
-    seed: int
-    fold: int | None
-    folds: int
-    grouped: bool
-    train: float
-    val: float
-    stratify: list[str]
-    file: str | None
-    test_source: str | None
-
-
-def assign_splits(manifest: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """The manifest with train, val or test in `split` for every row that is not excluded.
 
     Raises:
         UserError: a split or a class within it would be empty, or the split file does not fit the pictures.
     """
     usable = manifest[manifest["split"] != "excluded"]
-    if plan.file:
-        chosen = _from_file(usable, Path(plan.file).expanduser())
-    elif plan.test_source:
-        if plan.test_source not in set(usable["source"]):
-            raise unknown("data.split.test_source", plan.test_source, sorted(usable["source"].unique()))
-        rest = usable[usable["source"] != plan.test_source]
-        chosen = _train_and_val(rest, plan).reindex(usable.index, fill_value="test")
-    elif plan.fold is not None:
-        folds = deal(usable, [1.0] * plan.folds, plan)
-        rest = usable[folds != plan.fold]
-        chosen = _train_and_val(rest, plan).reindex(usable.index, fill_value="test")
+    if config.file:
+        chosen = _from_file(usable, Path(config.file).expanduser())
+    elif config.test_source:
+        if config.test_source not in set(usable["source"]):
+            raise unknown("data.split.test_source", config.test_source, sorted(usable["source"].unique()))
+        rest = usable[usable["source"] != config.test_source]
+        chosen = _train_and_val(rest, config).reindex(usable.index, fill_value="test")
+    elif config.fold is not None:
+        folds = deal(usable, [1.0] * config.folds, config)
+        rest = usable[folds != config.fold]
+        chosen = _train_and_val(rest, config).reindex(usable.index, fill_value="test")
     else:
-        parts = deal(usable, [plan.train, plan.val, 1.0 - plan.train - plan.val], plan)
+        parts = deal(usable, [config.train, config.val, 1.0 - config.train - config.val], config)
         chosen = parts.map(dict(enumerate(SPLITS)))
     split = manifest["split"].copy()
     split[chosen.index] = chosen
@@ -56,11 +40,11 @@ def assign_splits(manifest: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     return manifest.assign(split=split)
 
 
-def _train_and_val(rest: pd.DataFrame, plan: Plan) -> "pd.Series[str]":
-    return deal(rest, [plan.train, plan.val], plan).map(dict(enumerate(SPLITS)))
+def _train_and_val(rest: pd.DataFrame, config: SplitConfig) -> "pd.Series[str]":
+    return deal(rest, [config.train, config.val], config).map(dict(enumerate(SPLITS)))
 
 
-def deal(pictures: pd.DataFrame, shares: Sequence[float], plan: Plan) -> "pd.Series[int]":
+def deal(pictures: pd.DataFrame, shares: Sequence[float], config: SplitConfig) -> "pd.Series[int]":
     """Deals pictures into parts of these relative sizes, each with the same mix of strata, groups kept whole.
 
     Every stratum's wanted count in a part is its share, rounded down for all parts but the last (the paper's rule)
@@ -71,15 +55,15 @@ def deal(pictures: pd.DataFrame, shares: Sequence[float], plan: Plan) -> "pd.Ser
     Returns:
         The part of every picture, from 0 to len(shares) - 1, by the index of `pictures`.
     """
-    strata = pictures[list(plan.stratify)].astype("string").agg("/".join, axis=1)
+    strata = pictures[list(config.stratify)].astype("string").agg("/".join, axis=1)
     codes, names = pd.factorize(strata, sort=True)
     totals = np.bincount(codes, minlength=len(names)).astype(float)
     wanted = _targets(totals, np.asarray(shares, float))  # (strata, parts)
-    unit = pictures["group"] if plan.grouped else pictures["image_id"]
+    unit = pictures["group"] if config.grouped else pictures["image_id"]
     members: dict[str, list[int]] = {}
     for position, key in enumerate(unit):
         members.setdefault(key, []).append(position)
-    drawn = {key: hashlib.sha256(f"{plan.seed}:{key}".encode()).hexdigest() for key in members}
+    drawn = {key: hashlib.sha256(f"{config.seed}:{key}".encode()).hexdigest() for key in members}
     part = np.empty(len(pictures), np.int64)
     missing = wanted.copy()
     for key in sorted(members, key=lambda k: (-len(members[k]), drawn[k])):
@@ -146,7 +130,7 @@ def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
 def _check_filled(manifest: pd.DataFrame) -> None:
     for split in SPLITS:
         labels = manifest.loc[manifest["split"] == split, "label"]
-        for label, name in ((0, "normal"), (1, "osteoporosis")):
+        for label, name in enumerate(CLASS_NAMES):
             if not (labels == label).any():
                 raise UserError(
                     f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"
@@ -154,7 +138,7 @@ def _check_filled(manifest: pd.DataFrame) -> None:
                 )
 
 
-def read_split(against: str, manifest: "pd.DataFrame") -> dict[str, str]:
+def read_split(against: str, manifest: pd.DataFrame) -> dict[str, str]:
     """The split of a file or of a run record, by image_id.
 
     Raises:
@@ -170,10 +154,8 @@ def read_split(against: str, manifest: "pd.DataFrame") -> dict[str, str]:
     return given
 
 
-def with_split(manifest: "pd.DataFrame", given: dict[str, str]) -> "pd.DataFrame":
+def with_split(manifest: pd.DataFrame, given: dict[str, str]) -> pd.DataFrame:
     """The manifest with a given split; pictures that it does not name are left out, with that reason."""
-    from osteo.data.manifest import NOT_IN_SPLIT
-
     split = manifest["image_id"].map(given).where(manifest["split"] != "excluded", "excluded")
     reason = manifest["reason"].where(split.notna(), NOT_IN_SPLIT)
     return manifest.assign(split=split.fillna("excluded").astype("string"), reason=reason)

@@ -1,20 +1,20 @@
 """Every picture decoded once: square, grey, eight bits, in one memory-mapped file beside its CLAHE twin."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.reading.pictures import decode, describe_error
@@ -77,22 +77,25 @@ def open_store(
 def _aside(place: Path) -> Iterator[Path]:
     """Yields the folder beside `place` in which it is built, to one process at a time."""
     part = place.with_name(f".{place.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)  # the folder itself: it keeps its lock when it is renamed
+    part.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire()
+        except Timeout:
             log.info("another process is decoding these pictures; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: build in a folder of our own
-            part = place.with_name(f".{place.name}.{os.getpid()}.part")
-            part.mkdir(exist_ok=True)
+            lock.acquire(timeout=-1)
+    except OSError:  # a file system without locks: build in a folder that no other process has
+        part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.mkdir(exist_ok=True)
+    try:
         yield part
         if part.is_dir() and not any(part.iterdir()):
             part.rmdir()  # made while another process finished
+        with suppress(OSError):  # whoever still waits finds the store; what is left is no lock
+            Path(lock.lock_file).unlink()
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _build(kept: pd.DataFrame, read: ReadFile, place: Path, *, image_size: int, fit: str, twins: bool) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from osteo.data.manifest import SPLITS
+from osteo.task import CLASSES
 
 
 def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
-    """What stands on more than one side of a split, as lists of image_ids.
+    """What is in more than one split, as lists of image_ids.
 
     Args:
         manifest: with groups and splits.
@@ -26,16 +27,16 @@ def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
 
 
 def by_split(manifest: pd.DataFrame, clinical: pd.DataFrame | None) -> pd.DataFrame:
-    """What a flow diagram of a paper needs: a row a split, columns as text.
+    """What a flow diagram of a paper needs: one row per split, columns as text.
 
-    Columns: split, pictures, groups, normal, osteoporosis, one a source, and where known women, age and T-score as
-    median (quartiles) with the number of patients they are known of.
+    Columns: split, pictures, groups, one per class, one per source, and where they are known women, and age and T-score
+    as median (quartiles) with the number of patients of whom they are known.
     """
     rows = []
     for split in (*SPLITS, "excluded"):
         part = manifest[manifest["split"] == split]
         row: dict[str, object] = {"split": split, "pictures": len(part), "groups": part["group"].nunique()}
-        row |= {name: int((part["class_name"] == name).sum()) for name in ("normal", "osteopenia", "osteoporosis")}
+        row |= {name: int((part["class_name"] == name).sum()) for name in CLASSES}
         row |= {name: int((part["source"] == name).sum()) for name in sorted(manifest["source"].unique())}
         if clinical is not None:
             known = clinical.reindex(part["patient"].drop_duplicates())

@@ -1,4 +1,4 @@
-"""Intervals and tests on predictions: what is known from few pictures, and what is not.
+"""Intervals by drawing clusters of pictures again and again: what is known from few pictures, and what is not.
 
 Shapes: N pictures, R repeats of an experiment (a repeat's folds are pooled), D draws. A repeat that did not test a
 picture has NaN for it; a metric of several repeats is its mean over them.
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
-from osteo.types import Floats, Statistic
+from osteo.types import Floats, Labels, Statistic
 
 DRAWS = 2000
 CELLS = 4_000_000  # of a matrix of draws that is held at once
@@ -36,11 +35,8 @@ class Comparison(NamedTuple):
 
 def proportion(successes: int, trials: int) -> Interval:
     """A proportion with Wilson's interval."""
-    found = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Interval(successes / trials, float(found.low), float(found.high))
-
-
-# --- the bootstrap ---------------------------------------------------------------------------------------------------
+    bounds = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Interval(successes / trials, float(bounds.low), float(bounds.high))
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,12 @@ class Bootstrapped:
     value: Floats
     draws: Floats
     left_out: Floats
-    clusters: int
-    """of the stratum with the fewest"""
+    smallest_stratum: int
+    """number of clusters in the stratum with the fewest"""
 
     def __sub__(self, other: Self) -> "Bootstrapped":
         return Bootstrapped(
-            self.value - other.value, self.draws - other.draws, self.left_out - other.left_out, self.clusters
+            self.value - other.value, self.draws - other.draws, self.left_out - other.left_out, self.smallest_stratum
         )
 
     def interval(self, column: int) -> Interval:
@@ -69,11 +65,11 @@ class Bootstrapped:
         if not np.isfinite(value) or len(draws) == 0:
             return Interval(float("nan"), float("nan"), float("nan"))
         if np.ptp(draws) == 0.0:
-            edge = proportion(self.clusters, self.clusters).low
+            edge = proportion(self.smallest_stratum, self.smallest_stratum).low
             return Interval(value, edge if value == 1.0 else value, 1.0 - edge if value == 0.0 else value)
-        apart = np.nanmean(self.left_out[:, column]) - self.left_out[:, column]
-        spread = np.nansum(apart**2)
-        acceleration = np.nansum(apart**3) / (6.0 * spread**1.5) if spread > 0 else 0.0
+        influence = np.nanmean(self.left_out[:, column]) - self.left_out[:, column]
+        spread = np.nansum(influence**2)
+        acceleration = np.nansum(influence**3) / (6.0 * spread**1.5) if spread > 0 else 0.0
         below = ((draws < value).mean() + (draws <= value).mean()) / 2
         bias = norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
         shifted = bias + norm.ppf([0.025, 0.975])
@@ -97,7 +93,7 @@ class Bootstrapped:
 
 def bootstrap(
     statistic: Statistic,
-    labels: npt.NDArray[np.int_],
+    labels: Labels,
     groups: Sequence[object],
     *,
     draws: int = DRAWS,
@@ -114,13 +110,13 @@ def bootstrap(
         draws: how many.
         seed: of the draws.
     """
-    cluster = _clusters(groups)
-    strata = _strata(labels, cluster)
+    cluster = number_clusters(groups)
+    strata = stratify(labels, cluster)
     count = int(cluster.max()) + 1
     generators = [np.random.default_rng([seed, place]) for place in range(len(strata))]
     rows = max(1, CELLS // max(len(labels), 1))
 
-    def drawn() -> Iterator[Floats]:
+    def drawn_weights() -> Iterator[Floats]:
         for start in range(0, draws, rows):
             weights = np.zeros((min(rows, draws - start), count))
             for members, rng in zip(strata, generators, strict=True):
@@ -128,64 +124,27 @@ def bootstrap(
                 weights[:, members] = chosen
             yield weights[:, cluster]
 
-    def without() -> Iterator[Floats]:
+    def left_out_weights() -> Iterator[Floats]:
         block = np.arange(count) * min(count, BLOCKS) // count
         for start in range(0, min(count, BLOCKS), rows):
-            wanted = np.arange(start, min(start + rows, count, BLOCKS))
-            yield (block[cluster][None, :] != wanted[:, None]).astype(float)
+            omitted = np.arange(start, min(start + rows, count, BLOCKS))
+            yield (block[cluster][None, :] != omitted[:, None]).astype(float)
 
     return Bootstrapped(
         statistic(np.ones((1, len(labels))))[0],
-        np.concatenate([statistic(weights) for weights in drawn()]),
-        np.concatenate([statistic(weights) for weights in without()]),
+        np.concatenate([statistic(weights) for weights in drawn_weights()]),
+        np.concatenate([statistic(weights) for weights in left_out_weights()]),
         min(len(members) for members in strata),
     )
 
 
-def _clusters(groups: Sequence[object]) -> npt.NDArray[np.int_]:
+def number_clusters(groups: Sequence[object]) -> Labels:
     """The groups as numbers from 0, (N,)."""
     return np.asarray(np.unique(np.asarray(groups, str), return_inverse=True)[1])
 
 
-def _strata(labels: npt.NDArray[np.int_], cluster: npt.NDArray[np.int_]) -> list[npt.NDArray[np.int_]]:
-    """The clusters that hold normal pictures only, osteoporosis only, and both."""
-    ones = np.bincount(cluster, weights=labels)
-    kind = (ones > 0).astype(int) + (ones == np.bincount(cluster))
-    return [found for code in range(3) if len(found := np.flatnonzero(kind == code))]
-
-
-def _ranking(weights: Floats, truth: npt.NDArray[np.int_], scores: Floats) -> tuple[Floats, Floats]:
-    """AUROC by counting pairs, ties as a half, and average precision, by sorting once for all draws."""
-    ones, zeros = cumulated(weights, truth, scores)
-    new_ones, new_zeros = np.diff(ones, axis=1, prepend=0.0), np.diff(zeros, axis=1, prepend=0.0)
-    auroc = 1.0 - (new_ones * (zeros - new_zeros / 2)).sum(axis=1) / (ones[:, -1] * zeros[:, -1])
-    precision = ones / np.maximum(ones + zeros, 1e-300)  # nothing drawn so far: 0
-    return auroc, (new_ones * precision).sum(axis=1) / ones[:, -1]
-
-
-def cumulated(weights: Floats, truth: npt.NDArray[np.int_], scores: Floats) -> tuple[Floats, Floats]:
-    """Weight of cases and of controls at or above each different score, the highest score first, both (D, K)."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])  # of each set of equal scores
-    weights, truth = weights[:, order], truth[order]
-    return np.cumsum(weights * truth, axis=1)[:, ends], np.cumsum(weights * (1 - truth), axis=1)[:, ends]
-
-
-def auroc(labels: npt.ArrayLike, scores: npt.ArrayLike, groups: Sequence[object], *, seed: int = 0) -> Interval:
-    """The area under the ROC curve with the interval of the cluster bootstrap.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: higher means 1, (N,).
-        groups: pictures that are drawn together, (N,).
-        seed: of the draws.
-    """
-    truth, score = np.asarray(labels, int), np.asarray(scores, float)
-
-    def statistic(weights: Floats) -> Floats:
-        return _ranking(weights, truth, score)[0][:, None]
-
-    return bootstrap(statistic, truth, groups, seed=seed).interval(0)
-
-
-# --- tests -----------------------------------------------------------------------------------------------------------
+def stratify(labels: Labels, cluster: Labels) -> list[Labels]:
+    """The clusters with negative pictures only, with both kinds, and with positive ones only; no stratum is empty."""
+    positives = np.bincount(cluster, weights=labels)
+    stratum = (positives > 0).astype(int) + (positives == np.bincount(cluster))
+    return [members for code in range(3) if len(members := np.flatnonzero(stratum == code))]

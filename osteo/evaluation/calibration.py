@@ -4,10 +4,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from osteo.task import FIXED, SENSITIVITY, THRESHOLD, YOUDEN
 from osteo.types import Floats, Labels
 
-RULES = ("0.5", "Youden", "sensitivity")
-"""How a threshold is chosen: as given, by the largest sensitivity + specificity, or by a wanted sensitivity."""
 BINS = 10  # of the expected calibration error, equally wide
 COLDEST, HOTTEST = 0.05, 20.0
 
@@ -20,8 +19,8 @@ def log_loss(logits: Floats, labels: Labels) -> float:
 def fit_temperature(logits: Floats, labels: Labels) -> float:
     """The number that logits are divided by so that their log loss is least (Guo et al. 2017), from 0.05 to 20."""
     span = np.log([COLDEST, HOTTEST])
-    found = minimize_scalar(lambda u: log_loss(logits / np.exp(u), labels), bounds=tuple(span), method="bounded")
-    return float(np.exp(found.x))
+    best = minimize_scalar(lambda u: log_loss(logits / np.exp(u), labels), bounds=tuple(span), method="bounded")
+    return float(np.exp(best.x))
 
 
 def calibrate(logits: Floats, temperature: float) -> Floats:
@@ -30,22 +29,23 @@ def calibrate(logits: Floats, temperature: float) -> Floats:
 
 
 def choose_thresholds(probabilities: Floats, labels: Labels, *, sensitivity: float = 0.9) -> dict[str, float]:
-    """A threshold by each of `RULES`; a picture is called osteoporosis where its probability is above.
+    """A threshold by each of `task.RULES`; a picture is called positive where its probability is above.
 
     Args:
         probabilities: of validation pictures, (N,).
-        labels: theirs, 0 or 1, (N,).
+        labels: of these, 0 or 1, (N,).
         sensitivity: the least that the third rule keeps, with the best specificity that it leaves.
     """
     values = np.unique(probabilities)
-    between = np.r_[values[0] / 2, (values[1:] + values[:-1]) / 2, (1.0 + values[-1]) / 2]
-    above = probabilities[None, :] > between[:, None]
-    cases = labels == 1
-    found, spared = above[:, cases].mean(axis=1), (~above)[:, ~cases].mean(axis=1)
-    best = np.flatnonzero(np.isclose(found + spared, (found + spared).max()))
-    youden = between[best[np.argmin(np.abs(between[best] - 0.5))]]  # of equally good ones the least unusual
-    wanted = between[np.flatnonzero(found >= sensitivity - 1e-12)[-1]]
-    return {"0.5": 0.5, "Youden": float(youden), "sensitivity": float(wanted)}
+    candidates = np.r_[values[0] / 2, (values[1:] + values[:-1]) / 2, (1.0 + values[-1]) / 2]
+    calls = probabilities[None, :] > candidates[:, None]
+    positive = labels == 1
+    sensitivities, specificities = calls[:, positive].mean(axis=1), (~calls)[:, ~positive].mean(axis=1)
+    sums = sensitivities + specificities
+    best = np.flatnonzero(np.isclose(sums, sums.max()))
+    youden = candidates[best[np.argmin(np.abs(candidates[best] - THRESHOLD))]]  # of equally good ones the least unusual
+    keeping = candidates[np.flatnonzero(sensitivities >= sensitivity - 1e-12)[-1]]
+    return {FIXED: THRESHOLD, YOUDEN: float(youden), SENSITIVITY: float(keeping)}
 
 
 def calibration_error(labels: Labels, probabilities: Floats) -> float:
@@ -62,6 +62,6 @@ def calibration_error(labels: Labels, probabilities: Floats) -> float:
         known = np.isfinite(row)
         if known.any():
             which = np.minimum((row[known] * BINS).astype(int), BINS - 1)
-            apart = np.bincount(which, weights=row[known] - labels[known], minlength=BINS)
-            errors.append(np.abs(apart).sum() / known.sum())
+            gaps = np.bincount(which, weights=row[known] - labels[known], minlength=BINS)
+            errors.append(np.abs(gaps).sum() / known.sum())
     return float(np.mean(errors))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from osteo.evaluation.bootstrap import cumulated
+from osteo.evaluation.metrics import cumulative_weights
 from osteo.types import Floats, Labels, Statistic
 
 
@@ -23,14 +23,14 @@ def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats) -> Statistic
 
     def statistic(weights: Floats) -> Floats:
         total = np.zeros((len(weights), 2 * len(grid)))
-        for truth, scores, known in repeats:
-            ones, zeros = cumulated(weights[:, known], truth, scores)
-            found, alarms = ones / ones[:, -1:], zeros / zeros[:, -1:]
-            precision = ones / np.maximum(ones + zeros, 1e-300)
+        for of_repeat, scores, known in repeats:
+            positives, negatives = cumulative_weights(weights[:, known], of_repeat, scores)
+            sensitivity, false_positive_rate = positives / positives[:, -1:], negatives / negatives[:, -1:]
+            precision = positives / np.maximum(positives + negatives, 1e-300)
             for row in range(len(weights)):
-                last = np.searchsorted(alarms[row], grid, side="right") - 1
-                total[row, : len(grid)] += np.where(last >= 0, found[row, np.maximum(last, 0)], 0.0)
-                first = np.minimum(np.searchsorted(found[row], grid - 1e-12), found.shape[1] - 1)
+                last = np.searchsorted(false_positive_rate[row], grid, side="right") - 1
+                total[row, : len(grid)] += np.where(last >= 0, sensitivity[row, np.maximum(last, 0)], 0.0)
+                first = np.minimum(np.searchsorted(sensitivity[row], grid - 1e-12), sensitivity.shape[1] - 1)
                 total[row, len(grid) :] += precision[row, first]
         return total / len(repeats)
 
@@ -39,10 +39,10 @@ def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats) -> Statistic
 
 def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: float) -> tuple[Floats, Floats]:
     """Positive and negative predictive value where a share `prevalence` of those examined has osteoporosis (Bayes)."""
-    ill, well = prevalence, 1.0 - prevalence
+    absence = 1.0 - prevalence
     with np.errstate(invalid="ignore", divide="ignore"):
-        positive = ill * sensitivity / (ill * sensitivity + well * (1.0 - specificity))
-        negative = well * specificity / (well * specificity + ill * (1.0 - sensitivity))
+        positive = prevalence * sensitivity / (prevalence * sensitivity + absence * (1.0 - specificity))
+        negative = absence * specificity / (absence * specificity + prevalence * (1.0 - sensitivity))
     return positive, negative
 
 
@@ -96,7 +96,7 @@ def reliability(labels: Labels, probabilities: Floats, edges: Floats) -> Statist
 def net_benefit(labels: Labels, probabilities: Floats, at: Sequence[float] | Floats) -> Statistic:
     """The net benefit of calling pictures above a probability (Vickers and Elkin 2006), the mean over repeats.
 
-    It is true positives less false positives weighed by the odds of the threshold, a picture.
+    It is true positives less false positives weighed by the odds of the threshold, per picture.
 
     Args:
         labels: 0 or 1, (N,).

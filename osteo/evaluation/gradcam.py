@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from osteo.errors import UserError
 from osteo.evaluation.bootstrap import bootstrap
 from osteo.parts import Explainable
+from osteo.task import POSITIVE
 from osteo.types import Floats, Grey, Mask
 
 BORDER = 1 / 16  # of the side, on each of four
@@ -115,7 +116,7 @@ def attention(picture: Grey, cam: npt.NDArray[np.floating]) -> Attention | None:
 
 
 def agreement(first: Tensor, second: Tensor) -> list[float]:
-    """Spearman's correlation of two maps a picture, each (B, S, S); pictures with a constant map are left out."""
+    """Spearman's correlation of two maps of each picture, (B, S, S); pictures with a constant map are left out."""
     pairs = [(a.flatten().numpy(), b.flatten().numpy()) for a, b in zip(first, second, strict=True)]
     return [float(spearmanr(a, b).statistic) for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0]
 
@@ -132,13 +133,13 @@ def overlay(picture: Grey, cam: npt.NDArray[np.floating]) -> Grey:
     return np.asarray(picture[:, :, None] * (1.0 - weight) + heat * weight, np.uint8)
 
 
-def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, alike: Sequence[float]) -> list[str]:
+def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, correlations: Sequence[float]) -> list[str]:
     """What maps of many pictures add up to, in words with 95 % intervals.
 
     Args:
         measured: by image_id.
         pictures: with the columns image_id, group and label.
-        alike: correlations of maps with an untrained network's.
+        correlations: of maps with those of an untrained network.
     """
     rows = pictures[pictures["image_id"].isin(list(measured))]
     values = np.array([measured[image_id] for image_id in rows["image_id"]])
@@ -146,20 +147,20 @@ def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, alike: S
     def statistic(weights: Floats) -> Floats:
         return np.asarray(weights @ values / weights.sum(axis=1, keepdims=True))
 
-    made = bootstrap(statistic, rows["label"].to_numpy(int), list(rows["group"]))
-    outside, border, area = (made.interval(column) for column in range(3))
-    ring = 1.0 - (1.0 - 2 * BORDER) ** 2
+    drawn = bootstrap(statistic, rows["label"].to_numpy(int), list(rows["group"]))
+    outside, at_border, area = (drawn.interval(column) for column in range(3))
+    border_area = 1.0 - (1.0 - 2 * BORDER) ** 2
     lines = [
-        f"Of the evidence for osteoporosis in {len(values)} test pictures, {outside.value:.0%} ({outside.low:.0%} to"
+        f"Of the evidence for {POSITIVE} in {len(values)} test pictures, {outside.value:.0%} ({outside.low:.0%} to"
         f" {outside.high:.0%}) lies outside the knee: on air, padding, markers or the border. These take"
-        f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there. {border.value:.0%}"
-        f" lies within the outermost sixteenth, which takes {ring:.0%}."
+        f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
+        f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
     ]
-    if alike:
-        mean = float(np.mean(alike))
-        told = "depend on what was learnt" if abs(mean) < 0.5 else "hardly depend on what was learnt: do not read them"
+    if correlations:
+        mean = float(np.mean(correlations))
+        sense = "depend on what was learnt" if abs(mean) < 0.5 else "hardly depend on what was learnt: do not read them"
         lines.append(
             f"With random weights in place of the trained ones the maps correlate with these by {mean:.2f} on average"
-            f" (Spearman, {len(alike)} pictures): they {told}."
+            f" (Spearman, {len(correlations)} pictures): they {sense}."
         )
     return lines

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
-from osteo.evaluation.calibration import RULES, calibrate, choose_thresholds, fit_temperature, log_loss
+from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.records.record import Run
-from osteo.types import Floats
+from osteo.task import RULES, THRESHOLD
+from osteo.types import Floats, Labels
 
 TREES = 100  # of the forest that a shortcut is
 REPEATED = ("seed", "output_dir", "experiment", "logger", "data.cache", "data.split.seed", "data.split.fold",
@@ -45,7 +45,7 @@ class System:
     calibrated: Floats
     """after the temperature that validation asks for"""
     thresholds: dict[str, Floats]
-    """by rule of `calibration.RULES`, on calibrated probabilities"""
+    """by rule of `task.RULES`, on calibrated probabilities"""
     skill: Floats
     """of the run that tested the picture, on its validation pictures"""
     runs: list[Run] = field(default_factory=list)
@@ -65,9 +65,9 @@ class System:
         """The run with the best validation AUROC: its checkpoint is the one to use."""
         return max(self.runs, key=lambda run: run.read_json("metrics.json")["val/auroc"] or 0.0)
 
-    def right(self, labels: npt.NDArray[np.int_]) -> Floats:
-        """1 where the call at 0.5 is right, 0 where it is wrong, NaN where there is none, (R, N)."""
-        return np.where(np.isfinite(self.probabilities), (self.probabilities > 0.5) == (labels == 1), np.nan)
+    def right(self, labels: Labels) -> Floats:
+        """1 where the call at `task.THRESHOLD` is right, 0 where it is wrong, NaN where there is none, (R, N)."""
+        return np.where(np.isfinite(self.probabilities), (self.probabilities > THRESHOLD) == (labels == 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Experiment:
     """The systems of a sweep on the same pictures."""
 
     pictures: pd.DataFrame
-    """a row a tested picture, the columns of `PICTURE`"""
+    """one row per tested picture, the columns of `PICTURE`"""
     repeats: list[str]
     systems: list[System]
     notes: list[str]
@@ -84,8 +84,8 @@ class Experiment:
     """how pictures came to be tested, in words"""
 
     @property
-    def labels(self) -> npt.NDArray[np.int_]:
-        """0 normal, 1 osteoporosis, (N,)."""
+    def labels(self) -> Labels:
+        """0 or 1, see osteo.task, (N,)."""
         return self.pictures["label"].to_numpy(int)
 
     @property
@@ -105,8 +105,8 @@ def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validate
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
     share = labels.mean()
-    known = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
-    return Validated(temperature, thresholds, max(0.0, known - log_loss(logits / temperature, labels)))
+    of_share = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
+    return Validated(temperature, thresholds, max(0.0, of_share - log_loss(logits / temperature, labels)))
 
 
 def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experiment:
@@ -119,91 +119,98 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
     Raises:
         UserError: no test picture has been predicted.
     """
-    read = [_Read.of(run, sensitivity) for run in runs]
-    names = _names([one.settings for one in read])
-    repeats = sorted({one.repeat for one in read})
-    pictures = pd.concat([one.manifest for one in read]).drop_duplicates("image_id")
-    tested = set().union(*(one.test["image_id"] for one in read))
-    pictures = pictures[pictures["image_id"].isin(tested)][PICTURE].sort_values("image_id").reset_index(drop=True)
+    tested = [_TestedRun.of(run, sensitivity) for run in runs]
+    names = _names([run.settings for run in tested])
+    repeats = sorted({run.repeat for run in tested})
+    pictures = pd.concat([run.manifest for run in tested]).drop_duplicates("image_id")
+    image_ids = set().union(*(run.test["image_id"] for run in tested))
+    pictures = pictures[pictures["image_id"].isin(image_ids)][PICTURE].sort_values("image_id").reset_index(drop=True)
     if pictures.empty:
         raise UserError("no run has predicted a test picture")
-    place = pd.Series(pictures.index, index=pictures["image_id"])
-    shape = (len(repeats), len(pictures))
-    models = []
-    for name in dict.fromkeys(names):
-        members = [one for one, its in zip(read, names, strict=True) if its == name]
-        logits, temperature, skill = (np.full(shape, np.nan) for _ in range(3))
-        thresholds = {rule: np.full(shape, np.nan) for rule in RULES}
-        for one in members:
-            at = repeats.index(one.repeat), place[one.test["image_id"]].to_numpy()
-            logits[at], temperature[at], skill[at] = one.test["logit"], one.said.temperature, one.said.skill
-            for rule, value in one.said.thresholds.items():
-                thresholds[rule][at] = value
-        calibrated = calibrate(logits, temperature)  # type: ignore[arg-type]
-        models.append(
-            System(name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, [one.run for one in members])
-        )
+    column = pd.Series(pictures.index, index=pictures["image_id"])
+    models = [
+        _model(name, [run for run, its_name in zip(tested, names, strict=True) if its_name == name], repeats, column)
+        for name in dict.fromkeys(names)
+    ]
     notes = [
         f"{name}, {repeats[row][0]}: {count} of {int(known.sum(axis=1).max())} pictures were tested; the rest of its"
         " folds is missing"
         for name, known in ((model.name, np.isfinite(model.probabilities)) for model in models)
         for row, count in enumerate(known.sum(axis=1))
-        if 0 < count < known.sum(axis=1).max() and read[0].repeat[1] != "hold-out"
+        if 0 < count < known.sum(axis=1).max() and tested[0].repeat[1] != "hold-out"
     ]
     return Experiment(
         pictures,
         [label for label, _ in repeats],
-        [*models, *ensembles(models), _shortcut(read, repeats, place)],
+        [*models, *ensembles(models), _shortcut(tested, repeats, column)],
         notes,
-        _design(read),
+        _design(tested),
     )
 
 
-class _Read(NamedTuple):
+class _TestedRun(NamedTuple):
     run: Run
     settings: dict[str, Any]
     repeat: tuple[str, str]
+    """its name, and how its test pictures were chosen: folds, sources or hold-out"""
     manifest: pd.DataFrame
     test: pd.DataFrame
-    said: Validated
+    """the test rows of its predictions"""
+    validated: Validated
 
     @staticmethod
-    def of(run: Run, sensitivity: float) -> "_Read":
-        settings = flat(run.read_config())
+    def of(run: Run, sensitivity: float) -> "_TestedRun":
+        settings = flatten(run.read_config())
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
         kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
         test = predictions[predictions["split"] == "test"]
-        return _Read(
+        return _TestedRun(
             run, settings, (label, kind), run.read_manifest(), test, validate(predictions, sensitivity=sensitivity)
         )
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _model(
+    name: str, runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], column: "pd.Series[int]"
+) -> System:
+    """The system of runs that differ only in fold and seed; `column` says where a picture stands, by image_id."""
+    shape = (len(repeats), len(column))
+    logits, temperature, skill = (np.full(shape, np.nan) for _ in range(3))
+    thresholds = {rule: np.full(shape, np.nan) for rule in RULES}
+    for run in runs:
+        at = repeats.index(run.repeat), column[run.test["image_id"]].to_numpy()
+        logits[at], temperature[at], skill[at] = run.test["logit"], run.validated.temperature, run.validated.skill
+        for rule, value in run.validated.thresholds.items():
+            thresholds[rule][at] = value
+    calibrated = calibrate(logits, temperature)  # type: ignore[arg-type]
+    return System(name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, [run.run for run in runs])
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested configuration with dotted keys."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        flattened |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flattened
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The backbone, and every other key in which the systems differ."""
-    kept = [{key: str(value) for key, value in one.items() if not key.startswith(REPEATED)} for one in settings]
-    keys = [key for key in kept[0] if len({one.get(key) for one in kept}) > 1 and key != "model.backbone"]
-    return [" ".join([one["model.backbone"], *(f"{key}={one[key]}" for key in keys)]) for one in kept]
+    recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
+    keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]
+    return [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]
 
 
-def _design(read: Sequence[_Read]) -> str:
-    kinds, repeats = {one.repeat[1] for one in read}, len({one.repeat for one in read})
+def _design(runs: Sequence[_TestedRun]) -> str:
+    kinds, repeats = {run.repeat[1] for run in runs}, len({run.repeat for run in runs})
     times = "once" if repeats == 1 else f"{repeats} times"
     if kinds == {"folds"}:
-        folds = read[0].settings["data.split.folds"]
+        folds = runs[0].settings["data.split.folds"]
         return f"{folds}-fold cross-validation, {times}; out-of-fold predictions are pooled within a repeat"
     if kinds == {"sources"}:
-        sources = sorted({str(one.settings["data.split.test_source"]) for one in read})
+        sources = sorted({str(run.settings["data.split.test_source"]) for run in runs})
         return (
             f"leave one source out ({', '.join(sources)}), {times}; each source is tested by networks that never saw it"
         )
@@ -211,22 +218,22 @@ def _design(read: Sequence[_Read]) -> str:
 
 
 def ensembles(models: Sequence[System]) -> list[System]:
-    """Means of calibrated probabilities over models, over repeats, and over both; plain, and weighted by skill.
+    """Means of calibrated probabilities over models, over repeats, and over both; unweighted, and weighted by skill.
 
     The weight of a run is its skill on its own validation pictures. Thresholds are averaged like probabilities.
     """
-    several = [model for model in models if model.repeats > 1]
-    made = [_mean(f"{one.name}, mean of {one.repeats} repeats", [one], over_repeats=True) for one in several]
+    repeated = [model for model in models if model.repeats > 1]
+    systems = [_average(f"{m.name}, mean of {m.repeats} repeats", [m], over_repeats=True) for m in repeated]
     for over_repeats in (False, True):
-        if len(models) > 1 and (several or not over_repeats):
+        if len(models) > 1 and (repeated or not over_repeats):
             name = f"mean of {len(models)} models"
-            name += f" and {max(model.repeats for model in several)} repeats" if over_repeats else ""
-            made.append(_mean(name, models, over_repeats=over_repeats))
-            made.append(_mean(f"{name}, weighted", models, over_repeats=over_repeats, weighted=True))
-    return made
+            name += f" and {max(model.repeats for model in repeated)} repeats" if over_repeats else ""
+            systems.append(_average(name, models, over_repeats=over_repeats))
+            systems.append(_average(f"{name}, weighted", models, over_repeats=over_repeats, weighted=True))
+    return systems
 
 
-def _mean(name: str, members: Sequence[System], *, over_repeats: bool, weighted: bool = False) -> System:
+def _average(name: str, members: Sequence[System], *, over_repeats: bool, weighted: bool = False) -> System:
     """One system of several; a mean over repeats stands in every repeat, so that it can be compared with each."""
     skill = np.stack([member.skill for member in members])  # (S, R, N)
     axis = (0, 1) if over_repeats else (0,)
@@ -234,30 +241,30 @@ def _mean(name: str, members: Sequence[System], *, over_repeats: bool, weighted:
     none = weights.sum(axis=axis, keepdims=True) == 0  # no member has learnt anything: all count alike
     weights = np.where(none & np.isfinite(skill), 1.0, weights)
 
-    def mean(of: Sequence[Floats]) -> Floats:
-        total = (weights * np.nan_to_num(np.stack(of))).sum(axis=axis)
+    def average(values: Sequence[Floats]) -> Floats:
+        total = (weights * np.nan_to_num(np.stack(values))).sum(axis=axis)
         with np.errstate(invalid="ignore"):
             return np.array(np.broadcast_to(total / weights.sum(axis=axis), members[0].skill.shape))
 
-    calibrated = mean([member.calibrated for member in members])
-    thresholds = {rule: mean([member.thresholds[rule] for member in members]) for rule in RULES}
-    return System(name, "ensemble", calibrated, calibrated, thresholds, mean([member.skill for member in members]))
+    calibrated = average([member.calibrated for member in members])
+    thresholds = {rule: average([member.thresholds[rule] for member in members]) for rule in RULES}
+    return System(name, "ensemble", calibrated, calibrated, thresholds, average([member.skill for member in members]))
 
 
-def _shortcut(read: Sequence[_Read], repeats: Sequence[tuple[str, str]], place: "pd.Series[int]") -> System:
+def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], column: "pd.Series[int]") -> System:
     """A forest that sees a picture's width and height, trained and tested on the same folds."""
-    scores = np.full((len(repeats), len(place)), np.nan)
+    scores = np.full((len(repeats), len(column)), np.nan)
     done = set()
-    for one in read:
-        tested = tuple(one.test["image_id"])
-        if (one.repeat, tested) not in done:
-            done.add((one.repeat, tested))
-            rows = one.manifest.set_index("image_id")
+    for run in runs:
+        image_ids = tuple(run.test["image_id"])
+        if (run.repeat, image_ids) not in done:
+            done.add((run.repeat, image_ids))
+            rows = run.manifest.set_index("image_id")
             train = rows[rows["split"] == "train"]
             forest = RandomForestClassifier(TREES, random_state=0).fit(train[["width", "height"]], train["label"])
-            reached = forest.predict_proba(rows.loc[list(tested), ["width", "height"]])[:, 1]
-            scores[repeats.index(one.repeat), place[list(tested)]] = reached
-    half = np.where(np.isfinite(scores), 0.5, np.nan)
+            predicted = forest.predict_proba(rows.loc[list(image_ids), ["width", "height"]])[:, 1]
+            scores[repeats.index(run.repeat), column[list(image_ids)]] = predicted
+    limits = np.where(np.isfinite(scores), THRESHOLD, np.nan)
     return System(
-        "width and height alone", "shortcut", scores, scores, dict.fromkeys(RULES, half), np.zeros_like(scores)
+        "width and height alone", "shortcut", scores, scores, dict.fromkeys(RULES, limits), np.zeros_like(scores)
     )

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binom, binomtest, norm, rankdata
 
-from osteo.evaluation.bootstrap import DRAWS, Comparison, Interval, _clusters, bootstrap
-from osteo.evaluation.metrics import METRICS, metrics
-from osteo.types import Floats
+from osteo.evaluation.bootstrap import DRAWS, Comparison, Interval, bootstrap, number_clusters
+from osteo.evaluation.metrics import all_metrics, weighted_metrics
+from osteo.types import Floats, Labels
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -18,7 +17,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
-def delong(labels: npt.NDArray[np.int_], scores: Floats, groups: Sequence[object]) -> tuple[Floats, Floats]:
+def delong(labels: Labels, scores: Floats, groups: Sequence[object]) -> tuple[Floats, Floats]:
     """Areas under correlated ROC curves and their covariance.
 
     DeLong, DeLong and Clarke-Pearson (1988), computed by ranks (Sun and Xu 2014). Where a group has several pictures
@@ -32,29 +31,29 @@ def delong(labels: npt.NDArray[np.int_], scores: Floats, groups: Sequence[object
     Returns:
         Areas (S,) and covariance (S, S).
     """
-    ones = labels == 1
-    cases, controls = scores[:, ones], scores[:, ~ones]
+    positive = labels == 1
+    cases, controls = scores[:, positive], scores[:, ~positive]
     m, n = cases.shape[1], controls.shape[1]
     ranks = np.stack([rankdata(row) for row in scores])
-    of_cases = (ranks[:, ones] - np.stack([rankdata(row) for row in cases])) / n  # (S, m)
-    of_controls = 1.0 - (ranks[:, ~ones] - np.stack([rankdata(row) for row in controls])) / m  # (S, n)
+    of_cases = (ranks[:, positive] - np.stack([rankdata(row) for row in cases])) / n  # (S, m)
+    of_controls = 1.0 - (ranks[:, ~positive] - np.stack([rankdata(row) for row in controls])) / m  # (S, n)
     areas = of_cases.mean(axis=1)
-    cluster = _clusters(groups)
+    cluster = number_clusters(groups)
     count = int(cluster.max()) + 1
 
-    def summed(components: Floats, which: npt.NDArray[np.int_]) -> Floats:
-        apart = components - areas[:, None]
-        return np.stack([np.bincount(which, weights=row, minlength=count) for row in apart])
+    def summed(components: Floats, which: Labels) -> Floats:
+        centred = components - areas[:, None]
+        return np.stack([np.bincount(which, weights=row, minlength=count) for row in centred])
 
-    with_cases, with_controls = len(np.unique(cluster[ones])), len(np.unique(cluster[~ones]))
-    by_case, by_control = summed(of_cases, cluster[ones]), summed(of_controls, cluster[~ones])
+    with_cases, with_controls = len(np.unique(cluster[positive])), len(np.unique(cluster[~positive]))
+    by_case, by_control = summed(of_cases, cluster[positive]), summed(of_controls, cluster[~positive])
     both = by_case @ by_control.T * count / max(count - 1, 1) / (m * n)
     covariance = by_case @ by_case.T * with_cases / max(with_cases - 1, 1) / m**2
     covariance += by_control @ by_control.T * with_controls / max(with_controls - 1, 1) / n**2
     return areas, np.asarray(covariance + both + both.T)
 
 
-def delong_interval(labels: npt.NDArray[np.int_], probabilities: Floats, groups: Sequence[object]) -> Interval | None:
+def delong_interval(labels: Labels, probabilities: Floats, groups: Sequence[object]) -> Interval | None:
     """The mean AUROC of repeats (R, N) with DeLong's interval; None where repeats tested different pictures."""
     contrast = _contrast(labels, probabilities, groups, np.full(len(probabilities), 1 / len(probabilities)))
     if contrast is None:
@@ -64,12 +63,10 @@ def delong_interval(labels: npt.NDArray[np.int_], probabilities: Floats, groups:
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
-def delong_test(
-    labels: npt.NDArray[np.int_], first: Floats, second: Floats, groups: Sequence[object]
-) -> Comparison | None:
+def delong_test(labels: Labels, first: Floats, second: Floats, groups: Sequence[object]) -> Comparison | None:
     """The difference between the mean AUROCs of two models' repeats, each (R, N), by DeLong's covariance."""
-    sides = np.r_[np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
-    contrast = _contrast(labels, np.concatenate([first, second]), groups, sides)
+    signs = np.r_[np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
+    contrast = _contrast(labels, np.concatenate([first, second]), groups, signs)
     if contrast is None:
         return None
     value, error = contrast
@@ -78,14 +75,13 @@ def delong_test(
     return Comparison(Interval(value, value - reach, value + reach), p)
 
 
-def _contrast(
-    labels: npt.NDArray[np.int_], scores: Floats, groups: Sequence[object], sides: Floats
-) -> tuple[float, float] | None:
+def _contrast(labels: Labels, scores: Floats, groups: Sequence[object], signs: Floats) -> tuple[float, float] | None:
+    """A weighted sum of AUROCs and its standard error; None where not all tested the same pictures of both classes."""
     known = np.isfinite(scores)
     if not (known == known[0]).all() or len(np.unique(labels[known[0]])) < 2:
         return None
     areas, covariance = delong(labels[known[0]], scores[:, known[0]], np.asarray(groups, str)[known[0]].tolist())
-    return float(sides @ areas), max(float(sides @ covariance @ sides), 0.0) ** 0.5
+    return float(signs @ areas), max(float(signs @ covariance @ signs), 0.0) ** 0.5
 
 
 def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object]) -> tuple[int, int, float, float]:
@@ -104,7 +100,7 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
         (Fagerland, Lydersen and Laake 2013).
     """
     lead = np.nan_to_num(first_right - second_right).sum(axis=0)
-    cluster = _clusters(groups)
+    cluster = number_clusters(groups)
     votes = np.bincount(cluster, weights=lead)  # whole numbers
     first, second = int((votes > 0).sum()), int((votes < 0).sum())
     if first + second == 0:
@@ -116,7 +112,7 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
 
 
 def paired_bootstrap(
-    labels: npt.NDArray[np.int_],
+    labels: Labels,
     first: tuple[Floats, Floats],
     second: tuple[Floats, Floats],
     groups: Sequence[object],
@@ -135,11 +131,13 @@ def paired_bootstrap(
         seed: of the draws.
     """
     both = np.isfinite(first[0]) & np.isfinite(second[0])
-    made = [
+    names = list(all_metrics())
+    drawn = [
         bootstrap(
-            metrics(labels, np.where(both, scores, np.nan), bounds), labels, groups, draws=draws, seed=seed
+            weighted_metrics(labels, np.where(both, scores, np.nan), thresholds, names=names),
+            labels, groups, draws=draws, seed=seed,
         )
-        for scores, bounds in (first, second)
+        for scores, thresholds in (first, second)
     ]  # fmt: skip
-    difference, clusters = made[0] - made[1], len(set(np.asarray(groups, str)))
-    return {name: difference.compare(column, clusters) for column, name in enumerate(METRICS)}
+    difference, clusters = drawn[0] - drawn[1], len(set(np.asarray(groups, str)))
+    return {name: difference.compare(column, clusters) for column, name in enumerate(names)}

@@ -19,6 +19,7 @@ from osteo.errors import UserError
 from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
+from osteo.task import CLASS_NAMES
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
@@ -127,7 +128,7 @@ def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: p
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
-        class_names=["normal", "osteoporosis"],
+        class_names=list(CLASS_NAMES),
         temperature=validated.temperature,
         thresholds=validated.thresholds,
         data_hash=data_hash(list(used["sha256"]), list(used["split"])),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from osteo.config import EvaluateConfig
 from osteo.errors import UserError
+from osteo.task import FIXED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,38 +58,36 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
-    """Says how many of the pictures a model has learnt from, as far as its run directory still tells."""
+    """Warns of pictures that a model has learnt from, as far as its run directory still shows them."""
     from osteo.data.manifest import read_manifest
 
-    kept = model.path.parent.parent / "manifest.csv"
+    path = model.path.parent.parent / "manifest.csv"
     if same_data and split in ("test", "val"):
         return
-    if not kept.exists():
+    if not path.exists():
         log.warning(
             "whether %s has learnt from these pictures cannot be told: its manifest.csv is not there", model.name
         )
         return
-    theirs = read_manifest(kept)
-    learnt = set(theirs.loc[theirs["split"].isin(["train", "val"]), "sha256"])
+    of_training = read_manifest(path)
+    learnt = set(of_training.loc[of_training["split"].isin(["train", "val"]), "sha256"])
     if seen := int(rows["sha256"].isin(learnt).sum()):
         log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))
 
 
 def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequence[Model]") -> "pd.DataFrame":
-    """Every metric with its interval, called at 0.5 and at the thresholds that validation chose."""
+    """Every metric with its interval, at the default threshold and at those that validation chose."""
     import pandas as pd
 
-    from osteo.evaluation.bootstrap import bootstrap
-    from osteo.evaluation.metrics import METRICS, metrics
+    from osteo.evaluation.metrics import all_metrics, metric_intervals
     from osteo.inference.answer import threshold_of
 
     labels, groups = predictions["label"].to_numpy(int), list(predictions["group"])
-    columns = {"metric": list(METRICS)}
+    columns = {"metric": list(all_metrics())}
     for rule in models[0].card.thresholds:
-        limit, scores = threshold_of(models, rule), calibrated
-        if rule == "0.5":  # as in training: of what is not calibrated
+        threshold, scores = threshold_of(models, rule), calibrated
+        if rule == FIXED:  # as in training: of what is not calibrated
             scores = predictions["probability"].to_numpy(float)
-        made = bootstrap(metrics(labels, scores[None], limit), labels, groups)
-        found = [made.interval(column) for column in range(len(METRICS))]
-        columns[f"at {rule} ({limit:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
+        found = metric_intervals(labels, scores[None], groups, thresholds=threshold).values()
+        columns[f"at {rule} ({threshold:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
     return pd.DataFrame(columns)

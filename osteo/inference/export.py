@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from osteo.config import ExportConfig
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import CLASSES, class_of, open_archive
+from osteo.data.sources import class_of, open_archive
 from osteo.errors import UserError
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import PICTURES, decode, describe_error
+from osteo.task import CLASS_NAMES, CLASSES
 from osteo.types import Floats, Grey
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
         UserError: there is no picture that can be read.
     """
     if root is None:
-        class_names = [("normal", "osteoporosis")[number % 2] for number in range(PHANTOMS)]
+        class_names = [CLASS_NAMES[number % 2] for number in range(PHANTOMS)]
         drawn = [_phantom(number, name) for number, name in enumerate(class_names)]
         return [model.prepare(picture) for picture in drawn], [CLASSES[name] for name in class_names]
     archive = open_archive(root, "check")

@@ -6,6 +6,8 @@ import pandas as pd
 
 from osteo.records.record import Run
 
+COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
+
 
 def runs_of(sweep: Path) -> list[Run]:
     """The runs of a sweep, or the single run, in the order of their numbers."""
@@ -16,10 +18,10 @@ def runs_of(sweep: Path) -> list[Run]:
 
 
 def leaderboard(sweep: Path) -> pd.DataFrame:
-    """One row a finished run, the best test AUROC first.
+    """One row per finished run, the best test AUROC first.
 
     Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, the metrics as test/..., and the
-    cost: seconds in all and an epoch, pictures trained on a second, peak memory in MiB.
+    cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
     rows = []
     for run in runs_of(sweep):
@@ -40,6 +42,3 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
     if rows:
         table = table.sort_values("test/auroc", ascending=False, kind="stable").reset_index(drop=True)
     return table
-
-
-COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")

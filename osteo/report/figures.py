@@ -11,7 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from osteo.evaluation.metrics import all_metrics
 from osteo.files import whole
+from osteo.records.record import Run
+from osteo.report.paper import HEADINGS
+from osteo.task import CLASS_NAMES, CLASSES
 from osteo.types import Grey
 
 BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
@@ -30,20 +34,14 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK,
     "svg.hashsalt": "osteo",  # the same figure gives the same file
 }
-METRICS = {
-    "test/accuracy": "accuracy",
-    "test/precision_macro": "precision",
-    "test/recall_macro": "recall",
-    "test/f1_macro": "F1-score",
-}
 
 
-class Shown(NamedTuple):
+class Panel(NamedTuple):
     """A picture on a figure."""
 
     picture: Grey
     title: str
-    right: bool | None = None
+    is_right: bool | None = None
     """whether the prediction was right; None where there is none"""
 
 
@@ -56,6 +54,23 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
                 metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
                 figure.savefig(aside, dpi=200, bbox_inches="tight", facecolor="white", metadata=metadata)
     return paths
+
+
+def overview(board: pd.DataFrame, runs: Sequence[Run], manifest: pd.DataFrame) -> dict[str, Figure]:
+    """The data set, and what every backbone reaches; the confusion matrix is that of its best run.
+
+    Args:
+        board: the leaderboard, the best run first.
+        runs: those of the board.
+        manifest: of one of them.
+    """
+    by_name = {run.directory.name: run for run in runs}
+    best = board.drop_duplicates("backbone")
+    matrices = {
+        str(backbone): by_name[str(run)].read_json("metrics.json")["test/confusion_matrix"]
+        for backbone, run in zip(best["backbone"], best["run"], strict=True)
+    }
+    return {"collection": collection(manifest), "metrics": bars(board), "confusion": confusion(matrices)}
 
 
 def collection(manifest: pd.DataFrame) -> Figure:
@@ -90,7 +105,7 @@ def collection(manifest: pd.DataFrame) -> Figure:
 
 def _by_class(rows: pd.DataFrame) -> str:
     counts = rows["class_name"].value_counts()
-    order = [name for name in ("normal", "osteopenia", "osteoporosis") if name in counts]
+    order = [name for name in CLASSES if name in counts]
     return "\n".join(f"{counts[name]} {name}" for name in order)
 
 
@@ -103,30 +118,30 @@ def _box(
     axes.text(x, y, text, ha="center", va="center", fontsize=6.5 if small else 8.5, linespacing=1.35)
 
 
-def pictures(rows: Sequence[tuple[str, Sequence[Shown]]]) -> Figure:
+def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
     """Rows of pictures, each row with a name at its left; wrong predictions are framed and marked."""
     with rc_context(STYLE):
-        columns = max(len(shown) for _, shown in rows)
+        columns = max(len(row) for _, row in rows)
         figure = Figure(figsize=(1.45 * columns + 0.5, 1.75 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), columns, squeeze=False)
-        for line, (name, shown) in zip(grid, rows, strict=True):
+        for line, (name, row) in zip(grid, rows, strict=True):
             for place, axes in enumerate(line):
                 axes.set(xticks=[], yticks=[])
                 for spine in axes.spines.values():
                     spine.set_visible(False)
-                if place < len(shown):
-                    _picture(axes, shown[place])
+                if place < len(row):
+                    _draw(axes, row[place])
             line[0].set_ylabel(name, fontsize=9)
         return figure
 
 
-def _picture(axes: Axes, shown: Shown) -> None:
-    axes.imshow(shown.picture, cmap="gray", vmin=0, vmax=255)
-    if shown.right is None:
-        axes.set_title(shown.title, fontsize=7.5)
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.imshow(panel.picture, cmap="gray", vmin=0, vmax=255)
+    if panel.is_right is None:
+        axes.set_title(panel.title, fontsize=7.5)
         return
-    colour, mark = (GREEN, "\N{CHECK MARK}") if shown.right else (RED, "\N{MULTIPLICATION X}")
-    axes.set_title(f"{mark} {shown.title}", fontsize=7.5, color=colour)
+    colour, mark = (GREEN, "\N{CHECK MARK}") if panel.is_right else (RED, "\N{MULTIPLICATION X}")
+    axes.set_title(f"{mark} {panel.title}", fontsize=7.5, color=colour)
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.8)
 
@@ -134,18 +149,18 @@ def _picture(axes: Axes, shown: Shown) -> None:
 def bars(board: pd.DataFrame) -> Figure:
     """Accuracy, macro precision, recall and F1 of every run side by side; where seeds differ, their mean."""
     with rc_context(STYLE):
-        means = board.groupby("backbone", sort=False)[list(METRICS)].mean()
+        titles = {f"test/{name}": all_metrics()[name].title for name in HEADINGS}
+        means = board.groupby("backbone", sort=False)[list(titles)].mean()
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.add_subplot()
         width = 0.8 / len(means)
         for number, (backbone, row) in enumerate(means.iterrows()):
-            places = np.arange(len(METRICS)) + (number - (len(means) - 1) / 2) * width
+            places = np.arange(len(titles)) + (number - (len(means) - 1) / 2) * width
             colour = COLOURS[number % len(COLOURS)]
-            made = axes.bar(places, row.to_numpy(float), width * 0.92, label=str(backbone), color=colour)
-            axes.bar_label(made, fmt="%.2f", fontsize=7, padding=2)
-        axes.set(
-            xticks=range(len(METRICS)), xticklabels=list(METRICS.values()), ylim=(0, 1.1), ylabel="on the test split"
-        )
+            drawn = axes.bar(places, row.to_numpy(float), width * 0.92, label=str(backbone), color=colour)
+            axes.bar_label(drawn, fmt="%.2f", fontsize=7, padding=2)
+        axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.1))
+        axes.set_ylabel("on the test split")
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.legend(frameon=False, ncols=min(4, len(means)), loc="upper center", bbox_to_anchor=(0.5, 1.18))
         return figure
@@ -155,7 +170,6 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
     """Confusion matrices side by side, truth down, prediction across, with counts and shares of the true class."""
     with rc_context(STYLE):
         figure = Figure(figsize=(2.5 * len(matrices) + 0.4, 2.7), layout="constrained")
-        names = ["normal", "osteoporosis"]
         for place, (title, matrix) in enumerate(matrices.items()):
             counts = np.asarray(matrix, float)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -166,8 +180,8 @@ def confusion(matrices: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
                 text = f"{int(count)}\n{shares[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=colour)
             axes.set(title=title, xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
-            axes.set_xticklabels(names, fontsize=8)
-            axes.set_yticklabels(names if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
+            axes.set_xticklabels(CLASS_NAMES, fontsize=8)
+            axes.set_yticklabels(CLASS_NAMES if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
             if place == 0:
                 axes.set_ylabel("true")
             axes.tick_params(length=0)

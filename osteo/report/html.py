@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -15,6 +14,8 @@ from matplotlib.figure import Figure
 
 from osteo.report.figures import BLUE, INK, STYLE
 from osteo.report.tables import as_markdown, cell
+from osteo.task import CLASS_NAMES, THRESHOLD
+from osteo.types import Grey
 
 HEIGHT = 220  # of a picture on a page, in pixels
 
@@ -28,7 +29,7 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"cell": _cell, "markdown": as_markdown}
+    environment.globals |= {"cell": _cell, "markdown": as_markdown, "classes": CLASS_NAMES, "threshold": THRESHOLD}
     return environment.get_template(template).render(**context)
 
 
@@ -38,7 +39,7 @@ def _cell(value: object) -> Markup:
     return Markup(re.sub(r"^(\S+) (\([^()]* to [^()]*\))$", r'\1<span class="range">\2</span>', text))
 
 
-def embed(picture: npt.NDArray[np.uint8]) -> str:
+def embed(picture: Grey) -> str:
     """A small JPEG of a picture, grey (H, W) or BGR (H, W, 3), as a data URL."""
     size = (max(1, round(picture.shape[1] * HEIGHT / picture.shape[0])), HEIGHT)
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
@@ -51,7 +52,7 @@ def inline(figure: Figure, name: str, description: str) -> Markup:
 
     Args:
         figure: drawn in `figures.STYLE`.
-        name: tells its parts from those of other figures on the page.
+        name: distinguishes its parts from those of other figures on the page.
         description: what is to be seen.
     """
     text = io.StringIO()
@@ -62,8 +63,8 @@ def inline(figure: Figure, name: str, description: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     size = f"max-width: {90 * figure.get_figwidth():.0f}px; min-width: {62 * figure.get_figwidth():.0f}px"
-    told = f'role="img" aria-label="{escape(description)}" style="{size}"'
-    svg = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', rf"\1{told}", svg, count=1)
+    attributes = f'role="img" aria-label="{escape(description)}" style="{size}"'
+    svg = re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', rf"\1{attributes}", svg, count=1)
     svg = svg.replace(BLUE.lower(), f"light-dark({BLUE}, #5ab4f0)")  # too dark on a dark page
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
     return Markup(svg)

@@ -1,24 +1,38 @@
 """report.html, report.md and a model card for the best checkpoint of each model."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
+from osteo.checks import check
+from osteo.config import Config, ReportConfig
 from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
-from osteo.evaluation.metrics import METRICS
-from osteo.evaluation.systems import System, validate
-from osteo.records.record import Run
-from osteo.report import plots, rows
+from osteo.errors import UserError
+from osteo.evaluation.metrics import all_metrics
+from osteo.evaluation.systems import System, read_experiment, validate
+from osteo.files import write_table, write_text
+from osteo.records.record import Run, read_config
+from osteo.records.sweep import leaderboard, runs_of
+from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
-from osteo.report.results import Results
+from osteo.report.radiographs import PictureFindings, inspect_pictures
+from osteo.report.results import Results, compute
+from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
+from osteo.task import RULES
+from osteo.training.augment import make_augmentation
+from osteo.training.tracking import group_of, public, wandb_settings
+
+log = logging.getLogger(__name__)
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
@@ -35,67 +49,64 @@ SECTIONS = {
 LIMITS = [
     "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
     " would change the networks too; the range over repeats shows a part of that.",
-    "A repeat pools the predictions of several networks, one a fold, whose probabilities need not be on one scale.",
+    "A repeat pools the predictions of several networks, one per fold, whose probabilities need not be on one scale.",
     "The Mendeley labels follow T-scores of quantitative ultrasound, not of DXA; how the Kaggle labels came about is"
     " not published.",
     "Archives are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
-    "Grad-CAM shows a few cells of the last feature map, enlarged: it tells regions, not structures.",
+    "Grad-CAM shows a few cells of the last feature map, enlarged: it points to regions, not to structures.",
     "Research use only; not a medical device.",
 ]  # fmt: skip
 PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was seen in the pictures themselves."""
-
-    mistakes: list[dict[str, str]] = field(default_factory=list)
-    """name, picture and map as data URLs, label, call and sure"""
-    findings: list[str] = field(default_factory=list)
-    note: str = ""
-    """why something is missing"""
-
-
-@dataclass(frozen=True)
-class Story:
+class Report:
     """A sweep with everything that its pages show."""
 
+    directory: Path
+    """of the sweep, or of its only run"""
     title: str
+    setting: Config
+    """of the best run"""
+    board: pd.DataFrame
     results: Results
+    pictures: PictureFindings
     figures: dict[str, Figure]
+    """of the page"""
     tables: dict[str, pd.DataFrame]
-    looked: Looked
+    """of the page"""
+    paper_figures: dict[str, Figure]
+    paper_tables: dict[str, pd.DataFrame]
     verdict: list[str]
     audit: list[str]
     limits: list[str]
-    configuration: str
-    """of the best run, without what tells of a machine"""
 
     def context(self) -> dict[str, Any]:
         """What the templates read."""
         best = self.results.best.system.best_run
+        configuration = OmegaConf.to_container(OmegaConf.structured(self.setting))
         return {
             "title": self.title,
             "results": self.results,
             "tables": self.tables,
-            "looked": self.looked,
+            "pictures": self.pictures,
             "verdict": self.verdict,
             "notes": self.results.experiment.notes,
             "audit": self.audit,
             "limits": self.limits,
+            "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
                 "run": best.directory.name,
-                "configuration": self.configuration,
+                "configuration": OmegaConf.to_yaml(OmegaConf.create(public(configuration))),
                 "osteo": best.read_json("environment.json")["osteo"],
             },
         }
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        figures = {name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()}
         return render(
             "report.html.jinja",
-            figures=figures,
+            figures={name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()},
             captions=CAPTIONS,
             sections=list(SECTIONS.items()),
             **self.context(),
@@ -105,39 +116,123 @@ class Story:
         """The same as Markdown, without pictures of patients; its figures lie in figures/."""
         return render("report.md.jinja", **self.context())
 
+    @property
+    def files(self) -> dict[str, pd.DataFrame]:
+        """The tables that are files too, by their names."""
+        return {
+            **self.paper_tables,
+            **{name: self.tables[name] for name in ("comparison", "between", "thresholds", "subgroups")},
+        }
 
-def tell(
-    title: str,
-    results: Results,
-    board: pd.DataFrame,
-    looked: Looked,
-    configuration: str,
-    clinical: pd.DataFrame | None = None,
-) -> Story:
-    """Puts a report together from results and records.
+    def write(self) -> dict[str, Path]:
+        """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
+
+        Returns:
+            The figures as PNG, by their names.
+        """
+        drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
+        paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
+        write_tables(self.directory / "tables", self.files)
+        write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
+        if not (self.directory / "status.json").exists():
+            write_table(self.directory / "leaderboard.csv", self.board)
+        write_text(self.directory / "report.html", self.html())
+        write_text(self.directory / "report.md", self.markdown())
+        for result in self.results.models:
+            write_text(result.system.best_run.directory / "model_card.md", model_card(self, result.system))
+        return paths
+
+
+def write_report(runs: str | Path, **options: Any) -> Report:
+    """Writes the report of a sweep or a run beside its records, as `osteo report` does, and returns it.
 
     Args:
-        title: of the report.
+        runs: a sweep or a run directory.
+        options: other fields of `ReportConfig`, as in draws=500.
+
+    Raises:
+        UserError: an option is outside its range, or there is no finished run.
+    """
+    config = ReportConfig(runs=str(runs), **options)
+    check(config)
+    report = read_report(config)
+    report.write()
+    return report
+
+
+def read_report(config: ReportConfig) -> Report:
+    """Reads the records of a sweep, computes what they say, and inspects its pictures.
+
+    Raises:
+        UserError: no directory is named, or it holds no finished run.
+    """
+    if not config.runs:
+        raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
+    directory = Path(config.runs).expanduser()
+    board = leaderboard(directory)
+    if board.empty:
+        raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
+    runs = [run for run in runs_of(directory) if run.directory.name in set(board["run"])]
+    experiment = read_experiment(runs, sensitivity=config.sensitivity)
+    log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
+    results = compute(
+        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity
+    )
+    setting = read_config(results.best.system.best_run.directory / "config.yaml")
+    return compose(directory, setting, board, results, inspect_pictures(setting, results, config))
+
+
+def compose(
+    directory: Path, setting: Config, board: pd.DataFrame, results: Results, pictures: PictureFindings
+) -> Report:
+    """Puts a report together.
+
+    Args:
+        directory: of the sweep.
+        setting: of the best run.
+        board: the leaderboard.
         results: of the sweep.
-        board: its leaderboard.
-        looked: what was seen in the pictures.
-        configuration: of the best run, as YAML.
-        clinical: the clinical sheet, indexed by patient, where it is at hand.
+        pictures: what they show.
     """
     runs = [run for result in results.models for run in result.system.runs]
-    best = results.best.system.best_run
-    manifest = best.read_manifest()
-    leaks, contradictions, lines = data_findings(runs, manifest)
-    figures = {
-        "forest": plots.forest(results),
-        "roc_pr": plots.roc_and_pr(results),
-        "training": plots.training(
-            {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
-        ),
-        "reliability": plots.reliability(results),
-        "decision": plots.decision(results),
-    }
-    tables = {
+    manifest = results.best.system.best_run.read_manifest()
+    leaks, contradictions, audit = data_findings(runs, manifest)
+    is_phantom = setting.data.name == "phantom"
+    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
+    return Report(
+        directory=directory,
+        title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
+        setting=setting,
+        board=board,
+        results=results,
+        pictures=pictures,
+        figures={
+            "forest": plots.forest(results),
+            "roc_pr": plots.roc_and_pr(results),
+            "training": plots.training(
+                {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
+            ),
+            "reliability": plots.reliability(results),
+            "decision": plots.decision(results),
+        },
+        tables=_tables(results, board, manifest, pictures.clinical),
+        paper_figures=figures.overview(board, runs, manifest),
+        paper_tables={
+            "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
+            "table2": paper.table_2(board),
+            "costs": paper.costs(board),
+        },
+        verdict=[*verdict(results, leaks, contradictions), *([PHANTOM] if is_phantom else [])],
+        audit=audit,
+        limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
+    )
+
+
+def _tables(
+    results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
+) -> dict[str, pd.DataFrame]:
+    runs = [run for result in results.models for run in result.system.runs]
+    return {
         "comparison": rows.comparison_table(results),
         "methods": rows.methods_table(results),
         "between": rows.tests_table(results.between),
@@ -151,18 +246,14 @@ def tell(
         "versions": _versions(runs),
         "hashes": _hashes(results, manifest),
     }
-    is_phantom = best.read_config()["data"]["name"] == "phantom"
-    limits = [PHANTOM, *LIMITS] if is_phantom else LIMITS
-    told = verdict(results, leaks, contradictions) + ([PHANTOM] if is_phantom else [])
-    return Story(title, results, figures, tables, looked, told, lines, limits, configuration)
 
 
 def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
     """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
     leaks = {"clusters": 0, "patients": 0, "pictures": 0}
     for run in runs:
-        found = summary.leaks(run.read_manifest())
-        leaks = {name: max(leaks[name], len(found[name])) for name in leaks}
+        of_run = summary.leaks(run.read_manifest())
+        leaks = {name: max(leaks[name], len(of_run[name])) for name in leaks}
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
     used_exact, used_contradictory = copies(used)
@@ -187,16 +278,16 @@ def _runs(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    found = [run.read_json("environment.json") for run in runs]
-    flat = [
+    environments = [run.read_json("environment.json") for run in runs]
+    versions = [
         {
-            "osteo": one["osteo"], "Python": one["python"], **one["libraries"], "system": one["system"],
-            "machine": one["machine"], "accelerator": one["accelerator"], "precision": one["precision"],
+            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
+            "machine": facts["machine"], "accelerator": facts["accelerator"], "precision": facts["precision"],
         }
-        for one in found
+        for facts in environments
     ]  # fmt: skip
     return pd.DataFrame(
-        {"name": name, "version": ", ".join(sorted({str(one[name]) for one in flat}))} for name in flat[0]
+        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
     )
 
 
@@ -208,11 +299,11 @@ def data_sha256(manifest: pd.DataFrame) -> str:
 
 
 def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
-    found = [("data", data_sha256(manifest))]
+    hashes = [("data", data_sha256(manifest))]
     for result in results.models:
         run = result.system.best_run
-        found.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
-    return pd.DataFrame(found, columns=["of", "SHA-256"])
+        hashes.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
+    return pd.DataFrame(hashes, columns=["of", "SHA-256"])
 
 
 def file_sha256(path: Path) -> str:
@@ -223,12 +314,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_card(story: Story, system: System) -> str:
+def model_card(report: Report, system: System) -> str:
     """The card of a system's best checkpoint, as Markdown."""
     run = system.best_run
     facts, settings = run.read_json("environment.json"), run.read_config()
     manifest = run.read_manifest()
-    result = next(result for result in story.results.models if result.system is system)
+    result = next(result for result in report.results.models if result.system is system)
     model, data = settings["model"], settings["data"]
     start = "random numbers"
     if model["weights_file"]:
@@ -236,13 +327,10 @@ def model_card(story: Story, system: System) -> str:
     elif model["pretrained"]:
         start = "timm's pretrained weights"
     reached = pd.DataFrame(
-        {"metric": rows.TITLES[name], "95 % interval": rows.shown(result.intervals[name])} for name in METRICS
+        {"metric": metric.title, "95 % interval": rows.format_interval(result.intervals[metric.name])}
+        for metric in all_metrics().values()
     )
-    rules: Mapping[str, str] = {
-        "0.5": "as given",
-        "Youden": "largest sensitivity + specificity",
-        "sensitivity": f"sensitivity of at least {story.results.sensitivity:.2f}",
-    }
+    sensitivity = report.results.sensitivity
     return render(
         "model_card.md.jinja",
         name=system.name,
@@ -260,11 +348,11 @@ def model_card(story: Story, system: System) -> str:
         by_split=summary.by_split(manifest, None),
         data=data["name"],
         data_sha256=data_sha256(manifest),
-        audit=story.audit,
-        design=story.results.experiment.design,
+        audit=report.audit,
+        design=report.results.experiment.design,
         reached=reached,
-        shortcut=rows.shown(story.results.shortcut.intervals["auroc"]),
-        said=validate(run.read_table("predictions.csv"), sensitivity=story.results.sensitivity),
-        rules=rules,
-        limits=story.limits,
+        shortcut=rows.format_interval(report.results.shortcut.intervals["auroc"]),
+        validated=validate(run.read_table("predictions.csv"), sensitivity=sensitivity),
+        rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
+        limits=report.limits,
     )

@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
+from osteo.evaluation.metrics import all_metrics
 from osteo.report.figures import COLOURS, STYLE
-from osteo.report.paper import TABLE_2
+from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import Results
-from osteo.report.verdict import PAPER_TEST
-from osteo.types import Statistic
+from osteo.task import POSITIVE
+from osteo.types import Floats, Statistic
 
 GRID = np.linspace(0.0, 1.0, 101)
-LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities at which a decision is looked at
+LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities above which a picture may be called
 BINS = 6  # of the reliability curve, each with the same number of pictures
 MOST = 6  # models on one figure
 SOFT = "#888888"
@@ -28,11 +29,11 @@ SOFT = "#888888"
 def forest(results: Results) -> Figure:
     """AUROC and accuracy of every system with 95 % intervals, and the paper's accuracies."""
     rows: dict[str, list[tuple[str, str, Interval]]] = {
-        name: [(r.system.name, r.system.kind, r.intervals[name]) for r in results.results]
+        name: [(r.system.name, r.system.kind, r.intervals[name]) for r in results.ranked]
         for name in ("auroc", "accuracy")
     }
     rows["accuracy"] += [
-        (f"{backbone}, paper", "paper", proportion(round(reported["Accuracy"] * PAPER_TEST), PAPER_TEST))
+        (f"{backbone}, paper", "paper", proportion(round(reported["accuracy"] * TEST_PICTURES), TEST_PICTURES))
         for backbone, reported in TABLE_2.items()
     ]
     height = 1.1 + 0.24 * len(rows["accuracy"])
@@ -40,7 +41,7 @@ def forest(results: Results) -> Figure:
         figure = Figure(figsize=(9.5, height), layout="constrained")
         names = [name for name, *_ in rows["accuracy"]]
         for axes, (metric, title) in zip(
-            figure.subplots(1, 2, sharey=True), (("auroc", "AUROC"), ("accuracy", "accuracy")), strict=True
+            figure.subplots(1, 2, sharey=True), ((name, all_metrics()[name].title) for name in rows), strict=True
         ):
             for place, (_, kind, interval) in enumerate(rows[metric]):
                 colour = {"model": COLOURS[0], "ensemble": COLOURS[2], "shortcut": COLOURS[3]}.get(kind, SOFT)
@@ -75,7 +76,7 @@ def roc_and_pr(results: Results) -> Figure:
 
 
 def reliability(results: Results) -> Figure:
-    """Share of cases against probability, before and after the temperature of validation, a panel a model."""
+    """Share of cases against probability, before and after the temperature of validation, one panel per model."""
     labels, drawn = results.experiment.labels, results.models[:MOST]
     with rc_context(STYLE):
         columns = min(3, len(drawn))
@@ -98,7 +99,7 @@ def reliability(results: Results) -> Figure:
                 axes.errorbar(middle, value, bars, color=colour, marker="o", ms=4, lw=1.3, capsize=2, label=name)
             axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
             axes.set(title=result.system.name, xlim=(0, 1), ylim=(0, 1), xlabel="probability")
-        panels[0].set_ylabel("share with osteoporosis")
+        panels[0].set_ylabel(f"share with {POSITIVE}")
         panels[0].legend(frameon=False, loc="upper left")
         return figure
 
@@ -116,7 +117,7 @@ def decision(results: Results) -> Figure:
         everyone = share - (1 - share) * LIMITS / (1 - LIMITS)
         axes.plot(LIMITS, everyone, color=SOFT, lw=1, ls="--", label="call every picture")
         axes.axhline(0.0, color=SOFT, lw=1, label="call none")
-        axes.set(xlabel="probability above which a picture is called", ylabel="net benefit a picture")
+        axes.set(xlabel="probability above which a picture is called", ylabel="net benefit per picture")
         axes.set(xlim=(0, 1), ylim=(-0.08, share * 1.08))
         axes.legend(frameon=False)
         return figure
@@ -144,11 +145,11 @@ def training(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
         return figure
 
 
-def _bands(results: Results, statistic: Statistic) -> npt.NDArray[np.float64]:
+def _bands(results: Results, statistic: Statistic) -> Floats:
     """Values, and the 2.5 and 97.5 percent points of the draws, (3, M)."""
     experiment = results.experiment
-    made = bootstrap(statistic, experiment.labels, experiment.groups, draws=min(results.draws, 500), seed=results.seed)
-    return np.vstack([made.value, np.nanquantile(made.draws, [0.025, 0.975], axis=0)])
+    drawn = bootstrap(statistic, experiment.labels, experiment.groups, draws=min(results.draws, 500), seed=results.seed)
+    return np.vstack([drawn.value, np.nanquantile(drawn.draws, [0.025, 0.975], axis=0)])
 
 
 def _line(

@@ -1,168 +1,210 @@
-"""What a report shows of the radiographs themselves: samples, predictions, and where the networks look."""
+"""What a report says of the radiographs themselves: samples, predictions, mistakes, and where the networks look."""
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from osteo.checks import check_data
 from osteo.config import Config, ReportConfig
+from osteo.data.datamodule import unit
+from osteo.data.prepare import clinical_table, prepare, read_sources, reader
+from osteo.data.sources import Source
+from osteo.data.store import Store, square
 from osteo.errors import UserError
-from osteo.types import ReadFile
+from osteo.evaluation import gradcam
+from osteo.files import cache_dir
+from osteo.reading.pictures import decode
+from osteo.records.record import Run
+from osteo.report.figures import Panel, panels
+from osteo.report.html import embed
+from osteo.report.results import Results
+from osteo.report.rows import mistakes
+from osteo.task import CLASS_NAMES, call
+from osteo.training.augment import paper_twins
+from osteo.training.module import load_module
+from osteo.types import Grey, ReadFile, Singles
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from osteo.data.sources import Source
-    from osteo.data.store import Store
-    from osteo.records.record import Run
-    from osteo.report.page import Looked
-    from osteo.report.results import Results
+SAMPLES, PREDICTIONS = 5, 12  # pictures of each class, and of the best run's test split
+EXPLAINED = 400  # pictures that get a Grad-CAM, at most
+RANDOMISED = 12  # pictures of each run whose map is compared with an untrained network's
+BATCH = 32
 
 log = logging.getLogger(__name__)
 
 
-def look(setting: Config, sources: "dict[str, Source]", results: "Results", config: ReportConfig) -> "Looked":
-    """The best model's surest mistakes, and where the networks that tested the pictures look.
+class Mistake(NamedTuple):
+    """A wrong call."""
 
-    Raises:
-        UserError: the pictures are no longer what they were, or a checkpoint is gone.
+    name: str
+    picture: str
+    """as a data URL"""
+    overlay: str
+    """the same with its Grad-CAM; empty where there is none"""
+    label: str
+    call: str
+    confidence: str
+    """probability of the class that was called, in percent"""
+
+
+@dataclass(frozen=True)
+class PictureFindings:
+    """What the pictures themselves show, as far as they can be read."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    """where the networks look"""
+    note: str = ""
+    """why something is missing"""
+    clinical: pd.DataFrame | None = None
+    """the clinical sheet, indexed by patient, where there is one"""
+
+
+def inspect_pictures(setting: Config, results: Results, config: ReportConfig) -> PictureFindings:
+    """Figures of pictures, the best model's mistakes, and where the networks that tested the pictures look.
+
+    Args:
+        setting: of the best run, whose pictures are read.
+        results: of the sweep.
+        config: of the report.
     """
-    import numpy as np
+    figures: dict[str, Figure] = {}
+    clinical = None
+    try:
+        check_data(setting.data)
+        sources = read_sources(setting.data, cache_dir(setting.data.cache))
+        clinical = clinical_table(sources)
+        if config.pictures:
+            figures = picture_figures(setting, reader(sources), results.best.system.best_run)
+        return _explain(setting, sources, results, config, figures, clinical)
+    except UserError as error:
+        log.warning("what needs the pictures is left out: %s", error)
+        return PictureFindings(figures, note=f"What needs the pictures is left out: {error}", clinical=clinical)
 
-    from osteo.data.prepare import prepare
-    from osteo.evaluation import gradcam as explain
-    from osteo.report.html import embed
-    from osteo.report.page import Looked
-    from osteo.report.rows import mistakes
 
+def _explain(
+    setting: Config,
+    sources: dict[str, Source],
+    results: Results,
+    config: ReportConfig,
+    figures: dict[str, Figure],
+    clinical: pd.DataFrame | None,
+) -> PictureFindings:
     _, store = prepare(setting.data, sources)
-    system = results.best.system
+    system, pictures = results.best.system, results.experiment.pictures
     wrong = mistakes(results, results.best, config.mistakes)
-    pictures = results.experiment.pictures
     sha256 = {str(i): str(sha) for i, sha in zip(pictures["image_id"], pictures["sha256"], strict=True)}
     if gone := sorted(image_id for image_id, sha in sha256.items() if sha not in store.rows):
         raise UserError(f"{len(gone)} pictures are no longer what they were, {gone[0]} first")
+    stored = {image_id: np.asarray(store.pictures[0, store.rows[sha]]) for image_id, sha in sha256.items()}
     note = ""
     try:
-        log.info("looking where %s looks", system.name)
-        maps, alike = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
+        log.info("computing where %s looks", system.name)
+        maps, correlations = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
     except UserError as error:
-        maps, alike, note = {}, [], str(error)
-    shown = []
+        maps, correlations, note = {}, [], str(error)
     if not config.pictures:
         wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
+    measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
+    sentences = gradcam.findings(measured, pictures, correlations) if measured else []
+    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, note, clinical)
+
+
+def _mistakes(wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles]) -> list[Mistake]:
+    rows = []
     for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
-        picture = store.pictures[0, store.rows[sha256[image_id]]]
-        names = ("normal", "osteoporosis")
-        call = int(probability > 0.5)
-        shown.append(
-            {
-                "name": image_id,
-                "picture": embed(picture),
-                "map": embed(explain.overlay(picture, maps[image_id])) if image_id in maps else "",
-                "label": names[int(label)],
-                "call": names[call],
-                "sure": f"{probability if call else 1 - probability:.0%}",
-            }
+        picture = stored[image_id]
+        overlay = embed(gradcam.overlay(picture, maps[image_id])) if image_id in maps else ""
+        called = call(probability)
+        rows.append(
+            Mistake(image_id, embed(picture), overlay, CLASS_NAMES[int(label)], called, _confidence(probability))
         )
-    found = {i: explain.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()}
-    measured = {image_id: one for image_id, one in found.items() if one is not None}
-    findings = explain.findings(measured, pictures, alike) if measured else []
-    return Looked(shown, findings, note)
+    return rows
+
+
+def _confidence(probability: float) -> str:
+    """Probability of the class that is called, in percent."""
+    is_positive = CLASS_NAMES.index(call(probability)) == 1
+    return f"{probability if is_positive else 1.0 - probability:.0%}"
 
 
 def grad_cams(
-    runs: "list[Run]", first: list[str], sha256: dict[str, str], store: "Store"
-) -> "tuple[dict[str, np.ndarray], list[float]]":
-    """Grad-CAM of test pictures by the network that tested them, by image_id, float32 (S, S).
+    runs: Sequence[Run], first: Sequence[str], sha256: Mapping[str, str], store: Store
+) -> tuple[dict[str, Singles], list[float]]:
+    """Grad-CAM of test pictures by the network that tested them, by image_id, (S, S).
 
-    Also how alike a map and an untrained network's are (Spearman's correlation), for some pictures of each run.
+    Also how a map and an untrained network's correlate (Spearman), for some pictures of each run.
 
     Args:
         runs: of one model.
-        first: pictures that are looked at in any case.
+        first: pictures that get a map in any case.
         sha256: of the other pictures too, by image_id.
         store: holds them.
 
     Raises:
         UserError: the backbone has no feature map, or a checkpoint is gone.
     """
-    import torch
-
-    from osteo.data.datamodule import unit
-    from osteo.evaluation import gradcam as explain
-    from osteo.training.module import load_module
-
-    maps: dict[str, np.ndarray] = {}
-    alike: list[float] = []
+    maps: dict[str, Singles] = {}
+    correlations: list[float] = []
     for run in runs:
         predictions = run.read_table("predictions.csv")
         tested = [i for i in predictions.loc[predictions["split"] == "test", "image_id"] if i not in maps]
-        kept = [i for i in tested if i in first]
-        kept += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(kept))]
-        if not kept:
+        chosen = [i for i in tested if i in first]
+        chosen += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(chosen))]
+        if not chosen:
             continue
         network = load_module(run.best_checkpoint).network
-        rows = [store.rows[sha256[i]] for i in kept]
-        for place in range(0, len(rows), 32):
-            pictures = unit(torch.from_numpy(store.pictures[0, rows[place : place + 32]]))
-            cams = explain.grad_cam(network, pictures)
-            maps |= dict(zip(kept[place : place + 32], cams.numpy(), strict=True))
-            if place == 0:
-                some = pictures[:RANDOMISED]
-                alike += explain.agreement(cams[:RANDOMISED], explain.grad_cam(network.untrained(), some))
-    return maps, alike
+        rows = [store.rows[sha256[i]] for i in chosen]
+        for start in range(0, len(rows), BATCH):
+            pictures = unit(torch.from_numpy(store.pictures[0, rows[start : start + BATCH]]))
+            cams = gradcam.grad_cam(network, pictures)
+            maps |= dict(zip(chosen[start : start + BATCH], cams.numpy(), strict=True))
+            if start == 0:
+                untrained = gradcam.grad_cam(network.untrained(), pictures[:RANDOMISED])
+                correlations += gradcam.agreement(cams[:RANDOMISED], untrained)
+    return maps, correlations
 
 
-def with_pictures(setting: Config, read: ReadFile, manifest: "pd.DataFrame", best: "Run") -> "dict[str, Figure]":
-    """Samples by class, the variants of one picture, and the best run's predictions.
+def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Figure]:
+    """Samples of each class, the variants of one picture, and the best run's predictions.
 
     Raises:
         UserError: the pictures are no longer where they were.
     """
-    from osteo.data.store import square
-    from osteo.reading.pictures import decode
-    from osteo.report.figures import Shown, pictures
-    from osteo.training.augment import paper_twins
 
-    def picture(image_id: str) -> "np.ndarray":
+    def picture(image_id: str) -> Grey:
         return square(decode(read(image_id), 224), 224, setting.data.fit)
 
+    manifest = best.read_manifest()
     used = manifest[manifest["split"] != "excluded"]
     samples = []
-    for name in ("normal", "osteoporosis"):
+    for name in CLASS_NAMES:
         ids = used.loc[used["class_name"] == name, "image_id"]
-        samples.append((name, [Shown(picture(i), "") for i in ids.iloc[_spread(len(ids), SAMPLES)]]))
-    one = picture(str(used["image_id"].iloc[0]))
+        samples.append((name, [Panel(picture(i), "") for i in ids.iloc[_spread(len(ids), SAMPLES)]]))
+    original = picture(str(used["image_id"].iloc[0]))
     twins = paper_twins(setting.augment)
-    variants = [Shown(one, "original"), *(Shown(change(one), name) for name, change in twins.items())]
+    variants = [Panel(original, "original"), *(Panel(change(original), name) for name, change in twins.items())]
     predictions = best.read_table("predictions.csv")
     test = predictions[predictions["split"] == "test"].reset_index(drop=True)
-    drawn = test.iloc[_spread(len(test), PREDICTIONS)]
-    marked = []
-    for image_id, label, probability in drawn[["image_id", "label", "probability"]].itertuples(index=False, name=None):
-        guess = int(probability > 0.5)
-        sure = probability if guess else 1.0 - probability
-        marked.append(Shown(picture(image_id), f"{('normal', 'osteoporosis')[guess]} {sure:.0%}", guess == label))
+    chosen = test.iloc[_spread(len(test), PREDICTIONS)]
+    predicted = []
+    for image_id, label, probability in chosen[["image_id", "label", "probability"]].itertuples(index=False, name=None):
+        called = call(probability)
+        title = f"{called} {_confidence(probability)}"
+        predicted.append(Panel(picture(image_id), title, called == CLASS_NAMES[int(label)]))
     return {
-        "samples": pictures(samples),
-        "augmentations": pictures([("", variants)]),
-        "predictions": pictures([("", marked[place : place + 6]) for place in range(0, len(marked), 6)]),
+        "samples": panels(samples),
+        "augmentations": panels([("", variants)]),
+        "predictions": panels([("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]),
     }
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Positions, evenly spread over `count` rows, at most `wanted` of them."""
-    return sorted({round(i * (count - 1) / max(1, wanted - 1)) for i in range(min(wanted, count))})
-
-
-SAMPLES, PREDICTIONS = 5, 12  # pictures a class, and of the best run's test split
-
-
-SAMPLES, PREDICTIONS = 5, 12  # pictures a class, and of the best run's test split
-
-
-EXPLAINED = 400  # pictures at most whose Grad-CAM is looked at
-
-
-RANDOMISED = 12  # pictures a run whose map is compared with an untrained network's
+def _spread(count: int, most: int) -> list[int]:
+    """Positions, evenly spread over `count` rows, at most `most` of them."""
+    return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(min(most, count))})

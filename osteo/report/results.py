@@ -6,10 +6,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from osteo.evaluation.bootstrap import Comparison, Interval, bootstrap, proportion
-from osteo.evaluation.metrics import METRICS, metrics
+from osteo.evaluation.bootstrap import Comparison, Interval, proportion
+from osteo.evaluation.metrics import all_metrics, metric_intervals, weighted_metrics
 from osteo.evaluation.systems import Experiment, System
 from osteo.evaluation.tests import delong_interval, delong_test, mcnemar, paired_bootstrap
+from osteo.task import THRESHOLD
 from osteo.types import Floats
 
 
@@ -25,9 +26,9 @@ class Result:
     delong: Interval | None
     """of the AUROC"""
     by_repeat: pd.DataFrame
-    """a row a repeat, a column a metric"""
+    """one row per repeat, one column per metric"""
     confusion: Floats
-    """pictures, the mean over repeats: [[normal right, normal wrong], [missed, osteoporosis right]]"""
+    """pictures, the mean over repeats; truth down, call across: [[tn, fp], [fn, tp]]"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Results:
     seed: int
     prevalence: float
     sensitivity: float
-    results: list[Result]
+    ranked: list[Result]
     """models first, then ensembles, then the shortcut; within a kind the best AUROC first"""
     between: list[Paired]
     """every pair of models"""
@@ -64,7 +65,7 @@ class Results:
     @property
     def models(self) -> list[Result]:
         """Those of single models."""
-        return [result for result in self.results if result.system.kind == "model"]
+        return [result for result in self.ranked if result.system.kind == "model"]
 
     @property
     def best(self) -> Result:
@@ -74,7 +75,7 @@ class Results:
     @property
     def shortcut(self) -> Result:
         """What width and height reach."""
-        return self.results[-1]
+        return self.ranked[-1]
 
 
 def compute(
@@ -82,27 +83,26 @@ def compute(
 ) -> Results:  # fmt: skip
     """Intervals of every system, and tests between the models and against the shortcut."""
     order = {"model": 0, "ensemble": 1, "shortcut": 2}
-    results = [_result(experiment, system, draws, seed) for system in experiment.systems]
-    results.sort(key=lambda result: (order[result.system.kind], -result.intervals["auroc"].value))
-    models = [result.system for result in results if result.system.kind == "model"]
+    ranked = [_result(experiment, system, draws, seed) for system in experiment.systems]
+    ranked.sort(key=lambda result: (order[result.system.kind], -result.intervals["auroc"].value))
+    models = [result.system for result in ranked if result.system.kind == "model"]
     pairs = [_pair(experiment, first, second, draws, seed) for first, second in combinations(models, 2)]
-    shortcut = results[-1].system
+    shortcut = ranked[-1].system
     against = [_pair(experiment, model, shortcut, draws, seed) for model in models]
-    return Results(experiment, draws, seed, prevalence, sensitivity, results, pairs, against)
+    return Results(experiment, draws, seed, prevalence, sensitivity, ranked, pairs, against)
 
 
 def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Result:
     labels = experiment.labels
-    made = bootstrap(metrics(labels, system.probabilities), labels, experiment.groups, draws=draws, seed=seed)
-    intervals = {name: made.interval(column) for column, name in enumerate(METRICS)}
-    one = np.ones((1, len(labels)))
+    intervals = metric_intervals(labels, system.probabilities, experiment.groups, draws=draws, seed=seed)
+    once = np.ones((1, len(labels)))
     rows = [
-        dict(zip(METRICS, metrics(labels, row[None])(one)[0], strict=True)) | {"repeat": name}
+        dict(zip(all_metrics(), weighted_metrics(labels, row[None])(once)[0], strict=True)) | {"repeat": name}
         for name, row in zip(experiment.repeats, system.probabilities, strict=True)
         if np.isfinite(row).any()
     ]
     right = system.right(labels)
-    known, share = np.isfinite(right).any(axis=0), np.nan_to_num(mean(right))
+    known, share = np.isfinite(right).any(axis=0), np.nan_to_num(mean_over_repeats(right))
     counted = {"accuracy": known, "sensitivity": known & (labels == 1), "specificity": known & (labels == 0)}
     wilson = {name: proportion(round(float(share[which].sum())), int(which.sum())) for name, which in counted.items()}
     matrix = [[float((side * (labels == truth) * known).sum()) for side in sides]
@@ -117,7 +117,7 @@ def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Re
     )
 
 
-def mean(values: Floats) -> Floats:
+def mean_over_repeats(values: Floats) -> Floats:
     """The mean over repeats, NaN where none tested a picture."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
@@ -126,7 +126,7 @@ def mean(values: Floats) -> Floats:
 
 def _pair(experiment: Experiment, first: System, second: System, draws: int, seed: int) -> Paired:
     labels, groups = experiment.labels, experiment.groups
-    half = np.full_like(first.probabilities, 0.5)
+    limits = np.full_like(first.probabilities, THRESHOLD)
     both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
     rows = both.any(axis=1)
     delong = delong_test(
@@ -135,8 +135,8 @@ def _pair(experiment: Experiment, first: System, second: System, draws: int, see
         np.where(both, second.probabilities, np.nan)[rows],
         groups,
     )
-    one, other, exact, middle = mcnemar(first.right(labels), second.right(labels), groups)
+    for_first, for_second, exact, mid_p = mcnemar(first.right(labels), second.right(labels), groups)
     by_metric = paired_bootstrap(
-        labels, (first.probabilities, half), (second.probabilities, half), groups, draws=draws, seed=seed
+        labels, (first.probabilities, limits), (second.probabilities, limits), groups, draws=draws, seed=seed
     )
-    return Paired(first.name, second.name, by_metric, delong, (one, other), exact, middle)
+    return Paired(first.name, second.name, by_metric, delong, (for_first, for_second), exact, mid_p)

@@ -10,26 +10,14 @@ from rich.table import Table
 
 from osteo.files import display_path, write_table
 from osteo.records.sweep import leaderboard, runs_of
-from osteo.report.tables import terminal
+from osteo.report.tables import as_table, terminal
+from osteo.task import THRESHOLD
 
 if TYPE_CHECKING:
     from osteo.records.record import Run
+    from osteo.report.page import Report
 
-HEADINGS = {
-    "backbone": "backbone",
-    "seed": "seed",
-    "fold": "fold",
-    "parameters": "parameters",
-    "epochs": "epochs",
-    "test/accuracy": "accuracy",
-    "test/precision_macro": "precision",
-    "test/recall_macro": "recall",
-    "test/f1_macro": "F1",
-    "test/auroc": "AUROC",
-    "test/sensitivity": "sensitivity",
-    "test/specificity": "specificity",
-    "seconds": "seconds",
-}
+FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
 
 
 def show_runs(directory: Path) -> bool:
@@ -46,7 +34,7 @@ def show_runs(directory: Path) -> bool:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
         console.print(results_table(board))
-        console.print("[dim]precision, recall and F1 are macro averages; test split; threshold 0.5[/dim]")
+        console.print(f"[dim]precision, recall and F1 are macro averages; test split; threshold {THRESHOLD}[/dim]")
     failed = {run.directory.name: run.status() for run in runs if run.status()["state"] != "done"}
     if failed:
         table = Table("run", "state", "error", title="not done", title_justify="left")
@@ -69,17 +57,41 @@ def show_runs(directory: Path) -> bool:
     return bool(runs) and not failed
 
 
+def show_report(report: "Report") -> None:
+    """Prints the paper's tables, the main metrics with their intervals, what follows from them, and where it lies."""
+    from osteo.evaluation.metrics import all_metrics
+    from osteo.report.rows import MAIN
+
+    console, tables = terminal(), report.files
+    console.print(as_table(tables["table1"], title="Table 1: pictures"))
+    console.print(as_table(tables["table2"], title="Table 2: ours, the paper's, and the difference"))
+    console.print(as_table(tables["costs"], title="cost"))
+    main = ["system", *(all_metrics()[name].title for name in MAIN)]
+    console.print(as_table(tables["comparison"][main], title="with 95 % intervals"))
+    for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
+        console.print(f"- {line}", soft_wrap=True)
+    console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
+
+
 def results_table(board: pd.DataFrame) -> Table:
-    """The leaderboard as a terminal table; columns that say the same in every row are left out."""
-    wanted = {key: title for key, title in HEADINGS.items() if key in board}
+    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out."""
+    from osteo.evaluation.metrics import all_metrics  # with SciPy, which `osteo status` need not wait for
+
+    metrics = all_metrics()
+    columns = {key: key for key in FACTS if key in board}
+    for key in board:
+        kind, _, name = str(key).partition("/")
+        if kind == "test":
+            columns[str(key)] = metrics[name].title if name in metrics else name  # else of a plugin that is not here
+    columns["seconds"] = "seconds"
     for key in ("seed", "fold"):
-        if key in wanted and board[key].nunique(dropna=False) == 1:
-            del wanted[key]
+        if key in columns and board[key].nunique(dropna=False) == 1:
+            del columns[key]
     table = Table()
-    for title in wanted.values():
+    for title in columns.values():
         table.add_column(title, justify="left" if title == "backbone" else "right", no_wrap=True)
     for _, row in board.iterrows():
-        table.add_row(*(_cell(key, row[key]) for key in wanted))
+        table.add_row(*(_cell(key, row[key]) for key in columns))
     return table
 
 
@@ -100,17 +112,17 @@ def row(run: "Run") -> dict[str, Any]:
     import pandas as pd
 
     state, error = run.state, run.status()["error"]
-    found: dict[str, Any] = {"run": run.directory.name, "state": state}
+    values: dict[str, Any] = {"run": run.directory.name, "state": state}
     settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
     if "trainer" in settings:  # else it had not begun, or is an evaluation
-        wanted = settings["trainer"]["max_epochs"]
+        epochs = settings["trainer"]["max_epochs"]
         history = run.directory / "history.csv"
         seconds = pd.read_csv(history)["seconds"] if history.exists() else pd.Series(dtype=float)
-        found["backbone"] = settings["model"]["backbone"]
+        values["backbone"] = settings["model"]["backbone"]
         fold = settings["data"]["split"]["fold"]
-        found["fold"], found["seed"] = "-" if fold is None else str(fold), settings["seed"]
-        found["epochs"] = f"{len(seconds)} of {wanted}"
-        left = float(seconds.median()) * (wanted - len(seconds)) if len(seconds) and state == "running" else None
-        found["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
-    found["error"] = error or ""
-    return found
+        values["fold"], values["seed"] = "-" if fold is None else str(fold), settings["seed"]
+        values["epochs"] = f"{len(seconds)} of {epochs}"
+        left = float(seconds.median()) * (epochs - len(seconds)) if len(seconds) and state == "running" else None
+        values["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
+    values["error"] = error or ""
+    return values

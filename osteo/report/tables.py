@@ -1,10 +1,14 @@
 """Tables on a terminal, in Markdown and in LaTeX."""
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+
+from osteo.files import write_text
 
 
 def terminal() -> Console:
@@ -35,6 +39,13 @@ def as_markdown(frame: pd.DataFrame) -> str:
     lines = [[str(name) for name in frame], ["---"] * len(frame.columns)]
     lines += [[cell(value).replace("|", "\\|") for value in row] for row in frame.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Writes NAME.md and NAME.tex of every table."""
+    for name, table in tables.items():
+        write_text(folder / f"{name}.md", as_markdown(table))
+        write_text(folder / f"{name}.tex", as_latex(table))
 
 
 def as_latex(frame: pd.DataFrame) -> str:

@@ -1,18 +1,22 @@
 """What is done to a batch of pictures while training, on the device that holds it, before normalisation."""
 
+import inspect
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import kornia.augmentation
 import kornia.enhance as enhance
 import kornia.geometry.transform as geometry
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
+from osteo.checks import check_arguments
+from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, AugmentConfig
+from osteo.errors import UserError, unknown
+from osteo.types import Transform
 
 PAPER_VARIANTS = (
     "original",
@@ -24,18 +28,12 @@ PAPER_VARIANTS = (
     "rotation by 45 degrees",
 )
 """What an epoch of the paper holds of every picture, in this order."""
-
-
-class Ranges(Protocol):
-    """How far random augmentation goes, as `AugmentConfig` says it."""
-
-    name: str
-    flip: float
-    rotate: float
-    translate: float
-    scale: float
-    brightness: float
-    contrast: float
+BATCHWISE = ("same_on_batch", "p_batch", "keepdim")
+"""Arguments of Kornia's operations that say what the pictures of a batch have in common."""
+FETCHING = ("RandomDissolving",)
+"""Operations that fetch a model from the internet."""
+INPUT_SHAPE = "forward_input_shape"
+"""The one parameter that Kornia keeps of a whole batch, whatever the operation: its shape."""
 
 
 class Augmentation(nn.Module):
@@ -78,43 +76,47 @@ class Online(Augmentation):
     every order of the pictures, and after a run was taken up again.
     """
 
-    def __init__(self, ranges: Ranges, seed: int = 0) -> None:
+    def __init__(self, config: AugmentConfig, seed: int = 0) -> None:
         super().__init__()
-        self.ranges, self.seed = ranges, seed
+        self.config, self.seed = config, seed
 
     def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
-        """Augments every picture with parameters of its own."""
+        """Augments every picture with its own parameters."""
         return warp_and_expose(pictures, self.drawn(draw.to(pictures.device), pictures.shape[-1]))
 
     def drawn(self, draw: Tensor, side: int) -> Parameters:
         """The parameters of these draws for pictures of this side, in pixels."""
         share = hashed_uniform(self.seed, draw, len(Parameters._fields))  # (B, 7) in [0, 1)
         around = share * 2.0 - 1.0
-        ranges = self.ranges
+        config = self.config
         return Parameters(
-            flip=(share[:, 0] < ranges.flip).float(),
-            angle=around[:, 1] * ranges.rotate,
-            translate_x=around[:, 2] * ranges.translate * side,
-            translate_y=around[:, 3] * ranges.translate * side,
-            scale=1.0 + around[:, 4] * ranges.scale,
-            brightness=1.0 + around[:, 5] * ranges.brightness,
-            contrast=1.0 + around[:, 6] * ranges.contrast,
+            flip=(share[:, 0] < config.flip).float(),
+            angle=around[:, 1] * config.rotate,
+            translate_x=around[:, 2] * config.translate * side,
+            translate_y=around[:, 3] * config.translate * side,
+            scale=1.0 + around[:, 4] * config.scale,
+            brightness=1.0 + around[:, 5] * config.brightness,
+            contrast=1.0 + around[:, 6] * config.contrast,
         )
 
 
 def hashed_uniform(seed: int, draw: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1) by SplitMix64 (Steele, Lea and Flood 2014), float32 (B, count).
+    """Uniform numbers in [0, 1), float32 (B, count), from the upper bits of `hashed`."""
+    return _shifted(hashed(seed, draw, count), 40).float() * 2.0**-24
+
+
+def hashed(seed: int, draw: Tensor, count: int) -> Tensor:
+    """Numbers of 64 bits by SplitMix64 (Steele, Lea and Flood 2014), int64 (B, count).
 
     Args:
         seed: of all draws.
         draw: the number of each draw, int64 (B,).
-        count: numbers a draw.
+        count: numbers per draw.
     """
     golden = -7046029254386353131  # 2 ** 64 over the golden ratio, odd, as a signed integer
     start = _mix(torch.tensor(seed, device=draw.device) + golden)
     state = _mix(start + draw * golden)
-    numbers = _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
-    return _shifted(numbers, 40).float() * 2.0**-24
+    return _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -128,19 +130,19 @@ def _shifted(z: Tensor, by: int) -> Tensor:
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
-def warp_and_expose(pictures: Tensor, of: Parameters) -> Tensor:
+def warp_and_expose(pictures: Tensor, parameters: Parameters) -> Tensor:
     """Mirrors, warps (bilinear, zeros outside), brightens and scales contrast, clamped to [0, 1] as Kornia does.
 
     Args:
         pictures: float (B, 1, S, S) in [0, 1].
-        of: parameters of each.
+        parameters: of each.
     """
     side = pictures.shape[-1]
-    angle = torch.deg2rad(of.angle)
-    cos, sin = torch.cos(angle) / of.scale, -torch.sin(angle) / of.scale
-    mirror = 1.0 - 2.0 * of.flip
+    angle = torch.deg2rad(parameters.angle)
+    cos, sin = torch.cos(angle) / parameters.scale, -torch.sin(angle) / parameters.scale
+    mirror = 1.0 - 2.0 * parameters.flip
     # where each pixel comes from, in coordinates from -1 to 1 between the centres of the outermost pixels
-    x, y = of.translate_x * 2.0 / (side - 1), of.translate_y * 2.0 / (side - 1)
+    x, y = parameters.translate_x * 2.0 / (side - 1), parameters.translate_y * 2.0 / (side - 1)
     line = torch.linspace(-1.0, 1.0, side, device=pictures.device)
     grid = torch.empty(len(pictures), side, side, 2, device=pictures.device)
     rows = (
@@ -151,8 +153,148 @@ def warp_and_expose(pictures: Tensor, of: Parameters) -> Tensor:
         by_column, by_row = across[:, None] * line, down[:, None] * line + shift[:, None]
         torch.add(by_column[:, None, :], by_row[:, :, None], out=grid[..., axis])
     warped = grid_sample(pictures, grid, align_corners=True)
-    brightness, contrast = ((of.brightness - 1.0).view(-1, 1, 1, 1), of.contrast.view(-1, 1, 1, 1))
+    brightness, contrast = ((parameters.brightness - 1.0).view(-1, 1, 1, 1), parameters.contrast.view(-1, 1, 1, 1))
     return warped.add_(brightness).clamp_(0.0, 1.0).mul_(contrast).clamp_(0.0, 1.0)
+
+
+class Operations(Augmentation):
+    """Operations of Kornia by name, in the order of a list, drawn anew for every picture and epoch.
+
+    Kornia draws each picture's parameters by itself on the CPU, seeded by a hash of the seed, the picture's number and
+    the place in the list: the same on every device, in every order and company of the pictures, and in a resumed run.
+    Every operation's result is clamped to [0, 1].
+
+    Args:
+        entries: operations of the form {CLASS: {ARGUMENT: VALUE, ...}}, as `augment.ops` has them.
+        seed: of all draws.
+        side: of the pictures, in pixels.
+
+    Raises:
+        UserError: no such operation or argument, a value that Kornia refuses, or an operation that cannot work on grey
+            pictures, changes their size, or draws random numbers while it is applied.
+    """
+
+    def __init__(self, entries: Sequence[Any], seed: int = 0, side: int = 224) -> None:
+        super().__init__()
+        # no submodules: Kornia draws on the device that an operation was moved to, and a GPU draws other numbers
+        self.operations = [Operation(entry, f"augment.ops[{place}]", side) for place, entry in enumerate(entries)]
+        self.seed = seed
+
+    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
+        """Applies every operation, each picture with the parameters of its draw."""
+        seeds = hashed(self.seed, draw.cpu(), len(self.operations)).T.tolist()
+        for operation, chosen in zip(self.operations, seeds, strict=True):
+            pictures = operation.apply(pictures, operation.draw(chosen, pictures.shape[-1])).clamp(0.0, 1.0)
+        return pictures
+
+
+class Operation:
+    """One operation of Kornia, which changes a picture in the same way in every batch; see `Operations`."""
+
+    def __init__(self, entry: Any, key: str, side: int) -> None:
+        name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
+        if not (isinstance(name, str) and isinstance(arguments, dict | None)):
+            raise UserError(f"{key}={entry} is no operation with arguments, such as {{RandomAffine: {{degrees: 10}}}}")
+        self._key = f"{key}.{name}"
+        self._module = _make_module(name, arguments or {}, self._key)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self._joins = self._probe(side)
+        except UserError:
+            raise
+        except Exception as error:  # Kornia, torch and Python raise many kinds
+            raise UserError(f"{self._key} cannot change {side} x {side} grey pixels: {_first_line(error)}") from error
+
+    def draw(self, seeds: Sequence[int], side: int) -> list[dict[str, Any]]:
+        """Parameters of single pictures (1, 1, S, S) as Kornia draws them, one picture per seed."""
+        drawn = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.default_generator.manual_seed(seed)
+                drawn.append(self._module.forward_parameters((1, 1, side, side)))
+        return drawn
+
+    def apply(self, pictures: Tensor, drawn: Sequence[dict[str, Any]]) -> Tensor:
+        """Changes pictures (B, 1, S, S), each with its parameters; at once where they can be joined."""
+        if self._joins and all(_shapes(parameters) == _shapes(drawn[0]) for parameters in drawn):
+            return torch.as_tensor(self._module(pictures, params=_join(drawn)))
+        return self._one_by_one(pictures, drawn)
+
+    def _one_by_one(self, pictures: Tensor, drawn: Sequence[dict[str, Any]]) -> Tensor:
+        pairs = zip(pictures.split(1), drawn, strict=True)
+        return torch.cat([self._module(picture, params=dict(parameters)) for picture, parameters in pairs])
+
+    def _probe(self, side: int) -> bool:
+        """Whether a batch can be changed at once, tried on a few pictures."""
+        pictures = torch.rand(3, 1, side, side, generator=torch.Generator().manual_seed(0))
+        drawn = [{**parameters, "batch_prob": torch.ones(1)} for parameters in self.draw(range(3), side)]
+        before = torch.get_rng_state()
+        changed = self._one_by_one(pictures, drawn)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise UserError(f"{self._key} draws while it is applied, so that no picture's change could be repeated")
+        if changed.shape != pictures.shape:
+            shape = " x ".join(map(str, changed.shape[-2:]))
+            raise UserError(f"{self._key} makes {shape} pixels of {side} x {side}; pictures must keep their size")
+        if not changed.isfinite().all():
+            raise UserError(f"{self._key} makes intensities that are not finite; choose other arguments")
+        # what is drawn for a batch as a whole, such as the order of steps, must not become that of its first picture
+        batches = {count: _shapes(self._module.forward_parameters((count, 1, side, side))) for count in (2, 3)}
+        if any(shape[:1] != (count,) for count, shapes in batches.items() for shape in shapes.values()):
+            return False
+        self._joins = True
+        return torch.allclose(self.apply(pictures, drawn), changed, atol=1e-4)
+
+
+def operations() -> dict[str, type[Any]]:
+    """Kornia's operations on single 2-D pictures, by class name."""
+    names = [name for name in kornia.augmentation.__all__ if not name.endswith("Base2D") and name not in FETCHING]
+    kinds = {name: getattr(kornia.augmentation, name) for name in names}
+    base = kornia.augmentation.AugmentationBase2D
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)}
+
+
+def _make_module(name: str, arguments: Mapping[str, Any], key: str) -> Any:
+    known = operations()
+    if name in kornia.augmentation.__all__ and name not in known:
+        raise UserError(f"{key} does not change one 2-D picture by itself; choose one that does, like RandomAffine")
+    if name not in known:
+        raise unknown(key.rpartition(".")[0], name, known)
+    if batchwise := [argument for argument in arguments if argument in BATCHWISE]:
+        raise UserError(f"{key}.{batchwise[0]} is not possible: every picture is drawn by itself; leave it out")
+    check_arguments(known[name], arguments, key, BATCHWISE)
+    probability = arguments.get("p", 0.5)
+    if not isinstance(probability, int | float) or not 0.0 <= probability <= 1.0:
+        raise UserError(f"{key}.p={probability} is no probability, which is a number from 0 to 1")
+    signature = inspect.signature(known[name])
+    try:
+        signature.bind(**arguments)
+        return known[name](**{n: _typed(value, signature.parameters[n].annotation) for n, value in arguments.items()})
+    except Exception as error:  # Kornia, torch and Python raise many kinds
+        raise UserError(f"{key} cannot be made of {dict(arguments)}: {_first_line(error)}") from error
+
+
+def _typed(value: Any, annotation: Any) -> Any:
+    """A plain value as Kornia wants it: a tensor where it takes nothing else, and a tuple for a list."""
+    if not isinstance(value, list):
+        return value
+    is_tensor = "Tensor" in str(annotation) and not any(word in str(annotation) for word in ("uple", "float", "int"))
+    return torch.tensor(value) if is_tensor else tuple(_typed(item, None) for item in value)
+
+
+def _shapes(parameters: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of drawn parameters, by name; empty for what is no tensor."""
+    varying = {name: value for name, value in parameters.items() if name != INPUT_SHAPE}
+    return {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in varying.items()}
+
+
+def _join(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Parameters of single pictures as those of one batch."""
+    joined = {name: torch.cat([parameters[name] for parameters in drawn]) for name in drawn[0] if name != INPUT_SHAPE}
+    return joined | {INPUT_SHAPE: torch.tensor([len(drawn), *drawn[0][INPUT_SHAPE][1:].tolist()])}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Paper(Augmentation):
@@ -164,16 +306,16 @@ class Paper(Augmentation):
 
     variants = len(PAPER_VARIANTS)
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, config: AugmentConfig) -> None:
         super().__init__()
-        self.brightness, self.contrast = ranges.brightness, ranges.contrast
+        self.brightness, self.contrast = config.brightness, config.contrast
 
     def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
         """Returns of every picture the variant asked for, in the order of `PAPER_VARIANTS`."""
-        made = pictures.clone()
-        for number in set(variant.tolist()):
-            chosen = variant == number
-            made[chosen] = self._change(int(number), pictures[chosen], twins[chosen])
+        made, numbers = pictures.clone(), variant.tolist()
+        for number in set(numbers):
+            rows = torch.tensor([row for row, other in enumerate(numbers) if other == number], device=pictures.device)
+            made[rows] = self._change(number, pictures[rows], twins[rows])
         return made
 
     def _change(self, number: int, pictures: Tensor, twins: Tensor) -> Tensor:
@@ -192,17 +334,30 @@ class Paper(Augmentation):
         return pictures
 
 
-def make_augmentation(ranges: Ranges, seed: int = 0) -> Augmentation:
-    """The pipeline that runs on the batch's device; albumentations runs before it, in the workers."""
-    if ranges.name == "online":
-        return Online(ranges, seed)
-    return Paper(ranges) if ranges.name == "paper" else Augmentation()
+def make_augmentation(config: AugmentConfig, seed: int = 0, side: int = 224) -> Augmentation:
+    """The pipeline that runs on the batch's device; albumentations runs before it, in the workers.
+
+    Args:
+        config: which, and how far it goes.
+        seed: of all draws.
+        side: of the pictures, in pixels.
+
+    Raises:
+        UserError: `ops` with another pipeline than online, or an operation that cannot be used.
+    """
+    if config.ops and config.name != "online":
+        raise UserError(f"augment.ops goes with augment=online, not with augment={config.name}")
+    if config.ops:
+        return Operations(config.ops, seed, side)
+    if config.name == "online":
+        return Online(config, seed)
+    return Paper(config) if config.name == "paper" else Augmentation()
 
 
-def paper_twins(ranges: Ranges) -> dict[str, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]]:
+def paper_twins(config: AugmentConfig) -> dict[str, Transform]:
     """The six variants of `Paper` by albumentations, for one uint8 picture (H, W), by their names."""
     albumentations = _albumentations()
-    limits = (ranges.brightness, ranges.brightness), (ranges.contrast, ranges.contrast)
+    limits = (config.brightness, config.brightness), (config.contrast, config.contrast)
     steps: dict[str, list[Any]] = {
         "horizontal flip": [albumentations.HorizontalFlip(p=1.0)],
         "vertical flip": [albumentations.VerticalFlip(p=1.0)],
@@ -214,7 +369,7 @@ def paper_twins(ranges: Ranges) -> dict[str, Callable[[npt.NDArray[np.uint8]], n
     return {name: _as_function(albumentations.Compose(made)) for name, made in steps.items()}
 
 
-def _as_function(pipeline: Any) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
+def _as_function(pipeline: Any) -> Transform:
     return lambda picture: np.asarray(pipeline(image=picture)["image"], np.uint8)
 
 
@@ -225,19 +380,19 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def make_cpu_twin(ranges: Ranges) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
+def make_cpu_twin(config: AugmentConfig) -> Transform:
     """The transforms of `Online` by albumentations, for one uint8 picture (H, W) on the CPU, for comparison."""
     albumentations = _albumentations()
     pipeline: Any = albumentations.Compose(
         [
-            albumentations.HorizontalFlip(p=ranges.flip),
+            albumentations.HorizontalFlip(p=config.flip),
             albumentations.Affine(
-                rotate=(-ranges.rotate, ranges.rotate),
-                translate_percent=dict.fromkeys("xy", (-ranges.translate, ranges.translate)),
-                scale=(1.0 - ranges.scale, 1.0 + ranges.scale),
+                rotate=(-config.rotate, config.rotate),
+                translate_percent=dict.fromkeys("xy", (-config.translate, config.translate)),
+                scale=(1.0 - config.scale, 1.0 + config.scale),
                 p=1.0,
             ),
-            albumentations.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=1.0),
+            albumentations.RandomBrightnessContrast(config.brightness, config.contrast, p=1.0),
         ],
         seed=int(torch.initial_seed() % 2**32),
     )

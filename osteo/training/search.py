@@ -26,6 +26,7 @@ from osteo.errors import UserError, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
+from osteo.task import direction
 from osteo.training.ranks import rank
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ class Search:
             storage=_storage(self.url),
             sampler=Seeded(SAMPLERS[settings.sampler], settings.seed),
             pruner=pruner_of(settings.pruner, epochs),
-            direction="minimize" if monitor.endswith("loss") else "maximize",
+            direction="minimize" if direction(monitor) == "min" else "maximize",
             load_if_exists=True,
         )
         self._check_same()
@@ -296,7 +297,7 @@ class Search:
                 self.study.tell(number, state=TrialState.PRUNED)
             elif state == "done":
                 curve = run.read_table("history.csv")[self.monitor]
-                self.study.tell(number, curve.min() if self.monitor.endswith("loss") else curve.max())
+                self.study.tell(number, curve.min() if direction(self.monitor) == "min" else curve.max())
 
     def summary(self) -> str:
         """The best trial of the study, and how many ended how."""

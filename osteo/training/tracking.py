@@ -20,10 +20,10 @@ from lightning.pytorch import loggers
 from osteo.config import Config, WandbConfig
 from osteo.files import display_path
 from osteo.records.record import Job
+from osteo.task import CLASS_NAMES, THRESHOLD
 
 log = logging.getLogger(__name__)
 
-CLASS_NAMES = ["normal", "osteoporosis"]
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
 SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
 RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
@@ -219,12 +219,12 @@ class WandbLogger(loggers.WandbLogger):
         curve: dict[str, Any] = {
             "y_true": truth,
             "y_probas": both,
-            "labels": CLASS_NAMES,
+            "labels": list(CLASS_NAMES),
             "classes_to_plot": [1],
         }
         return {
             "test/confusion": wandb.plot.confusion_matrix(
-                y_true=truth, preds=[int(p > 0.5) for _, p in both], class_names=CLASS_NAMES, title="test"
+                y_true=truth, preds=[int(p > THRESHOLD) for _, p in both], class_names=list(CLASS_NAMES), title="test"
             ),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
