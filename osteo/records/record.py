@@ -111,7 +111,7 @@ class Run:
         write_table(self.directory / "manifest.csv", manifest)
 
     def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
-        """Keeps the curves, a row an epoch."""
+        """Keeps the curves, one row per epoch."""
         write_table(self.directory / "history.csv", pd.DataFrame(list(rows)))
 
     def write_predictions(self, predictions: pd.DataFrame) -> None:

@@ -85,7 +85,7 @@ def make_module(config: Config) -> Classifier:
 
 
 def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
-    """Gives both classes the same weight in the loss, by their numbers of training pictures, where that was asked."""
+    """Gives both classes the same weight in the loss, by their numbers of training pictures, where that is configured."""
     if settings.class_weights == "balanced":
         labels = manifest.loc[manifest["split"] == "train", "label"]
         module.class_weights = balanced_weights([int(label) for label in labels])
@@ -94,16 +94,18 @@ def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFra
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     """The curves, what was configured, and the checkpoints, in this order: a checkpoint has all that came before."""
     limits, at_terminal = config.trainer, sys.stderr.isatty()
-    asked = [build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None]
+    requested = [
+        build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None
+    ]
     if config.trial is not None:
         from osteo.training.search import Pruning  # needs an extra
 
-        asked.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
+        requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
     history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO)
-    if at_terminal and not any(isinstance(callback, ProgressBar) for callback in asked):
-        asked.append(EpochBar())
-    return [history, *asked, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
+    if at_terminal and not any(isinstance(callback, ProgressBar) for callback in requested):
+        requested.append(EpochBar())
+    return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
 def begin(record: Run, job: Job, manifest: pd.DataFrame) -> Path | None:
@@ -150,7 +152,7 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
 
 
 def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Lightning's Trainer for this run, on as many devices as were asked for.
+    """Lightning's Trainer for this run, on as many devices as were requested for.
 
     Raises:
         UserError: Lightning refuses an argument.

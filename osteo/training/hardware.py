@@ -1,49 +1,39 @@
-"""What a run computes on, chosen after a look at the machine."""
+"""What a run computes on, chosen by what the machine has."""
 
-import fcntl
 import itertools
-import os
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
+from osteo.config import TrainerConfig
 from osteo.errors import UserError
 from osteo.training import ranks
 
 
-class Wishes(Protocol):
-    """What was asked for, as `TrainerConfig` says it."""
-
-    accelerator: str
-    devices: Any
-    num_nodes: int
-    precision: str
-    fast: bool
-
-
-def choose_accelerator(wishes: Wishes) -> str:
+def choose_accelerator(limits: TrainerConfig) -> str:
     """The accelerator to use: cuda, mps or cpu.
 
     Raises:
         UserError: it is not there, or has fewer devices than asked for.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wishes.accelerator == "auto":
-        chosen = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    elif wishes.accelerator == "gpu":
-        chosen = next((name for name in ("cuda", "mps") if there[name]), "cuda")
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if limits.accelerator == "auto":
+        chosen = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    elif limits.accelerator == "gpu":
+        chosen = next((name for name in ("cuda", "mps") if present[name]), "cuda")
     else:
-        chosen = wishes.accelerator
-    if not there[chosen]:
+        chosen = limits.accelerator
+    if not present[chosen]:
         raise UserError(
-            f"trainer.accelerator={wishes.accelerator}, but this machine shows no {chosen.upper()} device;"
+            f"trainer.accelerator={limits.accelerator}, but this machine shows no {chosen.upper()} device;"
             " use trainer.accelerator=cpu or auto"
         )
-    _check_devices(wishes.devices, torch.cuda.device_count() if chosen == "cuda" else None)
+    _check_devices(limits.devices, torch.cuda.device_count() if chosen == "cuda" else None)
     return chosen
 
 
@@ -57,30 +47,30 @@ def _check_devices(devices: Any, present: int | None) -> None:
         raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")
 
 
-def count_processes(wishes: Wishes, accelerator: str) -> int:
+def count_processes(limits: TrainerConfig, accelerator: str) -> int:
     """The processes that train together, one a device on every node.
 
     Raises:
         UserError: the accelerator has one device only, or the processes that were started are not so many.
     """
-    devices = wishes.devices
+    devices = limits.devices
     if isinstance(devices, list):
         if accelerator == "cpu":
             raise UserError(f"trainer.devices={devices} lists GPUs; on the CPU give the number of processes")
         devices = len(devices)
     elif devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "cuda" else 1
-    count = int(devices) * wishes.num_nodes
+    count = int(devices) * limits.num_nodes
     if accelerator == "mps" and count > 1:
-        raise UserError(f"trainer.devices={wishes.devices}: there is one MPS device; use trainer.devices=1")
+        raise UserError(f"trainer.devices={limits.devices}: there is one MPS device; use trainer.devices=1")
     if ranks.launched() and ranks.started() != count:
         raise UserError(
-            f"{ranks.started()} processes were started together, but trainer.devices={wishes.devices} and"
-            f" trainer.num_nodes={wishes.num_nodes} ask for {count}; make them the same"
+            f"{ranks.started()} processes were started together, but trainer.devices={limits.devices} and"
+            f" trainer.num_nodes={limits.num_nodes} ask for {count}; make them the same"
         )
-    if wishes.num_nodes > 1 and not ranks.launched():
+    if limits.num_nodes > 1 and not ranks.launched():
         raise UserError(
-            f"trainer.num_nodes={wishes.num_nodes} needs a process for every device on every node:"
+            f"trainer.num_nodes={limits.num_nodes} needs a process for every device on every node:"
             " start it by srun or torchrun"
         )
     return count
@@ -97,15 +87,16 @@ def free_gpu(folder: Path, present: int) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     for turn in itertools.count():
         for gpu in range(present):
-            lock = os.open(folder / f"gpu{gpu}.{turn}", os.O_RDWR | os.O_CREAT)
+            lock = FileLock(folder / f"gpu{gpu}.{turn}", timeout=0)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield gpu
-                return
-            except BlockingIOError:
+                lock.acquire()
+            except Timeout:
                 continue
+            try:
+                yield gpu
             finally:
-                os.close(lock)
+                lock.release()
+            return
 
 
 def reset_peak_memory(accelerator: str) -> None:
@@ -125,14 +116,18 @@ def peak_memory(accelerator: str) -> int:
         return (
             next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) // 1024
         )
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 2**20  # in bytes on macOS
 
 
-def choose_precision(wishes: Wishes, accelerator: str) -> str:
+def choose_precision(limits: TrainerConfig, accelerator: str) -> str:
     """The arithmetic to use: what was asked for, or bf16 where the hardware multiplies it faster than float32."""
-    if wishes.precision != "auto":
-        return wishes.precision
-    if not wishes.fast:
+    if limits.precision != "auto":
+        return limits.precision
+    if not limits.fast:
         return "32-true"
     if accelerator == "cuda":
         fast = torch.cuda.get_device_capability() >= (8, 0)

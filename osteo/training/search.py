@@ -235,10 +235,11 @@ class Search:
         write_json(note, {**known, "storage": settings.storage, "pruner": settings.pruner})
 
     def _check_same(self) -> None:
-        theirs = self.study.user_attrs.get("monitor", self.monitor)
-        if theirs != self.monitor:
+        compared = self.study.user_attrs.get("monitor", self.monitor)
+        if compared != self.monitor:
             raise UserError(
-                f"study {self.study.study_name} compares {theirs}, not {self.monitor}; name another hydra.sweeper.study"
+                f"study {self.study.study_name} compares {compared}, not {self.monitor};"
+                " name another hydra.sweeper.study"
             )
         self.study.set_user_attr("monitor", self.monitor)
         for trial in self.study.get_trials(deepcopy=False):
