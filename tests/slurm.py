@@ -89,10 +89,10 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscr
                 daemons.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said))
             if command[0] == "munged":
                 wait_until(sock.exists, 20, "munged")
-        wait_until(lambda: "idle" in diagnose(environment, "sinfo", "--noheader"), 60, f"an idle node ({folder})")
+        wait_until(lambda: "idle" in output_of(environment, "sinfo", "--noheader"), 60, f"an idle node ({folder})")
         yield environment
     finally:
-        diagnose(environment, "scancel", "--full", "--user=root")
+        output_of(environment, "scancel", "--full", "--user=root")
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
@@ -102,6 +102,6 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscr
                 daemon.wait()
 
 
-def diagnose(environment: dict[str, str], *command: str) -> str:
-    """What one of SLURM's commands says."""
+def output_of(environment: dict[str, str], *command: str) -> str:
+    """What one of SLURM's commands prints."""
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
