@@ -17,7 +17,7 @@ METRICS = {"test/auroc": "AUROC", "test/accuracy": "accuracy"}
 
 
 def measure() -> list[dict]:
-    """A row a metric."""
+    """One row per metric."""
     with tempfile.TemporaryDirectory() as temporary:
         tables = {}
         for fast in ("true", "false"):

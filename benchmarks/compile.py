@@ -9,7 +9,7 @@ STEPS = 10
 
 
 def measure() -> list[dict]:
-    """A row a backbone and side: seconds to compile, seconds a step before and after, steps until it pays back."""
+    """One row per backbone and side: seconds to compile, seconds per step before and after, and when it pays back."""
     rows = []
     for backbone, side in (("resnet50", 224), ("resnet50", 64), ("densenet121", 224)):
         bare = Bare(backbone, side, 16)

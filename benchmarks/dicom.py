@@ -12,7 +12,7 @@ READERS = ("pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"
 
 
 def measure() -> list[dict]:
-    """One row a file, and first one a kind of outcome."""
+    """One row per file, preceded by one per kind of outcome."""
     import pydicom
 
     root = Path(pydicom.__file__).parent / "data"

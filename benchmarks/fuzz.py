@@ -56,7 +56,7 @@ class Found:
 
 
 def measure() -> list[dict]:
-    """One row a kind of upload, and first one of the server."""
+    """One row per kind of upload, preceded by one for the server."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_archives(root / "knees", seed=0, kaggle={"normal": 60, "osteoporosis": 60}, mendeley=FEW)

@@ -85,7 +85,7 @@ def measure_one(count: int, folder: Path) -> dict:
 
 
 def measure() -> list[dict]:
-    """A row a size."""
+    """One row per size."""
     rows = []
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as temporary:

@@ -26,7 +26,7 @@ SIDE, CROPS, SEEDS = 224, 100, 5
 
 
 def measure() -> list[dict]:
-    """A row a kind of picture: the share that is flagged and the AUROC against held-out knees, means over splits."""
+    """One row per kind of picture: the flagged share and the AUROC against held-out knees, means over splits."""
     source = DataConfig(name="folder", root=str(KAGGLE)) if KAGGLE.exists() else DataConfig()
     found: dict[str, list[tuple[int, float, float]]] = {}
     for seed in range(SEEDS):

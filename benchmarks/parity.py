@@ -21,7 +21,7 @@ BACKBONES = ("resnet18", "densenet121", "test_vit")
 
 
 def measure() -> list[dict]:
-    """A row a backbone: the largest difference of a logit from that of training's test, over its test pictures."""
+    """One row per backbone: the largest difference of a logit from that of training's test, over its test pictures."""
     rows = []
     data = ["data=folder", f"data.root={KAGGLE}"] if KAGGLE.exists() else ["data=phantom"]
     for backbone in BACKBONES:

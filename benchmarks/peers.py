@@ -49,7 +49,7 @@ def timm_seconds(script: Path, folder: Path, side: int) -> float:
 
 
 def measure() -> list[dict]:
-    """A row a side."""
+    """One row per side."""
     kind, folder = root()
     script = os.environ.get("OSTEO_TIMM_TRAIN")
     rows = []

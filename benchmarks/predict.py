@@ -20,7 +20,7 @@ BACKBONES, SIDE, ROUNDS = ("resnet50", "densenet121"), 224, 7
 
 
 def measure() -> list[dict]:
-    """A row a backbone and number of pictures, beside the bare network's time; weights change no time."""
+    """One row per backbone and number of pictures, beside the bare network's time; weights do not change it."""
     rng = np.random.default_rng(0)
     greys = [draw(rng, float(rng.uniform(*T_SCORES["normal"])), height=600, width=500) for _ in range(16)]
     plane = np.stack([square(grey, SIDE, "pad") for grey in greys])

@@ -58,7 +58,7 @@ def compose_jobs(count: int) -> None:
 
 
 def measure() -> list[dict]:
-    """A row a quantity."""
+    """One row per quantity."""
     from osteo.records.sweep import leaderboard, runs_of
     from osteo.report.summary import row
 

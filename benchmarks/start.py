@@ -54,7 +54,7 @@ def between_jobs() -> list[float]:
 
 
 def measure() -> list[dict]:
-    """A row a wait."""
+    """One row per wait."""
     seconds(
         "train", *RUN, "trainer.limit_train_batches=1", "output_dir=" + tempfile.mkdtemp() + "/${now:%f}"
     )  # prepare

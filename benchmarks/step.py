@@ -41,7 +41,7 @@ def bare_seconds(backbone: str, size: int, steps: int) -> float:
 
 
 def measure() -> list[dict]:
-    """A row a backbone and size; the ratio is of the medians of the rounds."""
+    """One row per backbone and size; the ratio is of the medians of the rounds."""
     rows = []
     for size, steps in SIZES.items():
         for backbone in BACKBONES:

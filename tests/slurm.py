@@ -103,5 +103,5 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscr
 
 
 def output_of(environment: dict[str, str], *command: str) -> str:
-    """What one of SLURM's commands says."""
+    """What one of SLURM's commands prints."""
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout

@@ -50,14 +50,14 @@ def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: l
     logs = {child: [file.path for file in child.open_files()] for child in children}
     [victim] = [c for c in children if str(tmp_path / "s/1/train.log") in logs[c] and "spawn_main" in c.cmdline()[-2]]
     victim.send_signal(signal.SIGKILL)
-    said, _ = swept.communicate(timeout=120)
-    assert swept.returncode == 1, said
+    output, _ = swept.communicate(timeout=120)
+    assert swept.returncode == 1, output
     status = {number: Run(tmp_path / "s" / number).status() for number in "012"}
     assert status["0"]["state"] == "done"
     assert status["1"]["state"] == "interrupted"
-    assert status["1"]["error"].startswith("its process was ended by SIGKILL"), said
+    assert status["1"]["error"].startswith("its process was ended by SIGKILL"), output
     assert "test_resnut" in status["2"]["error"]
-    assert "go on        osteo train resume=s" in said
+    assert "go on        osteo train resume=s" in output
     resumed = sweep(tmp_path, one_thread, "resume=s")
     assert "going on after last.ckpt" in resumed.communicate(timeout=120)[0]
     assert differs(Run(tmp_path / "alone"), Run(tmp_path / "s/1")) == []
@@ -106,11 +106,11 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
         slurm.output_of(environment, "scontrol", "update", f"JobId={array}_1", "StartTime=now")
         slurm.wait_until(lambda: epochs(tmp_path / "s/2") >= 1, 120, "an epoch of job 2")
         slurm.output_of(environment, "scancel", f"{array}_2")
-        said, _ = swept.communicate(timeout=300)
-        print(said)
-        assert swept.returncode == 1, said
-        assert "job 2: ended by the cluster" in said
-        assert "Traceback" not in said
+        output, _ = swept.communicate(timeout=300)
+        print(output)
+        assert swept.returncode == 1, output
+        assert "job 2: ended by the cluster" in output
+        assert "Traceback" not in output
         records = [Run(tmp_path / "s" / str(number)) for number in range(6)]
         assert [record.state for record in records] == ["done", "done", "interrupted", "done", "done", "done"]
         log = (tmp_path / "s/slurm" / f"{array}_1_0_log.out").read_text()

@@ -225,7 +225,7 @@ def test_a_password_is_in_no_file(
         (["augment=online,nope"], "augment 'nope' is unknown"),
         (["hydra.sweeper.n_trial=3", LR], "hydra.sweeper.n_trial: Key 'n_trial' not in 'SearchSettings'"),
         (["hydra.sweeper.pruner=medium", LR], "hydra.sweeper.pruner 'medium' is unknown; choose one of: median"),
-        (["trainer.monitor=val/loss,val/auroc"], "searches neither trainer.monitor nor trial"),
+        (["trainer.monitor=val/loss,val/auroc"], "cannot search trainer.monitor or trial"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

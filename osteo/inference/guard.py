@@ -53,9 +53,9 @@ class Guard:
         return np.asarray((along**2 / variances).mean(axis=1) + beside / self.residual, np.float64)
 
     @property
-    def promise(self) -> str:
+    def false_alarm_rate(self) -> str:
         """How often it flags a picture like those of the training split, in words."""
-        return f"flags {self.false_alarms} of {self.tested} held-out pictures of the training's kind"
+        return f"flags {self.false_alarms} of {self.tested} pictures of the held-out test split"
 
 
 def features(pictures: Iterable[Grey]) -> Singles:

@@ -33,7 +33,9 @@ def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> lis
         f"The threshold ({config.rule}) and the calibration come from validation on {card.trained_on} pictures."
     )
     if guard is not None:
-        lines.append(f"A flag says that a picture is unlike those that the model learnt from; it {guard.promise}.")
+        lines.append(
+            f"A flag says that a picture is unlike those that the model learnt from; it {guard.false_alarm_rate}."
+        )
     return lines
 
 
