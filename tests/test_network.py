@@ -1,14 +1,22 @@
 """Any timm backbone on grey pictures; weights from files; errors that name what is allowed."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from osteo import parts
+from osteo.config import OptimizerConfig
 from osteo.errors import UserError
+from osteo.evaluation.gradcam import grad_cam
+from osteo.training.backbones import Shape, TorchvisionBackbone
 from osteo.training.network import Network, check_backbone
+from osteo.training.optim import make_optimizer, make_schedule
 
 GREY = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -116,3 +124,93 @@ def test_a_grey_picture_as_rgb_gives_what_one_summed_channel_gives() -> None:
     grey.load_state_dict(state)
     with torch.no_grad():
         assert torch.allclose(colour(GREY), grey(GREY), atol=1e-5)
+
+
+FAMILIES = ["alexnet", "vgg11", "resnet18", "googlenet", "inception_v3", "efficientnet_b0", "convnext_tiny", "swin_t"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_backbone_of_torchvision_is_its_network_in_two_halves(name: str) -> None:
+    side = 96 if name != "inception_v3" else 128
+    torch.manual_seed(0)
+    backbone = TorchvisionBackbone(f"torchvision/{name}", Shape(side, channels=3)).eval()
+    pictures = torch.rand(2, 3, side, side)
+    with torch.no_grad():
+        features = backbone.forward_features(pictures)
+        assert torch.equal(backbone(pictures), backbone.network(pictures))
+        assert torch.equal(backbone.forward_head(features), backbone.network(pictures))
+        pooled = backbone.forward_head(features, pre_logits=True)
+        assert torch.allclose(backbone.get_classifier()(pooled), backbone.network(pictures), atol=1e-6)
+    assert features.shape[:2] == (2, backbone.num_features)
+    grey = Network(f"torchvision/{name}", image_size=side).eval()
+    cam = grad_cam(grey, torch.rand(2, 1, side, side))
+    assert cam.shape == (2, side, side)
+    assert 0.0 <= float(cam.min()) <= float(cam.max()) <= 1.0
+
+
+def test_weights_of_torchvision_are_loaded_and_their_classifier_is_not(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(3)
+    donor = resnet18(weights=None)
+    torch.save(donor.state_dict(), tmp_path / "donor.pth")
+    network = Network("torchvision/resnet18", image_size=64, weights_file=str(tmp_path / "donor.pth"))
+    inner = network.backbone.network
+    assert torch.allclose(inner.conv1.weight, donor.conv1.weight.sum(1, keepdim=True), atol=1e-6)
+    assert torch.equal(inner.layer4[1].conv2.weight, donor.layer4[1].conv2.weight)
+    assert inner.fc.weight.shape == (1, 512)
+    short = {name: value for name, value in donor.state_dict().items() if not name.startswith("layer4")}
+    torch.save(short, tmp_path / "short.pth")
+    with pytest.raises(UserError, match=r"short.pth does not fit .*: 30 of its 120 tensors are missing"):
+        Network("torchvision/resnet18", image_size=64, weights_file=str(tmp_path / "short.pth"))
+
+
+def test_what_torchvision_does_not_have_or_cannot_split_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.backbone 'torchvision/vit_b_16' is unknown among \d+ names"):
+        check_backbone("torchvision/vit_b_16", 224)
+    with pytest.raises(UserError, match=r"the nearest are: torchvision/alexnet"):
+        check_backbone("torchvision/alexnt", 224)
+
+
+def test_layers_of_torchvision_get_rates_that_fall_towards_the_input() -> None:
+    network = Network("torchvision/resnet18", image_size=64)
+    settings = {**asdict(OptimizerConfig()), "layer_decay": 0.5, "schedule": "constant"}
+    optimizer = make_optimizer(network, settings, fused=False)
+    make_schedule(optimizer, settings, steps=1, epochs=1, mode="min")
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    inner = network.backbone.network
+    assert rate[id(inner.fc.weight)] == pytest.approx(1e-3)
+    assert rate[id(inner.conv1.weight)] < rate[id(inner.layer4[1].conv2.weight)] < 1e-3
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    @parts.heads.register("squashed")
+    def squashed(features: int, hidden: int = 4) -> nn.Module:
+        return nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    yield "squashed"
+    del parts.heads._parts["squashed"], parts.heads._origins["squashed"]
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "torchvision/alexnet"])
+def test_a_head_of_one_s_own_takes_the_pooled_features(head: str, backbone: str) -> None:
+    side = 160 if backbone == "test_vit" else 64
+    network = Network(backbone, image_size=side, head=head, head_args={"hidden": 3}).eval()
+    pictures = torch.rand(2, 1, side, side)
+    with torch.no_grad():
+        expected = network.head(network.backbone(network.normalise(pictures))).squeeze(1)
+        assert torch.equal(network(pictures), expected)
+        assert torch.allclose(network.classify(network.features(pictures)), expected, atol=1e-6)
+    assert network.head[0].out_features == 3
+    assert network.classifier() is network.head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"hiden": 3}, r"model.head=squashed with head_args={'hiden': 3}: .*unexpected keyword argument 'hiden'"),
+     ({"hidden": -1}, r"model.head=squashed with head_args={'hidden': -1}: ")],
+)  # fmt: skip
+def test_a_head_with_wrong_arguments_is_one_line(head: str, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Network("test_resnet", image_size=64, head=head, head_args=arguments)

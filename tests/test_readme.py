@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,21 @@ def test_the_readme_has_commands() -> None:
     assert {call.split()[1] for call in found if call.startswith("osteo")} >= {
         "prepare", "audit", "train", "report", "status", "rerun", "evaluate", "predict", "serve", "export",
     }  # fmt: skip
+
+
+def test_the_script_of_the_readme_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    [script] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_xrays").symlink_to(place / "kaggle")
+    picture = next((place / "kaggle/normal").glob("*.png"))
+    smaller = {
+        "resnet18": "test_resnet", "=128": "=64", "max_epochs=20": 'max_epochs=1, accelerator="cpu"',
+        "outputs/<date>/<time>": str(run), "picture.png": str(picture),
+    }  # fmt: skip
+    for words, replacement in smaller.items():
+        assert words in script
+        script = script.replace(words, replacement)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    assert list(names["answers"]["file"]) == [picture.name]
+    assert 0.0 <= float(names["trainer"].callback_metrics["test/auroc"]) <= 1.0
