@@ -161,6 +161,6 @@ def check_arguments(
     takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
     for name in given:
         if name in reserved:
-            raise UserError(f"{key}.{name} has a key of its own; leave it out here")
+            raise UserError(f"{key}.{name} has a key of its own or is set by osteo; leave it out here")
         if name not in allowed and not takes_all:
             raise unknown(key, name, allowed, most=40)

@@ -109,7 +109,7 @@ def test_steps_and_warm_up_are_counted_in_epochs() -> None:
     [
         ({"name": "adamwx"}, r"optimizer.name 'adamwx' is unknown among \d+ names; the nearest are: adamw"),
         ({"args": {"beta": 1}}, r"optimizer.args 'beta' is unknown; choose one of: betas"),
-        ({"args": {"lr": 1}}, "optimizer.args.lr has a key of its own; leave it out here"),
+        ({"args": {"lr": 1}}, "optimizer.args.lr has a key of its own or is set by osteo; leave it out here"),
         ({"schedule": "cosin"}, "optimizer.schedule 'cosin' is unknown; choose one of: one_cycle, constant, plateau"),
         ({"schedule_args": {"warmup_epochs": 1}}, "optimizer.schedule_args goes with one of plateau, cosine"),
         ({"schedule": "cosine", "schedule_args": {"warmup": 1}}, "optimizer.schedule_args 'warmup' is unknown"),
