@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from osteo.config import DataConfig
 
 
-@runtime_checkable
 class Backbone(Protocol):
     """What a network needs of its backbone, which is a torch module: timm's own interface.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -27,7 +28,7 @@ from osteo.records.record import Job, Run
 from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
-from osteo.training.instances import build, find_class, resolve
+from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights
 from osteo.training.module import Classifier
 from osteo.training.optim import has_fused
@@ -65,15 +66,11 @@ def check_parts(config: Config) -> None:
     Raises:
         UserError: one line that names the part and what is allowed.
     """
-    for key in ("callbacks", "logger"):
-        for name, node in getattr(config, key).items():
+    for key, nodes, kind in (("callbacks", config.callbacks, Callback), ("logger", config.logger, Logger)):
+        for name, node in nodes.items():
             if isinstance(node, dict):
-                check_arguments(find_class(node["_target_"], f"{key}.{name}"), _without_target(node), f"{key}.{name}")
+                check_part(node, f"{key}.{name}", kind)
     check_arguments(Trainer, config.trainer.extra, "trainer.extra", RESERVED)
-
-
-def _without_target(node: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in node.items() if name != "_target_"}
 
 
 def make_module(config: Config) -> Classifier:
@@ -152,7 +149,7 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
 
 
 def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
-    """Lightning's Trainer for this run, on as many devices as were requested for.
+    """Lightning's Trainer for this run, on as many devices as were requested.
 
     Raises:
         UserError: Lightning refuses an argument.
@@ -186,7 +183,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             use_distributed_sampler=False,
             **settings,
         )
-    except (TypeError, ValueError) as error:  # Lightning's MisconfigurationException is no subclass of a common error
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(f"Lightning's Trainer refuses trainer.extra: {str(error).splitlines()[0]}") from error
 
 

@@ -38,6 +38,23 @@ def find_class(path: str, key: str) -> type[Any]:
     return found
 
 
+def check_part(node: Mapping[str, Any], key: str, kind: type[Any]) -> type[Any]:
+    """The class of a part, which is of a kind and has the arguments that the configuration gives; nothing is built.
+
+    Raises:
+        UserError: one line that names the part and what is allowed.
+    """
+    found = find_class(node[TARGET], key)
+    if not issubclass(found, kind):
+        raise UserError(f"{key}.{TARGET}={node[TARGET]} is no {kind.__name__} of Lightning's")
+    check_arguments(found, _arguments(node), key)
+    return found
+
+
+def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in node.items() if name != TARGET}
+
+
 def build(node: Mapping[str, Any], key: str, kind: type[T], **context: Any) -> T:
     """An object of a class that a configuration names, with its arguments, which may be such objects too.
 
@@ -50,10 +67,7 @@ def build(node: Mapping[str, Any], key: str, kind: type[T], **context: Any) -> T
     Raises:
         UserError: one line on what cannot be built.
     """
-    found = find_class(node[TARGET], key)
-    if not issubclass(found, kind):
-        raise UserError(f"{key}.{TARGET}={node[TARGET]} is no {kind.__name__} of Lightning's")
-    return _call(found, node, key, context)  # type: ignore[no-any-return]
+    return _call(check_part(node, key, kind), node, key, context)  # type: ignore[no-any-return]
 
 
 def resolve(node: Any, key: str, **context: Any) -> Any:
@@ -68,7 +82,7 @@ def resolve(node: Any, key: str, **context: Any) -> Any:
 
 
 def _call(found: type[Any], node: Mapping[str, Any], key: str, context: Mapping[str, Any]) -> Any:
-    given = {name: resolve(value, f"{key}.{name}", **context) for name, value in node.items() if name != TARGET}
+    given = {name: resolve(value, f"{key}.{name}", **context) for name, value in _arguments(node).items()}
     check_arguments(found, given, key)
     takes = inspect.signature(found).parameters
     given = {**{name: value for name, value in context.items() if name in takes}, **given}
