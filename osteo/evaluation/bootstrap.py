@@ -115,7 +115,7 @@ class Bootstrapped:
         """
         value, draws = float(self.value[column]), self._finite(column)
         too_few = sum(self.clusters) < FEWEST or any(self.clusters[label] < FEWEST for label in needs)
-        if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) == 0.0:
+        if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) < 1e-12:
             return Interval(value, float("nan"), float("nan"))
         edge = norm.cdf(t.ppf(0.025, self.freedom))
         low, high = np.quantile(draws, [edge, 1.0 - edge])
@@ -132,7 +132,7 @@ class Bootstrapped:
             The p-value is NaN where there is no interval, and 1 where every draw says that the two are alike.
         """
         interval, draws = self.interval(column, needs), self._finite(column)
-        if len(draws) and np.ptp(draws) == 0.0 and interval.value == 0.0:
+        if len(draws) and np.ptp(draws) < 1e-12 and abs(interval.value) < 1e-12:
             return Comparison(interval, 1.0)
         if not np.isfinite(interval.low):
             return Comparison(interval, float("nan"))

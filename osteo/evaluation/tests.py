@@ -19,7 +19,7 @@ from osteo.evaluation.metrics import all_metrics, weighted_metrics
 from osteo.types import Floats, Labels
 
 
-class Tested(NamedTuple):
+class Answers(NamedTuple):
     """What one of two models says of the pictures, each (R, N); NaN where a repeat did not test a picture."""
 
     probabilities: Floats
@@ -83,7 +83,7 @@ def delong(
     return areas, np.asarray(within + mixed + mixed.T)
 
 
-def delong_test(labels: Labels, first: Tested, second: Tested, groups: Sequence[object]) -> float:
+def delong_test(labels: Labels, first: Answers, second: Answers, groups: Sequence[object]) -> float:
     """The p-value of no difference between the mean AUROCs of two models' repeats; NaN where there is no variance."""
     scores = np.concatenate([first.probabilities, second.probabilities])
     areas, covariance = delong(labels, scores, groups, np.concatenate([first.networks, second.networks]))
@@ -123,7 +123,7 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
 
 
 def drawn_for_pair(
-    labels: Labels, tested: Tested, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
+    labels: Labels, tested: Answers, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
 ) -> list[Bootstrapped]:
     """The draws of one side of a pair, by kind of metric: of those that rank pictures, and of the others."""
     return [
@@ -154,8 +154,8 @@ def compare(first: Sequence[Bootstrapped], second: Sequence[Bootstrapped]) -> di
 
 def paired_bootstrap(
     labels: Labels,
-    first: Tested,
-    second: Tested,
+    first: Answers,
+    second: Answers,
     groups: Sequence[object],
     *,
     draws: int = DRAWS,

@@ -126,7 +126,7 @@ def compute(
     against = [pairs(model, shortcut) for model in (models if few else models[:1])]
     on_test = None
     if len(models) > 1:
-        tested = [model.as_tested() for model in models]
+        tested = [model.answers() for model in models]
         on_test = best_on_test(
             experiment.labels, tested, experiment.groups, metric=primary, draws=draws, seed=seed
         )  # fmt: skip
@@ -191,7 +191,7 @@ class _Pairs:
         labels, groups = self.experiment.labels, self.experiment.groups
         both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
         by_metric = compare(self._drawn(first, 0, both), self._drawn(second, 1, both))
-        delong = delong_test(labels, first.as_tested(both), second.as_tested(both), groups)
+        delong = delong_test(labels, first.answers(both), second.answers(both), groups)
         for_first, for_second, exact, mid_p = mcnemar(first.right(labels), second.right(labels), groups)
         return Paired(first.name, second.name, by_metric, delong, (for_first, for_second), exact, mid_p)
 
@@ -199,7 +199,7 @@ class _Pairs:
         key = system.name, side, both.tobytes()
         if key not in self.kept:
             self.kept[key] = drawn_for_pair(
-                self.experiment.labels, system.as_tested(both), self.experiment.groups, side=side,
+                self.experiment.labels, system.answers(both), self.experiment.groups, side=side,
                 draws=self.draws, seed=self.seed,
             )  # fmt: skip
         return self.kept[key]
