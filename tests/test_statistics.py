@@ -159,7 +159,7 @@ def test_draws_keep_groups_and_classes_together() -> None:
     assert drawn[:, ~of_cases].sum(axis=1) == pytest.approx(3.0)
     assert once.tolist() == [[1.0] * 6 + [0.0] * 12]
     assert made.clusters == (2, 2)
-    assert drawn[:, 6:].sum() / drawn.sum() == pytest.approx(0.75 / 2.75, abs=0.03)  # three quarters of a cluster
+    assert drawn[:, 6:].sum() / drawn.sum() == pytest.approx(1 / 3, abs=0.03)  # one cluster beside two
 
 
 def test_the_same_seed_gives_the_same_interval_in_one_piece_or_many(
