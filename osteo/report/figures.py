@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,7 +159,8 @@ def bars(models: Sequence[Result]) -> Figure:
         axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.05))
         axes.set_ylabel("on test pictures")
         axes.set_yticks(np.linspace(0, 1, 6))
-        axes.legend(frameon=False, ncols=min(4, len(models)), loc="upper center", bbox_to_anchor=(0.5, 1.18))
+        longest = max((result.system.name for result in models), key=len)
+        figure.legend(frameon=False, ncols=2 if len(longest) > 20 else 4, loc="outside upper center")
         return figure
 
 
@@ -174,7 +176,7 @@ def confusion(matrices: Mapping[str, Floats]) -> Figure:
                 colour = "white" if shares[row, column] > 0.55 else INK
                 text = f"{count:.1f}".removesuffix(".0") + f"\n{shares[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=colour)
-            axes.set(title=title, xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
+            axes.set(title=fill(title, 24), xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
             axes.set_xticklabels(CLASS_NAMES, fontsize=8)
             axes.set_yticklabels(CLASS_NAMES if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
             if place == 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +100,7 @@ def reliability(results: Results) -> Figure:
                 bars = np.nan_to_num(np.clip([value - low, high - value], 0, None))
                 axes.errorbar(middle, value, bars, color=colour, marker="o", ms=4, lw=1.3, capsize=2, label=name)
             axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-            axes.set(title=result.system.name, xlim=(0, 1), ylim=(0, 1), xlabel="probability")
+            axes.set(title=fill(result.system.name, 32), xlim=(0, 1), ylim=(0, 1), xlabel="probability")
         panels[0].set_ylabel(f"share with {POSITIVE}")
         panels[0].legend(frameon=False, loc="upper left")
         return figure

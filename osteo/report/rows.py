@@ -21,14 +21,14 @@ def p_value(p: float) -> str:
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """One row per system: metrics with intervals of the cluster bootstrap."""
-    metrics = all_metrics().values()
+    """One row per system: metrics with intervals of the cluster bootstrap, the primary endpoint first."""
+    metrics = sorted(all_metrics().values(), key=lambda metric: metric.name != results.primary)
     return pd.DataFrame(
         {
             "system": result.system.name,
+            **{metric.title: format_interval(result.intervals[metric.name]) for metric in metrics},
             "pictures": result.system.tested,
             "repeats": result.system.repeats,
-            **{metric.title: format_interval(result.intervals[metric.name]) for metric in metrics},
         }
         for result in results.ranked
     )

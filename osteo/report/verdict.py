@@ -171,7 +171,9 @@ def _beside_shortcut(results: Results) -> str:
     if test.p < 0.05:
         better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
         return f"{start} {name} is significantly {better} ({_is(test)})."
-    return f"{start} {name} is not significantly better ({_is(test)}), so it need not have seen any bone."
+    behind = not _is_better(results, test.comparison.difference.value)
+    better = "behind that, though not significantly" if behind else "not significantly better"
+    return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
 
 
 def _beside_paper(results: Results) -> str:
