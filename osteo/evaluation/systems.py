@@ -10,6 +10,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
+from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
 from osteo.task import RULES, THRESHOLD
 from osteo.types import Floats, Labels
@@ -101,7 +102,7 @@ class Experiment:
 def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
     """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
     rows = predictions[predictions["split"] == "val"]
-    logits, labels = rows["logit"].to_numpy(float), rows["label"].to_numpy(int)
+    logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
     share = labels.mean()
@@ -167,6 +168,7 @@ class _TestedRun(NamedTuple):
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
         test = predictions[predictions["split"] == "test"]
+        test = test.assign(logit=join_ties(test["logit"]))
         return _TestedRun(
             run, settings, (label, kind), run.read_manifest(), test, validate(predictions, sensitivity=sensitivity)
         )
