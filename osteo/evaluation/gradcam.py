@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from osteo.errors import UserError
-from osteo.evaluation.bootstrap import bootstrap
+from osteo.evaluation.bootstrap import bootstrap, rows_of
 from osteo.parts import Explainable
 from osteo.task import POSITIVE
 from osteo.types import Floats, Grey, Mask
@@ -242,10 +242,13 @@ def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: 
     rows = pictures[pictures["image_id"].isin(list(measured))]
     values = np.array([measured[image_id] for image_id in rows["image_id"]])
 
-    def statistic(weights: Floats) -> Floats:
-        return np.asarray(weights @ values / weights.sum(axis=1, keepdims=True))
+    labels = rows["label"].to_numpy(int)
+    of_rows = values[rows_of(labels).picture]
 
-    drawn = bootstrap(statistic, rows["label"].to_numpy(int), list(rows["group"]))
+    def statistic(weights: Floats) -> Floats:
+        return np.asarray(weights @ of_rows / weights.sum(axis=1, keepdims=True))
+
+    drawn = bootstrap(statistic, labels, list(rows["group"]))
     outside, at_border, area = (drawn.interval(column) for column in range(3))
     border_area = 1.0 - (1.0 - 2 * BORDER) ** 2
     lines = [

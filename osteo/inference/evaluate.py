@@ -80,6 +80,7 @@ def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequen
     """Every metric with its interval, at the default threshold and at those that validation chose."""
     import pandas as pd
 
+    from osteo.evaluation.bootstrap import format_interval
     from osteo.evaluation.metrics import all_metrics, metric_intervals
     from osteo.inference.answer import threshold_of
 
@@ -90,5 +91,5 @@ def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequen
         if rule == FIXED:  # as in training: of what is not calibrated
             scores = predictions["probability"].to_numpy(float)
         found = metric_intervals(labels, scores[None], groups, thresholds=threshold).values()
-        columns[f"at {rule} ({threshold:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
+        columns[f"at {rule} ({threshold:.2f})"] = [format_interval(interval) for interval in found]
     return pd.DataFrame(columns)

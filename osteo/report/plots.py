@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
 from osteo.evaluation.metrics import all_metrics
-from osteo.report.figures import COLOURS, STYLE
+from osteo.report.figures import COLOURS, MOST, STYLE
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import Results
 from osteo.task import POSITIVE
@@ -22,7 +22,6 @@ from osteo.types import Floats, Statistic
 GRID = np.linspace(0.0, 1.0, 101)
 LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities above which a picture may be called
 BINS = 6  # of the reliability curve, each with the same number of pictures
-MOST = 6  # models on one figure
 SOFT = "#888888"
 
 
@@ -45,7 +44,7 @@ def forest(results: Results) -> Figure:
         ):
             for place, (_, kind, interval) in enumerate(rows[metric]):
                 colour = {"model": COLOURS[0], "ensemble": COLOURS[2], "shortcut": COLOURS[3]}.get(kind, SOFT)
-                axes.plot(interval[1:], [place, place], color=colour, lw=2)
+                axes.plot(interval[1:], [place, place], color=colour, lw=2)  # nothing where it has no ends
                 axes.plot(interval.value, place, "o", color=colour, ms=5)
             axes.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{title} with 95 % interval")
             axes.axvline(0.5, color=SOFT, lw=0.8, ls=":")
@@ -62,7 +61,9 @@ def roc_and_pr(results: Results) -> Figure:
         figure = Figure(figsize=(9.5, 4.4), layout="constrained")
         roc, pr = figure.subplots(1, 2)
         for number, result in enumerate(drawn):
-            value, low, high = _bands(results, curves.roc_and_pr(labels, result.system.probabilities, GRID))
+            value, low, high = _bands(
+                results, curves.roc_and_pr(labels, result.system.probabilities, GRID, result.system.networks)
+            )
             for axes, part in ((roc, slice(0, len(GRID))), (pr, slice(len(GRID), None))):
                 _line(axes, GRID, value[part], low[part], high[part], COLOURS[number], result.system.name)
         roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
