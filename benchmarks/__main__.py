@@ -28,6 +28,8 @@ BENCHMARKS = {
     "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",
     "coverage": "intervals and tests against a known truth",
+    "folds": "the AUROC of all pairs and of those within a fold, where networks differ by an offset",
+    "selection": "the best of ten models on test, as measured and corrected",
     "dicom": "what becomes of the files that pydicom ships",
     "parity": "one picture, one logit, wherever it is asked about",
     "predict": "how long an answer takes",

@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from osteo.evaluation.bootstrap import Interval, proportion
 from osteo.evaluation.metrics import all_metrics, confusion, metric_intervals
-from osteo.evaluation.tests import Tested, delong, delong_test, mcnemar, paired_bootstrap
+from osteo.evaluation.tests import Answers, delong, delong_test, mcnemar, paired_bootstrap
 
 NAMES = ("auroc", "accuracy", "sensitivity", "specificity", "precision_macro", "recall_macro", "f1_macro")
 SETS = int(os.environ.get("OSTEO_SETS", "2000"))
@@ -53,7 +53,7 @@ class Data(NamedTuple):
 
     labels: np.ndarray
     groups: list[int]
-    models: list[Tested]
+    models: list[Answers]
     """two of the same strength"""
 
 
@@ -89,7 +89,7 @@ def draw(rng: np.random.Generator, design: Design, area: float) -> Data:
         scores = 0.5**0.5 * both + 0.5**0.5 * noise() + distance(area) * (labels - 0.5)
         offset = rng.normal(size=design.folds)[networks] if design.folds > 1 else 0.0
         logits = distance(area) * scores + offset  # the logarithm of the likelihood ratio
-        models.append(Tested(expit(logits)[None], expit(np.broadcast_to(offset, labels.shape))[None], networks[None]))
+        models.append(Answers(expit(logits)[None], expit(np.broadcast_to(offset, labels.shape))[None], networks[None]))
     return Data(labels, groups.tolist(), models)
 
 
@@ -105,7 +105,7 @@ def truth(design: Design, area: float) -> dict[str, float]:
     } | {"auroc": area}
 
 
-def one_set(design: Design, area: float, seed: int) -> dict[str, bool]:
+def one_set(design: Design, area: float, seed: int, draws: int = DRAWS) -> dict[str, bool]:
     """Whether each interval of one data set covers the truth, and each test finds a difference that is not there."""
     data = draw(
         np.random.default_rng([seed, int(area * 100), design.cases, design.controls, design.folds]), design, area
@@ -114,12 +114,12 @@ def one_set(design: Design, area: float, seed: int) -> dict[str, bool]:
     known, titles, found = truth(design, area), all_metrics(), {}
     intervals = metric_intervals(
         data.labels, first.probabilities, data.groups, thresholds=first.thresholds, networks=first.networks,
-        names=NAMES, draws=DRAWS, seed=seed,
+        names=NAMES, draws=draws, seed=seed,
     )  # fmt: skip
     for name in NAMES:
         found[f"coverage|{titles[name].title}"] = covers(intervals[name], known[name])
         found[f"truth below|{titles[name].title}"] = known[name] < intervals[name].low
-    pair = paired_bootstrap(data.labels, first, second, data.groups, draws=DRAWS, seed=seed)
+    pair = paired_bootstrap(data.labels, first, second, data.groups, draws=draws, seed=seed)
     for name in ("auroc", "accuracy"):
         found[f"coverage|difference of {titles[name].title}"] = covers(pair[name].difference, 0.0)
         found[f"type I error|{titles[name].title}, paired bootstrap"] = pair[name].p <= 0.05

@@ -160,7 +160,7 @@ def test_a_metric_of_a_plugin_stands_everywhere(
     done = osteo("report", "sweep", "draws=100", "pictures=false")
     assert done.code == 0, done.err
     numbers = pd.read_csv(tmp_path / "sweep" / "tables" / "comparison.csv")
-    assert (numbers["balanced_error_low"] <= numbers["balanced_error"]).all()
+    assert numbers["balanced_error_low"].isna().all()  # fewer than four pictures of a class were tested
     assert numbers["balanced_error"].to_numpy() == pytest.approx(1.0 - numbers["recall_macro"].to_numpy())
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert '<th scope="col">balanced error</th>' in page

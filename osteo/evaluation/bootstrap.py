@@ -2,8 +2,8 @@
 
 The Bayesian bootstrap (Rubin 1981) gives every cluster (a patient, or copies of one exposure) a random weight. Few
 pictures leave that too sure of itself: a model without a mistake would have an interval without width. So a prior of
-less than one cluster is added: pictures drawn as the other class, half of them called, as a prior of Jeffreys would
-have it. Quantiles are taken as far out as Student's t asks for (Hesterberg 2015). `benchmarks/coverage.py` measures
+at most one cluster of each class is added: pictures of the other class, half of them called, as Jeffreys' prior has it.
+Quantiles are taken as far out as Student's t asks for (Hesterberg 2015). `benchmarks/coverage.py` measures
 how often the truth is covered, and how often a test finds a difference where there is none.
 
 Shapes: N pictures, M rows of a draw, R repeats of an experiment, D draws. A repeat that did not test a picture has NaN
@@ -22,8 +22,8 @@ from osteo.types import Floats, Labels, Mask, Statistic
 
 DRAWS = 2000
 FEWEST = 4  # clusters of a class without which nothing is said of it: the least with which p < 0.05 is possible
-PRIOR = 0.75  # clusters of each class that the prior counts for
-RANKING_PRIOR, CALLS_PRIOR = 0.3, 1.0  # the same in a difference of metrics that rank pictures, and of the others
+CALLS_PRIOR = 1.0  # clusters of each class that the prior counts for: half called, half not, as Jeffreys' prior has it
+RANKING_PRIOR, RANKING_PAIR_PRIOR = 0.75, 0.4  # the same of metrics that rank pictures, and of their differences
 TAIL = 5  # draws beyond which the tail is taken to be normal
 CELLS = 4_000_000  # of a matrix of draws that is held at once
 _SIDES = 2
@@ -101,6 +101,11 @@ class Bootstrapped:
     def __sub__(self, other: Self) -> "Bootstrapped":
         return Bootstrapped(self.value - other.value, self.draws - other.draws, self.clusters)
 
+    def of(self, column: int) -> "Bootstrapped":
+        """One of the metrics."""
+        chosen = slice(column, column + 1)
+        return Bootstrapped(self.value[chosen], self.draws[:, chosen], self.clusters)
+
     @property
     def freedom(self) -> int:
         """Degrees of freedom: clusters less the means of the classes."""
@@ -115,7 +120,7 @@ class Bootstrapped:
         """
         value, draws = float(self.value[column]), self._finite(column)
         too_few = sum(self.clusters) < FEWEST or any(self.clusters[label] < FEWEST for label in needs)
-        if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) == 0.0:
+        if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) < 1e-12:
             return Interval(value, float("nan"), float("nan"))
         edge = norm.cdf(t.ppf(0.025, self.freedom))
         low, high = np.quantile(draws, [edge, 1.0 - edge])
@@ -132,7 +137,7 @@ class Bootstrapped:
             The p-value is NaN where there is no interval, and 1 where every draw says that the two are alike.
         """
         interval, draws = self.interval(column, needs), self._finite(column)
-        if len(draws) and np.ptp(draws) == 0.0 and interval.value == 0.0:
+        if len(draws) and np.ptp(draws) < 1e-12 and abs(interval.value) < 1e-12:
             return Comparison(interval, 1.0)
         if not np.isfinite(interval.low):
             return Comparison(interval, float("nan"))
@@ -168,7 +173,7 @@ def bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
     side: int | None = None,
-    prior: float = PRIOR,
+    prior: float = CALLS_PRIOR,
 ) -> Bootstrapped:
     """Weighs whole clusters at random, and each class as often as it is, so that the share of cases stays.
 

@@ -11,7 +11,16 @@ import numpy as np
 from scipy.special import expit
 
 from osteo import parts
-from osteo.evaluation.bootstrap import DRAWS, Interval, bootstrap, rows_of
+from osteo.evaluation.bootstrap import (
+    CALLS_PRIOR,
+    DRAWS,
+    RANKING_PAIR_PRIOR,
+    RANKING_PRIOR,
+    Bootstrapped,
+    Interval,
+    bootstrap,
+    rows_of,
+)
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
@@ -231,7 +240,7 @@ def evaluate(logits: Iterable[float], labels: Iterable[int], *, threshold: float
     return dict(zip(names, rounded, strict=True)) | {"confusion_matrix": [[tn, fp], [fn, tp]]}
 
 
-def metric_intervals(
+def bootstrap_metrics(
     labels: Labels,
     probabilities: Floats,
     groups: Sequence[object],
@@ -241,10 +250,24 @@ def metric_intervals(
     networks: Labels | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """Metrics by name with the intervals of the cluster bootstrap; arguments as `weighted_metrics` and `bootstrap`."""
+    side: int | None = None,
+) -> dict[str, Bootstrapped]:
+    """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`."""
     table = all_metrics()
     names = list(table if names is None else names)
-    statistic = weighted_metrics(labels, probabilities, thresholds, names=names, networks=networks)
-    drawn = bootstrap(statistic, labels, groups, draws=draws, seed=seed)
-    return {name: drawn.interval(column, table[name].needs) for column, name in enumerate(names)}
+    rankings = RANKING_PRIOR if side is None else RANKING_PAIR_PRIOR
+    found: dict[str, Bootstrapped] = {}
+    for is_ranking, prior in ((True, rankings), (False, CALLS_PRIOR)):
+        if kind := [name for name in names if table[name].is_ranking == is_ranking]:
+            statistic = weighted_metrics(labels, probabilities, thresholds, names=kind, networks=networks)
+            drawn = bootstrap(statistic, labels, groups, prior=prior, draws=draws, seed=seed, side=side)
+            found |= {name: drawn.of(column) for column, name in enumerate(kind)}
+    return {name: found[name] for name in names}
+
+
+def metric_intervals(
+    labels: Labels, probabilities: Floats, groups: Sequence[object], **options: Any
+) -> dict[str, Interval]:
+    """Metrics by name with their 95 % intervals; arguments as `bootstrap_metrics`."""
+    drawn = bootstrap_metrics(labels, probabilities, groups, **options)
+    return {name: of_metric.interval(0, all_metrics()[name].needs) for name, of_metric in drawn.items()}

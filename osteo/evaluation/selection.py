@@ -7,7 +7,7 @@ import numpy as np
 
 from osteo.evaluation.bootstrap import DRAWS, Interval, clusters_of, number_clusters
 from osteo.evaluation.metrics import all_metrics, metric_intervals, weighted_metrics
-from osteo.evaluation.tests import Tested
+from osteo.evaluation.tests import Answers
 from osteo.types import Floats, Labels
 
 
@@ -24,7 +24,7 @@ class Selected(NamedTuple):
 
 def best_on_test(
     labels: Labels,
-    models: Sequence[Tested],
+    models: Sequence[Answers],
     groups: Sequence[object],
     *,
     metric: str,

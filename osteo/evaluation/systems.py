@@ -12,7 +12,7 @@ from sklearn.ensemble import RandomForestClassifier
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import measure
-from osteo.evaluation.tests import Tested
+from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
 from osteo.task import RULES, THRESHOLD
@@ -78,10 +78,10 @@ class System:
         """The run with the best validation AUROC: its checkpoint is the one to use."""
         return max(self.runs, key=lambda run: run.read_json("metrics.json")["val/auroc"] or 0.0)
 
-    def as_tested(self, where: Mask | bool = True) -> Tested:
+    def answers(self, where: Mask | bool = True) -> Answers:
         """Its answers, called at `task.THRESHOLD`, as a test takes them: of the pictures of a mask (R, N)."""
         scores = np.where(where, self.probabilities, np.nan)
-        return Tested(scores, np.full_like(scores, THRESHOLD), self.networks)
+        return Answers(scores, np.full_like(scores, THRESHOLD), self.networks)
 
     def right(self, labels: Labels) -> Floats:
         """1 where the call at `task.THRESHOLD` is right, 0 where it is wrong, NaN where there is none, (R, N)."""

@@ -1,25 +1,17 @@
 """Tests between models on the same pictures: the paired bootstrap, which leads, DeLong, McNemar, Holm's correction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm, rankdata
 
-from osteo.evaluation.bootstrap import (
-    CALLS_PRIOR,
-    DRAWS,
-    RANKING_PRIOR,
-    Bootstrapped,
-    Comparison,
-    bootstrap,
-    number_clusters,
-)
-from osteo.evaluation.metrics import all_metrics, weighted_metrics
+from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Comparison, number_clusters
+from osteo.evaluation.metrics import all_metrics, bootstrap_metrics
 from osteo.types import Floats, Labels
 
 
-class Tested(NamedTuple):
+class Answers(NamedTuple):
     """What one of two models says of the pictures, each (R, N); NaN where a repeat did not test a picture."""
 
     probabilities: Floats
@@ -83,7 +75,7 @@ def delong(
     return areas, np.asarray(within + mixed + mixed.T)
 
 
-def delong_test(labels: Labels, first: Tested, second: Tested, groups: Sequence[object]) -> float:
+def delong_test(labels: Labels, first: Answers, second: Answers, groups: Sequence[object]) -> float:
     """The p-value of no difference between the mean AUROCs of two models' repeats; NaN where there is no variance."""
     scores = np.concatenate([first.probabilities, second.probabilities])
     areas, covariance = delong(labels, scores, groups, np.concatenate([first.networks, second.networks]))
@@ -123,39 +115,24 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
 
 
 def drawn_for_pair(
-    labels: Labels, tested: Tested, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
-) -> list[Bootstrapped]:
-    """The draws of one side of a pair, by kind of metric: of those that rank pictures, and of the others."""
-    return [
-        bootstrap(
-            weighted_metrics(labels, tested.probabilities, tested.thresholds, names=names, networks=tested.networks),
-            labels, groups, draws=draws, seed=seed, side=side, prior=prior,
-        )
-        for names, prior in zip(_kinds(), (RANKING_PRIOR, CALLS_PRIOR), strict=True)
-    ]  # fmt: skip
+    labels: Labels, answers: Answers, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Bootstrapped]:
+    """The draws of one side of a pair, 0 or 1, of every metric."""
+    return bootstrap_metrics(
+        labels, answers.probabilities, groups, thresholds=answers.thresholds, networks=answers.networks,
+        draws=draws, seed=seed, side=side,
+    )  # fmt: skip
 
 
-def _kinds() -> tuple[list[str], list[str]]:
-    table = all_metrics()
-    return [n for n, metric in table.items() if metric.is_ranking], [
-        n for n, metric in table.items() if not metric.is_ranking
-    ]
-
-
-def compare(first: Sequence[Bootstrapped], second: Sequence[Bootstrapped]) -> dict[str, Comparison]:
+def compare(first: Mapping[str, Bootstrapped], second: Mapping[str, Bootstrapped]) -> dict[str, Comparison]:
     """The difference of every metric, first less second, from the draws of side 0 and of side 1."""
-    table = all_metrics()
-    found: dict[str, Comparison] = {}
-    for names, one, other in zip(_kinds(), first, second, strict=True):
-        difference = one - other
-        found |= {name: difference.compare(column, table[name].needs) for column, name in enumerate(names)}
-    return {name: found[name] for name in table}
+    return {name: (first[name] - second[name]).compare(0, metric.needs) for name, metric in all_metrics().items()}
 
 
 def paired_bootstrap(
     labels: Labels,
-    first: Tested,
-    second: Tested,
+    first: Answers,
+    second: Answers,
     groups: Sequence[object],
     *,
     draws: int = DRAWS,

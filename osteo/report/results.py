@@ -126,7 +126,7 @@ def compute(
     against = [pairs(model, shortcut) for model in (models if few else models[:1])]
     on_test = None
     if len(models) > 1:
-        tested = [model.as_tested() for model in models]
+        tested = [model.answers() for model in models]
         on_test = best_on_test(
             experiment.labels, tested, experiment.groups, metric=primary, draws=draws, seed=seed
         )  # fmt: skip
@@ -142,14 +142,14 @@ def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Re
         if np.isfinite(of_repeat).any()
     ]
     is_split = any(len(np.unique(row[row >= 0])) > 1 for row in networks)
-    pooled = metric_intervals(labels, scores, experiment.groups, names=["auroc"], **drawn)["auroc"]  # type: ignore[arg-type]
+    pooled = metric_intervals(labels, scores, experiment.groups, names=["auroc"], **drawn)["auroc"]
     right = system.right(labels)
     known, share = np.isfinite(right).any(axis=0), np.nan_to_num(mean_over_repeats(right))
     matrix = [[float((side * (labels == truth) * known).sum()) for side in sides]
               for truth, sides in ((0, (share, 1 - share)), (1, (1 - share, share)))]  # fmt: skip
     return Result(
         system,
-        metric_intervals(labels, scores, experiment.groups, networks=networks, **drawn),  # type: ignore[arg-type]
+        metric_intervals(labels, scores, experiment.groups, networks=networks, **drawn),
         pooled if is_split else None,
         _wilson(experiment, right),
         pd.DataFrame(rows),
@@ -185,21 +185,21 @@ class _Pairs:
 
     def __init__(self, experiment: Experiment, draws: int, seed: int) -> None:
         self.experiment, self.draws, self.seed = experiment, draws, seed
-        self.kept: dict[tuple[str, int, bytes], list[Bootstrapped]] = {}
+        self.kept: dict[tuple[str, int, bytes], dict[str, Bootstrapped]] = {}
 
     def __call__(self, first: System, second: System) -> Paired:
         labels, groups = self.experiment.labels, self.experiment.groups
         both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
         by_metric = compare(self._drawn(first, 0, both), self._drawn(second, 1, both))
-        delong = delong_test(labels, first.as_tested(both), second.as_tested(both), groups)
+        delong = delong_test(labels, first.answers(both), second.answers(both), groups)
         for_first, for_second, exact, mid_p = mcnemar(first.right(labels), second.right(labels), groups)
         return Paired(first.name, second.name, by_metric, delong, (for_first, for_second), exact, mid_p)
 
-    def _drawn(self, system: System, side: int, both: Mask) -> list[Bootstrapped]:
+    def _drawn(self, system: System, side: int, both: Mask) -> dict[str, Bootstrapped]:
         key = system.name, side, both.tobytes()
         if key not in self.kept:
             self.kept[key] = drawn_for_pair(
-                self.experiment.labels, system.as_tested(both), self.experiment.groups, side=side,
+                self.experiment.labels, system.answers(both), self.experiment.groups, side=side,
                 draws=self.draws, seed=self.seed,
             )  # fmt: skip
         return self.kept[key]
