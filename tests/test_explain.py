@@ -1,5 +1,6 @@
 """Grad-CAM on known weights, its sanity check, and the share of it that misses the knee."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.evaluation.gradcam import Sanity
 from osteo.records.record import Run
+from osteo.report.page import write_report
 from osteo.report.radiographs import COMPARED, RANDOM_SEED, RANDOMISED, grad_cams
 from osteo.training.network import Network
 
@@ -182,6 +184,17 @@ def test_a_report_compares_its_maps_with_many_networks(run: Path, knees: Path) -
     assert grad_cams([record], [], sha256, store)[1] == sanity
     shared = grad_cams([record, record], [], sha256, store)[1]  # the second has no picture left
     assert len(shared.correlations) == RANDOMISED / 2
+
+
+@pytest.mark.parametrize(("correlation", "said"), [(-0.9, True), (0.1, False)])
+def test_the_verdict_says_that_maps_failed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correlation: float, said: bool
+) -> None:
+    monkeypatch.setattr(gradcam, "compare_randomised", lambda *_: [correlation] * RANDOMISED)
+    report = write_report(shutil.copytree(run, tmp_path / "run"), draws=100)
+    assert report.pictures.sanity == Sanity((correlation,) * RANDOMISED, COMPARED)
+    assert any("failed their sanity check" in sentence for sentence in report.verdict) is said
+    assert f"{correlation:.2f} on average" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_knee_of_a_phantom_is_found_and_its_marker_is_not() -> None:
