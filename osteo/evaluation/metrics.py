@@ -1,11 +1,11 @@
 """The metrics, in one table from which the record, the leaderboard, the report and its tables follow.
 
 Each is a function of weighted pictures: a record weighs every picture once, and the bootstrap as often as it is drawn,
-so that a value and its interval cannot disagree. `training_metrics` are torchmetrics', which training follows by batch.
+so that a value and its interval cannot disagree. What training follows by batch is in `torch_metrics`.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -21,21 +21,10 @@ from osteo.evaluation.bootstrap import (
     bootstrap,
     rows_of,
 )
+from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
 from osteo.types import Floats, Labels, Mask, Statistic
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
-
-def training_metrics() -> "MetricCollection":
-    """What is followed while training; takes probabilities and int labels, both (B,)."""
-    from torchmetrics import MetricCollection  # with torch: seconds, which a table need not wait for
-    from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
-
-    return MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
-
 
 # --- functions of weighted pictures: weights (D, N), labels (N,), probabilities (N,), calls (N,) -> (D,) --------------
 
@@ -235,14 +224,14 @@ def evaluate(logits: Iterable[float], labels: Iterable[int], *, threshold: float
     """The metrics of a record, to six digits; one that is undefined, as where a class is absent, is None.
 
     Args:
-        logits: (N,).
+        logits: (N,); those that arithmetic cannot tell apart are ties.
         labels: see osteo.task, (N,).
         threshold: a picture is called positive where its probability is above.
 
     Returns:
         By name, and last "confusion_matrix": truth down, call across, [[tn, fp], [fn, tp]].
     """
-    probabilities, truth = expit(np.asarray(list(logits), float)), np.asarray(list(labels), int)
+    probabilities, truth = expit(join_ties(list(logits))), np.asarray(list(labels), int)
     names = [metric.name for metric in all_metrics().values() if metric.is_recorded]
     values = measure(truth, probabilities[None], threshold, names=names).values()
     rounded = [round(float(value), 6) if np.isfinite(value) else None for value in values]

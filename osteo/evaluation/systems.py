@@ -13,6 +13,7 @@ from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import measure
 from osteo.evaluation.tests import Answers
+from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
 from osteo.task import RULES, THRESHOLD
 from osteo.types import Floats, Labels, Mask
@@ -118,7 +119,7 @@ class Experiment:
 def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
     """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
     rows = predictions[predictions["split"] == "val"]
-    logits, labels = rows["logit"].to_numpy(float), rows["label"].to_numpy(int)
+    logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
     share = labels.mean()
@@ -194,7 +195,10 @@ class _TestedRun(NamedTuple):
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
-        test, val = (predictions[predictions["split"] == split] for split in ("test", "val"))
+        test, val = (
+            rows.assign(logit=join_ties(rows["logit"]))
+            for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
+        )
         validated = validate(predictions, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
         return _TestedRun(run, settings, (label, kind), run.read_manifest(), test, validated, validation)

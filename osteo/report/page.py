@@ -205,7 +205,8 @@ def compose(
     runs = [run for result in results.models for run in result.system.runs]
     manifest = results.best.system.best_run.read_manifest()
     leaks, contradictions, audit = data_findings(runs, manifest)
-    sentences = verdict(results, leaks, contradictions, trials=trials_of(directory))
+    sanity = pictures.sanity.sentence if pictures.sanity else ""
+    sentences = verdict(results, leaks, contradictions, trials=trials_of(directory), sanity=sanity)
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(

@@ -93,8 +93,9 @@ def reliability(results: Results) -> Figure:
                 (result.system.calibrated, "after temperature", COLOURS[0]),
             ):
                 known = scores[np.isfinite(scores)]
-                edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)))
-                edges[-1] += 1e-9
+                edges = np.quantile(known, np.linspace(0, 1, BINS + 1))
+                edges[-1] += 1e-9  # before equal ones go: where all pictures have one probability, one bin is left
+                edges = np.unique(edges)
                 value, low, high = _bands(results, curves.reliability(labels, scores, edges))
                 middle = [known[(known >= a) & (known < b)].mean() for a, b in pairwise(edges)]
                 bars = np.nan_to_num(np.clip([value - low, high - value], 0, None))
