@@ -11,7 +11,7 @@ for it; a metric of several repeats is its mean over them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import NamedTuple, Self
 
@@ -23,7 +23,7 @@ from osteo.types import Floats, Labels, Mask, Statistic
 DRAWS = 2000
 FEWEST = 4  # clusters of a class without which nothing is said of it: the least with which p < 0.05 is possible
 CALLS_PRIOR = 1.0  # clusters of each class that the prior counts for: half called, half not, as Jeffreys' prior has it
-RANKING_PRIOR, RANKING_PAIR_PRIOR = 0.75, 0.4  # the same of metrics that rank pictures, and of their differences
+RANKING_PRIOR, RANKING_PAIR_PRIOR = 0.75, 0.2  # the same of metrics that rank pictures, and of their differences
 TAIL = 5  # draws beyond which the tail is taken to be normal
 CELLS = 4_000_000  # of a matrix of draws that is held at once
 _SIDES = 2
@@ -97,19 +97,23 @@ class Bootstrapped:
     draws: Floats
     clusters: tuple[int, int]
     """with pictures of class 0, and of class 1"""
+    freedom: float
+    """degrees of freedom of Student's t, from the number of clusters"""
+    stretch: float = 1.0
+    """by which quantiles lie further out, since draws spread less than samples do"""
 
     def __sub__(self, other: Self) -> "Bootstrapped":
-        return Bootstrapped(self.value - other.value, self.draws - other.draws, self.clusters)
+        return replace(self, value=self.value - other.value, draws=self.draws - other.draws)
 
     def of(self, column: int) -> "Bootstrapped":
         """One of the metrics."""
         chosen = slice(column, column + 1)
-        return Bootstrapped(self.value[chosen], self.draws[:, chosen], self.clusters)
+        return replace(self, value=self.value[chosen], draws=self.draws[:, chosen])
 
     @property
-    def freedom(self) -> int:
-        """Degrees of freedom: clusters less the means of the classes."""
-        return max(sum(self.clusters) - sum(count > 0 for count in self.clusters), 1)
+    def _edge(self) -> float:
+        """The share of draws below the lower end of an interval."""
+        return float(norm.cdf(t.ppf(0.025, self.freedom) * self.stretch))
 
     def interval(self, column: int, needs: Sequence[int] = ()) -> Interval:
         """The 95 % interval of a metric; NaN at both ends where the draws say nothing, or there are too few clusters.
@@ -122,8 +126,7 @@ class Bootstrapped:
         too_few = sum(self.clusters) < FEWEST or any(self.clusters[label] < FEWEST for label in needs)
         if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) < 1e-12:
             return Interval(value, float("nan"), float("nan"))
-        edge = norm.cdf(t.ppf(0.025, self.freedom))
-        low, high = np.quantile(draws, [edge, 1.0 - edge])
+        low, high = np.quantile(draws, [self._edge, 1.0 - self._edge])
         return Interval(value, min(float(low), value), max(float(high), value))
 
     def compare(self, column: int, needs: Sequence[int] = ()) -> Comparison:
@@ -142,11 +145,11 @@ class Bootstrapped:
         if not np.isfinite(interval.low):
             return Comparison(interval, float("nan"))
         beyond = min(_share_below(draws), _share_below(-draws))
-        edge = min(TAIL / len(draws), 0.02)
+        edge = min(TAIL / len(draws), self._edge / 2)
         reach = float(norm.ppf(beyond)) if beyond > edge else -abs(float(draws.mean() / draws.std()))
         if beyond <= edge:
             reach = min(reach, float(norm.ppf(edge)))
-        p = 2.0 * float(t.cdf(reach, self.freedom))
+        p = 2.0 * float(t.cdf(reach / self.stretch, self.freedom))
         least = 2.0 / comb(sum(self.clusters), min(self.clusters)) if min(self.clusters) else 0.0
         return Comparison(interval, float(np.clip(p, least, 1.0)))
 
@@ -172,8 +175,8 @@ def bootstrap(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    is_ranking: bool = False,
     side: int | None = None,
-    prior: float = CALLS_PRIOR,
 ) -> Bootstrapped:
     """Weighs whole clusters at random, and each class as often as it is, so that the share of cases stays.
 
@@ -186,12 +189,17 @@ def bootstrap(
         groups: pictures of one group are weighed together, (N,).
         draws: how many.
         seed: of the draws.
+        is_ranking: whether the statistic compares pictures with each other, see `osteo.parts.Metric`.
         side: 0 or 1 of a pair; None for a value of its own.
-        prior: clusters of each class that the prior counts for.
     """
     cluster = number_clusters(groups)
     cases, controls = clusters_of(labels, cluster)
     clusters = len(controls), len(cases)
+    sizes = [_effective(cluster[labels == label]) for label in np.unique(labels)]
+    freedom = len(sizes) * (min(sizes) - 1) if is_ranking else sum(sizes) - len(sizes)
+    is_pair = side is not None
+    prior = (RANKING_PAIR_PRIOR if is_pair else RANKING_PRIOR) if is_ranking else CALLS_PRIOR
+    stretch = (min(sizes) / max(min(sizes) - 1, 1)) ** 0.5 if is_ranking and is_pair else 1.0
     halves = 1 if side is None else _SIDES
     block = max(1, CELLS // (3 * max(len(labels), 1) * halves))
     streams = [np.random.default_rng([seed, number]) for number in range(4)]
@@ -201,7 +209,7 @@ def bootstrap(
         left -= size
         found.append(statistic(_weights(streams, labels, cluster, size, prior, side)))
     once = rows_of(labels).weigh(np.ones((1, len(labels))))
-    return Bootstrapped(statistic(once)[0], np.concatenate(found), clusters)
+    return Bootstrapped(statistic(once)[0], np.concatenate(found), clusters, max(freedom, 1.0), stretch)
 
 
 def _weights(
@@ -233,6 +241,12 @@ def _weights(
 def number_clusters(groups: Sequence[object]) -> Labels:
     """The groups as numbers from 0, (N,)."""
     return np.asarray(np.unique(np.asarray(groups, str), return_inverse=True)[1])
+
+
+def _effective(cluster: Labels) -> float:
+    """Number of clusters of equal size that say as much as these (Kish 1965)."""
+    sizes = np.unique(cluster, return_counts=True)[1].astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def clusters_of(labels: Labels, cluster: Labels) -> tuple[Labels, Labels]:

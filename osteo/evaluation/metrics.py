@@ -11,16 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from osteo import parts
-from osteo.evaluation.bootstrap import (
-    CALLS_PRIOR,
-    DRAWS,
-    RANKING_PAIR_PRIOR,
-    RANKING_PRIOR,
-    Bootstrapped,
-    Interval,
-    bootstrap,
-    rows_of,
-)
+from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, bootstrap, rows_of
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
@@ -255,12 +246,11 @@ def bootstrap_metrics(
     """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`."""
     table = all_metrics()
     names = list(table if names is None else names)
-    rankings = RANKING_PRIOR if side is None else RANKING_PAIR_PRIOR
     found: dict[str, Bootstrapped] = {}
-    for is_ranking, prior in ((True, rankings), (False, CALLS_PRIOR)):
+    for is_ranking in (True, False):
         if kind := [name for name in names if table[name].is_ranking == is_ranking]:
             statistic = weighted_metrics(labels, probabilities, thresholds, names=kind, networks=networks)
-            drawn = bootstrap(statistic, labels, groups, prior=prior, draws=draws, seed=seed, side=side)
+            drawn = bootstrap(statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side)
             found |= {name: drawn.of(column) for column, name in enumerate(kind)}
     return {name: found[name] for name in names}
 
