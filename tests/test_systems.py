@@ -288,6 +288,11 @@ def test_offsets_between_folds_are_named_and_leave_the_headline_alone(sweep: lis
     assert "AUROC, pooled over networks" in rows.methods_table(results)
 
 
+def test_p_values_are_printed_as_journals_do() -> None:
+    printed = [rows.p_value(p) for p in (float("nan"), 0.0002, 0.0123, 0.0498, 0.0502, 1.0)]
+    assert printed == ["-", "< 0.001", "0.012", "0.0498", "0.0502", "1.000"]
+
+
 def test_wilson_stands_beside_the_value_that_it_is_of(sweep: list[Run]) -> None:
     result = compute(read_experiment(sweep), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best
     for name in ("accuracy", "sensitivity", "specificity"):

@@ -34,8 +34,9 @@ def best_on_test(
     """Corrects the best of several values for having been chosen as the best.
 
     In every draw the model that is best on the clusters drawn is measured on those left out; the mean of that has no
-    bias by choice (bootstrap bias-corrected, Tsamardinos, Greasidou and Borboudakis 2018). Its interval reaches as far
-    to either side as those of the models chosen do, on average over the draws.
+    bias by choice (bootstrap bias-corrected, Tsamardinos, Greasidou and Borboudakis 2018). Towards the worse its
+    interval reaches as far as those of the models chosen do, on average over the draws; towards the better it ends
+    where that of the best does, which may truly be the best. That is cautious: `benchmarks/selection.py` has how much.
 
     Args:
         labels: 0 or 1, (N,).
@@ -69,8 +70,10 @@ def best_on_test(
     reached = outside[chosen, np.arange(draws)]
     share = np.bincount(chosen, minlength=len(models)) / draws
     value = float(np.nanmean(reached)) if np.isfinite(reached).any() else float("nan")
-    down, up = (float(share @ [interval[end] - interval.value for interval in intervals]) for end in (1, 2))
-    return Selected(best, intervals[best], Interval(value, value + down, value + up))
+    worse, better = (1, 2) if sign > 0 else (2, 1)
+    ends = {worse: value + float(share @ [interval[worse] - interval.value for interval in intervals])}
+    ends[better] = intervals[best][better]
+    return Selected(best, intervals[best], Interval(value, ends[1], ends[2]))
 
 
 def _draw(labels: Labels, groups: Sequence[object], draws: int, seed: int) -> Floats:

@@ -17,7 +17,10 @@ MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgr
 
 def p_value(p: float) -> str:
     """A p-value as journals print it."""
-    return "-" if not np.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if not np.isfinite(p):
+        return "-"
+    digits = 4 if abs(p - 0.05) < 0.0005 else 3  # so that 0.0498 does not read as 0.050
+    return "< 0.001" if p < 0.001 else f"{p:.{digits}f}"
 
 
 def comparison_table(results: Results) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from osteo.evaluation.bootstrap import FEWEST, Interval, clusters_of, format_int
 from osteo.evaluation.metrics import all_metrics
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import PrimaryTest, Results
+from osteo.report.rows import p_value
 from osteo.task import CLASS_NAMES
 
 APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
@@ -155,8 +156,9 @@ def _conclusion(test: PrimaryTest) -> str:
 
 def _is(test: PrimaryTest) -> str:
     if not np.isfinite(test.p):
-        return "there is no p-value"
-    return "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+        return "too few to test"
+    text = p_value(test.p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _beside_shortcut(results: Results) -> str:
@@ -171,7 +173,7 @@ def _beside_shortcut(results: Results) -> str:
     if test.p < 0.05:
         better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
         return f"{start} {name} is significantly {better} ({_is(test)})."
-    behind = not _is_better(results, test.comparison.difference.value)
+    behind = _is_better(results, -test.comparison.difference.value)
     better = "behind that, though not significantly" if behind else "not significantly better"
     return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
 
