@@ -27,7 +27,7 @@ class Auroc(BinaryAUROC):
         """Joins the ties of all batches; only the ranks of logits matter."""
         logits = join_ties(dim_zero_cat(self.preds).double().cpu().numpy())
         ranks = np.unique(logits, return_inverse=True)[1] / len(logits)
-        return binary_auroc(torch.from_numpy(ranks), dim_zero_cat(self.target).cpu())
+        return binary_auroc(torch.from_numpy(ranks), dim_zero_cat(self.target).cpu()).to(self.device)
 
 
 def training_metrics() -> MetricCollection:
