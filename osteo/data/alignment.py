@@ -1,0 +1,148 @@
+"""Lays one picture over another by an affine warp and says how well their detail agrees then."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from osteo.data.candidates import (
+    INVERSE,
+    WHOLE_BOX,
+    Candidate,
+    Described,
+    Map,
+    cut,
+    from_pixels,
+    in_pixels,
+    normalise,
+)
+from osteo.types import Grey, Mask, Singles
+
+FINE = (1.0, 2.5)
+"""Standard deviations, in pixels, of the two Gaussians whose difference is the fine detail of a picture."""
+COARSE = ((3.0, 8.0), (4.0, 10.0), (6.0, 14.0))
+"""The same of detail that a picture has which was made small or compressed beyond recognition."""
+
+SAME = 0.87
+"""From this agreement of fine detail on, two pictures are one exposure."""
+
+_WORTH = (0.6, 0.65, 0.7)
+"""Correlation of the coarse pictures, agreement of half their detail and of all from which it pays to go on."""
+_STRONG = 16.0  # variance of detail, in grey levels squared, at which a tile counts half
+
+
+class Comparison(NamedTuple):
+    """How alike two pictures are once the first of a candidate was laid over the second."""
+
+    candidate: Candidate
+    map: Map
+    fine: float
+    """agreement of the fine detail, -1 to 1"""
+    coarse: float
+    """mean agreement of coarser detail where one of them lacks the fine, else 0"""
+
+
+def compare(thumbnails: Grey, described: Described, candidate: Candidate, *, blurred: bool) -> Comparison | None:
+    """Aligns the pictures of a candidate, in steps; None where they turn out to be different early on.
+
+    Args:
+        thumbnails: all pictures, uint8 (N, S, S).
+        described: what was found of them.
+        candidate: two of them.
+        blurred: compare coarser detail too, since one of them has no other.
+    """
+    ends = list(zip(candidate[:2], candidate.search.parts, strict=True))
+    sign = -1.0 if candidate.search.inverted else 1.0
+    small = [described.normalised[part][row].astype(np.float32) for row, part in ends]
+    correlation, found = align(sign * small[0], small[1], candidate.search.map, steps=15, gain=1e-3)
+    if correlation < _WORTH[0]:
+        return None
+    side = thumbnails.shape[1]
+    large = [cut(thumbnails[row], described.boxes[row][part], side) for row, part in ends]
+    half = [cut(picture, WHOLE_BOX, side // 2) for picture in large]
+    if sign * agreement(half[0], half[1], found, FINE) < _WORTH[1]:
+        return None
+    _, found = align(sign * normalise(half[0]), normalise(half[1]), found, steps=10, gain=1e-4)
+    fine = sign * agreement(large[0], large[1], found, FINE)
+    if _WORTH[2] <= fine < SAME:  # so close: align as well as can be
+        _, found = align(sign * normalise(large[0]), normalise(large[1]), found, steps=20, gain=1e-4)
+        fine = max(fine, sign * agreement(large[0], large[1], found, FINE))
+    coarse = [sign * agreement(large[0], large[1], found, detail) for detail in COARSE] if blurred else [0.0]
+    return Comparison(candidate, found, fine, float(np.mean(coarse)))
+
+
+def align(first: Singles, second: Singles, start: Map, *, steps: int, gain: float) -> tuple[float, Map]:
+    """Finds the affine map from the second to the first picture: their correlation then, and the map.
+
+    It is the enhanced correlation coefficient of Evangelidis and Psarakis (2008).
+    """
+    side = len(first)
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, gain)
+    try:
+        found = cv2.findTransformECC(
+            second, first, in_pixels(start, side, side), cv2.MOTION_AFFINE, stop, np.full(first.shape, 255, np.uint8), 5
+        )
+    except cv2.error:  # it did not converge: these two cannot be laid over each other
+        return -1.0, start
+    return float(found[0]), from_pixels(np.asarray(found[1], np.float32), side)
+
+
+def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]) -> float:
+    """Median over tiles, weighted by the detail that both have, of its correlation where both are well exposed.
+
+    Args:
+        first: uint8 (S, S).
+        second: the same.
+        found: from the second to the first.
+        detail: standard deviations of two Gaussians, in pixels; their difference is what is compared.
+    """
+    side = len(second)
+    warp = in_pixels(found, side, side)
+    warped = cv2.warpAffine(first.astype(np.float32), warp, (side, side), flags=INVERSE)
+    inside = cv2.warpAffine(_exposed(first).astype(np.float32), warp, (side, side), flags=INVERSE) > 0.99
+    used = (inside & _exposed(second)).astype(np.float32)
+    low, high = (cv2.GaussianBlur(used, (0, 0), width) + 1e-3 for width in detail)
+    a, b = (
+        (cv2.GaussianBlur(p * used, (0, 0), detail[0]) / low - cv2.GaussianBlur(p * used, (0, 0), detail[1]) / high)
+        * used
+        for p in (warped, second.astype(np.float32))
+    )
+    tile, step = max(side // 6, int(4 * detail[1])), side // 16
+
+    def tiles(values: Singles) -> Singles:
+        means = cv2.boxFilter(values, -1, (tile, tile), borderType=cv2.BORDER_CONSTANT)
+        return np.asarray(means[step // 2 :: step, step // 2 :: step], np.float32)
+
+    share = tiles(used)
+    enough = share > 0.4
+    if enough.sum() < 10:
+        return 0.0
+    share = share[enough]
+    aa, bb, ab = (np.asarray(tiles(product)[enough] / share, np.float32) for product in (a * a, b * b, a * b))
+    aa, bb = np.maximum(aa, 0.0), np.maximum(bb, 0.0)
+    correlation = ab / np.sqrt((aa + 0.05) * (bb + 0.05))  # what is added is less than the rounding to grey levels
+    return _weighted_median(correlation, share * np.sqrt(aa / (aa + _STRONG) * bb / (bb + _STRONG)))
+
+
+def _exposed(picture: Grey) -> Mask:
+    """Where a picture is neither black nor white, which film borders, padding and letters are."""
+    middle = ((picture > 4) & (picture < 251)).astype(np.uint8)
+    return np.asarray(cv2.erode(middle, np.ones((3, 3), np.uint8)) > 0)
+
+
+def _weighted_median(values: Singles, weights: Singles) -> float:
+    order = np.argsort(values)
+    sums = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(sums, sums[-1] / 2)]) if sums[-1] > 0 else 0.0
+
+
+def lacks_detail(picture: Grey) -> bool:
+    """Whether a picture was much smaller once, or consists of blocks, so that it has no fine detail."""
+    grey = picture.astype(np.float32)
+    lit = (cv2.GaussianBlur(grey, (0, 0), 8.0) > 25.0) & (picture > 4) & (picture < 251)
+    if not lit.any():
+        return False
+    level = (np.abs(np.diff(grey, axis=1))[1:] < 0.5) & (np.abs(np.diff(grey, axis=0))[:, 1:] < 0.5)
+    if level[lit[1:, 1:]].mean() > 0.25:
+        return True
+    return bool(np.median(np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 0.8))[lit]) < 0.5)
