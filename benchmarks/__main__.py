@@ -27,6 +27,7 @@ BENCHMARKS = {
     "decode": "preparing pictures against a plain PIL loop",
     "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",
+    "duplicates": "copies found by what was done to them",
     "coverage": "intervals and tests against a known truth",
     "dicom": "what becomes of the files that pydicom ships",
     "parity": "one picture, one logit, wherever it is asked about",

@@ -6,8 +6,11 @@ import cv2
 import numpy as np
 
 from osteo.data.candidates import (
+    CONTENT,
     INVERSE,
+    WHOLE,
     WHOLE_BOX,
+    Box,
     Candidate,
     Described,
     Map,
@@ -29,6 +32,10 @@ SAME = 0.87
 _WORTH = (0.6, 0.65, 0.7)
 """Correlation of the coarse pictures, agreement of half their detail and of all from which it pays to go on."""
 _STRONG = 16.0  # variance of detail, in grey levels squared, at which a tile counts half
+
+
+_LITTLE, _ENOUGH = 2.5, 12.0  # tiles full of detail, of 256: fewer are no evidence, fewer than the second are doubtful
+_DOUBT = 0.07  # what is taken off a doubtful agreement
 
 
 class Comparison(NamedTuple):
@@ -60,15 +67,25 @@ def compare(thumbnails: Grey, described: Described, candidate: Candidate, *, blu
     side = thumbnails.shape[1]
     large = [cut(thumbnails[row], described.boxes[row][part], side) for row, part in ends]
     half = [cut(picture, WHOLE_BOX, side // 2) for picture in large]
-    if sign * agreement(half[0], half[1], found, FINE) < _WORTH[1]:
+    inner = [described.boxes[row][CONTENT] if part == WHOLE else WHOLE_BOX for row, part in ends]
+    if sign * agreement(_blacken(half[0], inner[0]), _blacken(half[1], inner[1]), found, FINE) < _WORTH[1]:
         return None
     _, found = align(sign * normalise(half[0]), normalise(half[1]), found, steps=10, gain=1e-4)
-    fine = sign * agreement(large[0], large[1], found, FINE)
+    framed = [_blacken(picture, box) for picture, box in zip(large, inner, strict=True)]
+    fine = sign * agreement(framed[0], framed[1], found, FINE)
     if _WORTH[2] <= fine < SAME:  # so close: align as well as can be
         _, found = align(sign * normalise(large[0]), normalise(large[1]), found, steps=20, gain=1e-4)
-        fine = max(fine, sign * agreement(large[0], large[1], found, FINE))
-    coarse = [sign * agreement(large[0], large[1], found, detail) for detail in COARSE] if blurred else [0.0]
+        fine = max(fine, sign * agreement(framed[0], framed[1], found, FINE))
+    coarse = [sign * agreement(framed[0], framed[1], found, detail) for detail in COARSE] if blurred else [0.0]
     return Comparison(candidate, found, fine, float(np.mean(coarse)))
+
+
+def _blacken(picture: Grey, box: Box) -> Grey:
+    """A picture that is black outside a box, so that the edge of a grey border is no detail."""
+    left, top, right, bottom = (round(edge * len(picture)) for edge in box)
+    inner = np.zeros_like(picture)
+    inner[top:bottom, left:right] = picture[top:bottom, left:right]
+    return inner
 
 
 def align(first: Singles, second: Singles, start: Map, *, steps: int, gain: float) -> tuple[float, Map]:
@@ -97,15 +114,23 @@ def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]
         detail: standard deviations of two Gaussians, in pixels; their difference is what is compared.
     """
     side = len(second)
+    rim = 2 * (side // 64) + 1  # about what is badly exposed: its edge is no detail
     warp = in_pixels(found, side, side)
     warped = cv2.warpAffine(first.astype(np.float32), warp, (side, side), flags=INVERSE)
     inside = cv2.warpAffine(_exposed(first).astype(np.float32), warp, (side, side), flags=INVERSE) > 0.99
-    used = (inside & _exposed(second)).astype(np.float32)
+    both = (inside & _exposed(second)).astype(np.float32)
+    used = np.asarray(cv2.erode(both, np.ones((rim, rim)), borderValue=1.0), np.float32)
     low, high = (cv2.GaussianBlur(used, (0, 0), width) + 1e-3 for width in detail)
     a, b = (
-        (cv2.GaussianBlur(p * used, (0, 0), detail[0]) / low - cv2.GaussianBlur(p * used, (0, 0), detail[1]) / high)
-        * used
-        for p in (warped, second.astype(np.float32))
+        np.asarray(
+            used
+            * (
+                cv2.GaussianBlur(p * used, (0, 0), detail[0]) / low
+                - cv2.GaussianBlur(p * used, (0, 0), detail[1]) / high
+            ),
+            np.float32,
+        )
+        for p in (np.asarray(warped, np.float32), second.astype(np.float32))
     )
     tile, step = max(side // 6, int(4 * detail[1])), side // 16
 
@@ -120,29 +145,35 @@ def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]
     share = share[enough]
     aa, bb, ab = (np.asarray(tiles(product)[enough] / share, np.float32) for product in (a * a, b * b, a * b))
     aa, bb = np.maximum(aa, 0.0), np.maximum(bb, 0.0)
-    correlation = ab / np.sqrt((aa + 0.05) * (bb + 0.05))  # what is added is less than the rounding to grey levels
-    return _weighted_median(correlation, share * np.sqrt(aa / (aa + _STRONG) * bb / (bb + _STRONG)))
+    # what is added is less than the rounding to grey levels
+    correlation = np.asarray(ab / np.sqrt((aa + 0.05) * (bb + 0.05)), np.float32)
+    weights = np.asarray(share * np.sqrt(aa / (aa + _STRONG) * bb / (bb + _STRONG)), np.float32)
+    if weights.sum() < _LITTLE:
+        return 0.0
+    return _weighted_median(correlation, weights) - (_DOUBT if weights.sum() < _ENOUGH else 0.0)
 
 
 def _exposed(picture: Grey) -> Mask:
     """Where a picture is neither black nor white, which film borders, padding and letters are."""
-    middle = ((picture > 4) & (picture < 251)).astype(np.uint8)
-    return np.asarray(cv2.erode(middle, np.ones((3, 3), np.uint8)) > 0)
+    return (picture > 4) & (picture < 251)
 
 
 def _weighted_median(values: Singles, weights: Singles) -> float:
     order = np.argsort(values)
     sums = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(sums, sums[-1] / 2)]) if sums[-1] > 0 else 0.0
+    return float(values[order][np.searchsorted(sums, sums[-1] / 2)])
 
 
 def lacks_detail(picture: Grey) -> bool:
     """Whether a picture was much smaller once, or consists of blocks, so that it has no fine detail."""
     grey = picture.astype(np.float32)
-    lit = (cv2.GaussianBlur(grey, (0, 0), 8.0) > 25.0) & (picture > 4) & (picture < 251)
-    if not lit.any():
+    smooth = [cv2.GaussianBlur(grey, (0, 0), width) for width in (0.8, 1.5, 4.0)]
+    spread = cv2.GaussianBlur(grey * grey, (0, 0), 4.0) - smooth[2] * smooth[2]
+    shown = (spread > 4.0) & _exposed(picture)  # where there is something to see
+    if shown.sum() < shown.size / 50:
         return False
     level = (np.abs(np.diff(grey, axis=1))[1:] < 0.5) & (np.abs(np.diff(grey, axis=0))[:, 1:] < 0.5)
-    if level[lit[1:, 1:]].mean() > 0.25:
+    if level[shown[1:, 1:]].mean() > 0.38:
         return True
-    return bool(np.median(np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 0.8))[lit]) < 0.5)
+    fine, middle = (float(np.median(np.abs(a - b)[shown])) for a, b in ((grey, smooth[0]), (smooth[1], smooth[2])))
+    return fine < max(0.4, 0.2 * middle)

@@ -1,8 +1,8 @@
-"""Which pictures may show the same exposure: the nearest of each, under every change that a copy is known to undergo.
+"""Which pictures may show the same exposure: the nearest of each, under every change that copies undergo.
 
-A picture is described by 32 x 32 numbers, locally normalised, so that brightness, contrast and CLAHE matter little and an
-inverted picture has the opposite sign. Every search turns, mirrors or crops all pictures in one way and compares them
-with all others in one matrix product.
+A picture is described by 32 x 32 numbers, locally normalised, so that brightness, contrast and CLAHE matter little and
+an inverted picture has the opposite sign. Every search turns, mirrors or crops all pictures in one way and compares
+them with all others in one matrix product.
 """
 
 from typing import NamedTuple
@@ -97,7 +97,9 @@ def _searches() -> tuple[Search, ...]:
     found += [Search(1, parts, _about_centre(same), 0.6, 1, inverted=True) for parts in (whole, (CONTENT, CONTENT))]
     found += [Search(2, whole, _about_centre(mirrored, box), 0.75, 2) for box in (WHOLE_BOX, crops[0])]
     found += [Search(3, whole, _about_centre(turn), 0.75, 1) for turn in (-mirrored, -same)]
-    found += [Search(4, whole, _about_centre(turn), 0.5, 2) for turn in (quarter, quarter @ mirrored, mirrored @ quarter)]
+    found += [
+        Search(4, whole, _about_centre(turn), 0.5, 2) for turn in (quarter, quarter @ mirrored, mirrored @ quarter)
+    ]
     proportions = np.geomspace(0.33, 1.3, 8)  # of radiographs of knees: the pictures here have lost theirs
     found += [Search(5, whole, _about_centre(_rotation(45.0, float(p))), 0.5, 2) for p in proportions]
     return tuple(found)
@@ -113,9 +115,7 @@ def describe(thumbnails: Grey) -> Described:
     for row, picture in enumerate(thumbnails):
         for part in range(3):
             again = part and boxes[row][part] == boxes[row][0]
-            normalised[part][row] = (
-                normalised[0][row] if again else normalise(cut(picture, boxes[row][part], COARSE))
-            )
+            normalised[part][row] = normalised[0][row] if again else normalise(cut(picture, boxes[row][part], COARSE))
     return Described(boxes, normalised)
 
 
@@ -176,7 +176,9 @@ def find_candidates(described: Described) -> list[Candidate]:
             queries = -queries if search.inverted else queries
             found += [
                 np.column_stack([rows, np.full(len(rows), number)])
-                for rows in (_nearest(queries, targets[search.parts[1]], start, search) for start in range(0, count, 1024))
+                for rows in (
+                    _nearest(queries, targets[search.parts[1]], start, search) for start in range(0, count, 1024)
+                )
             ]
         kept += _best(np.concatenate(found), count, SEARCHES[numbers[0]].most)
     return kept
@@ -233,7 +235,8 @@ def _vectors(smooth: npt.NDArray[np.float16], changed: Map) -> torch.Tensor:
 def _principal(vectors: torch.Tensor) -> torch.Tensor:
     """The directions (1024, 256) in which vectors differ most; few numbers make the products fast."""
     some = vectors[:: max(1, len(vectors) // 4096)]
-    return torch.linalg.eigh(some.T @ some).eigenvectors[:, -_NUMBERS:]
+    directions: torch.Tensor = torch.linalg.eigh(some.T @ some).eigenvectors  # of the least first
+    return directions[:, -_NUMBERS:]
 
 
 INVERSE = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

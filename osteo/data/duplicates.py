@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from osteo.data.alignment import SAME, Comparison, compare, lacks_detail
-from osteo.data.candidates import describe, find_candidates
+from osteo.data.candidates import Candidate, describe, find_candidates
 from osteo.types import Floats, Grey
 
 SIDE = 256
@@ -41,22 +41,7 @@ def find_pairs(thumbnails: Grey) -> list[Pair]:
 
     Of many copies of one picture not every pair is listed, but all copies are connected.
     """
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the pictures are small and there are many: one thread each
-    try:
-        with ThreadPoolExecutor() as pool:
-            described = describe(thumbnails)
-            blurred = list(pool.map(lacks_detail, thumbnails))
-            compared = [
-                comparison
-                for comparison in pool.map(
-                    lambda c: compare(thumbnails, described, c, blurred=blurred[c.first] != blurred[c.second]),
-                    find_candidates(described),
-                )
-                if comparison is not None
-            ]
-    finally:
-        cv2.setNumThreads(threads)
+    compared, blurred = compare_likely(thumbnails)
     same = [comparison for comparison in compared if comparison.fine >= SAME]
     found: dict[tuple[int, int], Pair] = {}
     for comparison in same + _without_detail(compared, same, blurred):
@@ -66,25 +51,45 @@ def find_pairs(thumbnails: Grey) -> list[Pair]:
     return sorted(found.values())
 
 
+def compare_likely(thumbnails: Grey) -> tuple[list[Comparison], list[bool]]:
+    """Compares every two thumbnails that may show the same; and says which of them lack fine detail."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # the pictures are small and there are many: one thread each
+    try:
+        with ThreadPoolExecutor() as pool:
+            described = describe(thumbnails)
+            blurred = list(pool.map(lacks_detail, thumbnails))
+
+            def work(candidate: Candidate) -> Comparison | None:
+                unequal = blurred[candidate.first] != blurred[candidate.second]
+                return compare(thumbnails, described, candidate, blurred=unequal)
+
+            compared = list(pool.map(work, find_candidates(described)))
+    finally:
+        cv2.setNumThreads(threads)
+    return [comparison for comparison in compared if comparison is not None], blurred
+
+
 def _without_detail(
     compared: Sequence[Comparison], same: Sequence[Comparison], blurred: Sequence[bool]
 ) -> list[Comparison]:
-    """Of every picture without fine detail the one that it is a copy of, where one is far more like it than the rest."""
+    """The original of every picture without fine detail, where one picture is far more like it than the others."""
     groups = _groups(len(blurred), same)
+    known = {group for group, unclear in zip(groups, blurred, strict=True) if not unclear}
     likeness: dict[int, dict[int, Comparison]] = {}  # by picture and by group of its partners
     for comparison in compared:
         first, second = comparison.candidate[:2]
-        if blurred[first] != blurred[second]:
-            picture, partner = (first, second) if blurred[first] else (second, first)
+        picture, partner = (first, second) if blurred[first] else (second, first)
+        if blurred[first] != blurred[second] and groups[picture] not in known:
             best = likeness.setdefault(picture, {})
             if groups[partner] not in best or best[groups[partner]].coarse < comparison.coarse:
                 best[groups[partner]] = comparison
     found = []
     for best in likeness.values():
-        first, *rest = sorted(best.values(), key=lambda comparison: -comparison.coarse)
-        following = rest[0].coarse if rest else 0.0
-        if first.coarse >= _ALIKE and 1.0 - first.coarse <= _APART * (1.0 - following):
-            found.append(first)
+        nearest, *others = sorted(best.values(), key=lambda comparison: -comparison.coarse)
+        following = others[0].coarse if others else 0.0
+        if nearest.coarse >= _ALIKE and 1.0 - nearest.coarse <= _APART * (1.0 - following):
+            found.append(nearest)
     return found
 
 
