@@ -14,7 +14,7 @@ import numpy as np
 
 from osteo.config import AugmentConfig
 from osteo.data.alignment import Comparison
-from osteo.data.duplicates import SIDE, compare_likely, find_pairs
+from osteo.data.duplicates import SIDE, Pair, compare_likely, find_pairs
 from osteo.data.phantom import draw
 from osteo.data.store import square
 from osteo.training.augment import paper_twins
@@ -118,6 +118,10 @@ CHANGES: dict[str, Change] = {
 }
 
 
+LOST = ("JPEG of quality 5", "longest side 64 pixels")
+"""Changes after which only coarse detail can be compared."""
+
+
 def thumbnail(picture: Grey) -> Grey:
     """What `open_thumbnails` keeps of a picture."""
     return square(picture, SIDE, "resize")
@@ -130,33 +134,37 @@ def planted(picture: Grey, name: str, seed: int) -> tuple[Grey, Grey]:
     return thumbnail(original), thumbnail(np.ascontiguousarray(changed))
 
 
-def likeness(comparison: Comparison) -> float:
-    """Of the finest detail that both pictures have."""
-    return comparison.coarse or comparison.fine
-
-
-def judge(thumbnails: Grey, copies: dict[int, int], known: set[tuple[int, int]]) -> dict[str, object]:
-    """Copies found, the least alike of them, the nearest stranger of a copy, and pairs that are no copies.
+def judge(name: str, pairs: list[Pair], compared: list[Comparison], copies: dict[int, int]) -> dict[str, object]:
+    """Copies found, the least alike of them, the nearest stranger of a copy, and copies joined to a stranger.
 
     Args:
-        thumbnails: of all pictures.
-        copies: where each copy's original is.
-        known: pairs that are copies without being planted.
+        name: the change.
+        pairs: as found.
+        compared: what was compared, strangers among it.
+        copies: the original of each copy.
     """
-    pairs = {(pair.first, pair.second): pair.similarity for pair in find_pairs(thumbnails)}
     truth = {(original, copy) for copy, original in copies.items()}
+    found = {(pair.first, pair.second): pair.similarity for pair in pairs if pair.second in copies}
     strangers = [0.0]
-    for comparison in compare_likely(thumbnails)[0]:
+    for comparison in compared:
         pair = tuple(sorted(comparison.candidate[:2]))
-        if pair not in truth and pair[1] in copies:
-            strangers.append(likeness(comparison))
-    found = truth & pairs.keys()
+        if pair[1] in copies and pair not in truth:
+            strangers.append(comparison.coarse if name in LOST else comparison.fine)
     return {
-        "found": len(found),
-        "least alike": f"{min((pairs[pair] for pair in found), default=0.0):.2f}",
+        "found": len(truth & found.keys()),
+        "least alike": f"{min((found[pair] for pair in truth & found.keys()), default=0.0):.2f}",
         "nearest stranger": f"{max(strangers):.2f}",
-        "false": len(pairs.keys() - truth - known),
+        "false": len(found.keys() - truth),
     }
+
+
+def judge_originals(thumbnails: Grey) -> tuple[dict[str, object], set[int]]:
+    """The nearest pair that was not joined and how many were, before copies are planted; and who was joined."""
+    pairs = find_pairs(thumbnails)
+    joined = {(pair.first, pair.second) for pair in pairs}
+    apart = [c.fine for c in compare_likely(thumbnails)[0] if tuple(sorted(c.candidate[:2])) not in joined]
+    row = {"found": "", "least alike": "", "nearest stranger": f"{max(apart):.2f}", "false": len(pairs)}
+    return row, {number for pair in joined for number in pair}
 
 
 def real_knees() -> list[Grey]:
@@ -173,51 +181,36 @@ def measure_real() -> dict[str, dict[str, object]]:
     if not knees:
         return {}
     thumbnails = np.stack([thumbnail(knee) for knee in knees])
-    known = {(pair.first, pair.second) for pair in find_pairs(thumbnails)}
-    single = sorted(set(range(len(knees))) - {number for pair in known for number in pair})
+    row, known = judge_originals(thumbnails)
+    found = {"none": row}
+    single = sorted(set(range(len(knees))) - known)
     chosen = single[:: len(single) // COPIES][:COPIES]
-    apart = [likeness(c) for c in compare_likely(thumbnails)[0] if tuple(sorted(c.candidate[:2])) not in known]
-    found = {"none": {"found": "", "least alike": "", "nearest stranger": f"{max(apart):.2f}", "false": len(known)}}
     for name in CHANGES:
         pairs = [planted(knees[number], name, seed) for seed, number in enumerate(chosen)]
         originals = thumbnails.copy()
         originals[chosen] = [original for original, _ in pairs]
         together = np.concatenate([originals, [copy for _, copy in pairs]])
-        found[name] = judge(together, {len(knees) + seed: number for seed, number in enumerate(chosen)}, known)
+        copies = {len(knees) + seed: number for seed, number in enumerate(chosen)}
+        found[name] = judge(name, find_pairs(together), compare_likely(together)[0], copies)
     return found
 
 
 def measure_phantoms() -> dict[str, dict[str, object]]:
-    """The same of phantoms: all changes planted at once, after the patients alone."""
+    """The same of phantoms: all changes planted at once, each into patients of its own."""
     with ThreadPoolExecutor() as pool:
         patients = list(pool.map(patient, range(PATIENTS)))
     thumbnails = np.stack([thumbnail(picture) for picture in patients])
-    apart = [likeness(comparison) for comparison in compare_likely(thumbnails)[0]]
-    alone = len(find_pairs(thumbnails))
-    found = {"none": {"found": "", "least alike": "", "nearest stranger": f"{max(apart):.2f}", "false": alone}}
-    copies: dict[str, dict[int, int]] = {}
-    added = []
+    found = {"none": judge_originals(thumbnails)[0]}
+    added: list[Grey] = []
+    copies: dict[str, dict[int, int]] = {name: {} for name in CHANGES}
     for place, name in enumerate(CHANGES):
         for number in range(COPIES * place, COPIES * (place + 1)):
-            original, copy = planted(patients[number], name, number)
-            thumbnails[number] = original
-            copies.setdefault(name, {})[PATIENTS + len(added)] = number
+            thumbnails[number], copy = planted(patients[number], name, number)
+            copies[name][PATIENTS + len(added)] = number
             added.append(copy)
     together = np.concatenate([thumbnails, added])
-    pairs = {(pair.first, pair.second): pair.similarity for pair in find_pairs(together)}
-    compared = [(sorted(c.candidate[:2]), likeness(c)) for c in compare_likely(together)[0]]
-    for name, planted_here in copies.items():
-        truth = {(original, copy) for copy, original in planted_here.items()}
-        near = [value for (first, second), value in compared if second in planted_here and (first, second) not in truth]
-        least = min((pairs[pair] for pair in truth & pairs.keys()), default=0.0)
-        wrong = sum(pair[1] in planted_here for pair in pairs.keys() - truth)
-        found[name] = {
-            "found": len(truth & pairs.keys()),
-            "least alike": f"{least:.2f}",
-            "nearest stranger": f"{max(near, default=0.0):.2f}",
-            "false": wrong,
-        }
-    return found
+    pairs, compared = find_pairs(together), compare_likely(together)[0]
+    return found | {name: judge(name, pairs, compared, of_one) for name, of_one in copies.items()}
 
 
 def measure() -> list[dict]:

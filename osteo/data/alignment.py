@@ -139,7 +139,7 @@ def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]
         return np.asarray(means[step // 2 :: step, step // 2 :: step], np.float32)
 
     share = tiles(used)
-    enough = share > 0.4
+    enough = share > 0.25
     if enough.sum() < 10:
         return 0.0
     share = share[enough]
@@ -164,16 +164,16 @@ def _weighted_median(values: Singles, weights: Singles) -> float:
     return float(values[order][np.searchsorted(sums, sums[-1] / 2)])
 
 
-def lacks_detail(picture: Grey) -> bool:
-    """Whether a picture was much smaller once, or consists of blocks, so that it has no fine detail."""
+def lost_detail(picture: Grey) -> str:
+    """Why a picture has no fine detail: it consists of "blocks", or is a "blur" since it was much smaller; else ""."""
     grey = picture.astype(np.float32)
     smooth = [cv2.GaussianBlur(grey, (0, 0), width) for width in (0.8, 1.5, 4.0)]
     spread = cv2.GaussianBlur(grey * grey, (0, 0), 4.0) - smooth[2] * smooth[2]
     shown = (spread > 4.0) & _exposed(picture)  # where there is something to see
     if shown.sum() < shown.size / 50:
-        return False
+        return ""
     level = (np.abs(np.diff(grey, axis=1))[1:] < 0.5) & (np.abs(np.diff(grey, axis=0))[:, 1:] < 0.5)
     if level[shown[1:, 1:]].mean() > 0.38:
-        return True
+        return "blocks"
     fine, middle = (float(np.median(np.abs(a - b)[shown])) for a, b in ((grey, smooth[0]), (smooth[1], smooth[2])))
-    return fine < max(0.4, 0.2 * middle)
+    return "blur" if fine < max(0.4, 0.2 * middle) else ""

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from osteo.data.alignment import SAME, Comparison, compare, lacks_detail
+from osteo.data.alignment import SAME, Comparison, compare, lost_detail
 from osteo.data.candidates import Candidate, describe, find_candidates
 from osteo.types import Floats, Grey
 
 SIDE = 256
 """Side of the thumbnails, in pixels; the picture is stretched to a square."""
 
-_ALIKE = 0.9  # least agreement of coarse detail for a picture without fine detail
-_APART = 0.5  # most of what such a picture lacks to its original, as a share of what it lacks to the next
+_ALIKE = {"blocks": 0.9, "blur": 0.94}  # least agreement of coarse detail for a picture that has lost the fine
+_APART = {"blocks": 0.5, "blur": 0.35}  # most of what it lacks to its original, over what it lacks to the next
 
 
 class Pair(NamedTuple):
@@ -41,54 +41,55 @@ def find_pairs(thumbnails: Grey) -> list[Pair]:
 
     Of many copies of one picture not every pair is listed, but all copies are connected.
     """
-    compared, blurred = compare_likely(thumbnails)
+    compared, lost = compare_likely(thumbnails)
     same = [comparison for comparison in compared if comparison.fine >= SAME]
     found: dict[tuple[int, int], Pair] = {}
-    for comparison in same + _without_detail(compared, same, blurred):
+    for comparison in same + _without_detail(compared, same, lost):
         pair = _as_pair(comparison)
         if pair[:2] not in found or found[pair[:2]].similarity < pair.similarity:
             found[pair[:2]] = pair
     return sorted(found.values())
 
 
-def compare_likely(thumbnails: Grey) -> tuple[list[Comparison], list[bool]]:
-    """Compares every two thumbnails that may show the same; and says which of them lack fine detail."""
+def compare_likely(thumbnails: Grey) -> tuple[list[Comparison], list[str]]:
+    """Compares every two thumbnails that may show the same; also says why one has no fine detail, else ""."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the pictures are small and there are many: one thread each
     try:
         with ThreadPoolExecutor() as pool:
             described = describe(thumbnails)
-            blurred = list(pool.map(lacks_detail, thumbnails))
+            lost = list(pool.map(lost_detail, thumbnails))
 
             def work(candidate: Candidate) -> Comparison | None:
-                unequal = blurred[candidate.first] != blurred[candidate.second]
+                unequal = bool(lost[candidate.first]) != bool(lost[candidate.second])
                 return compare(thumbnails, described, candidate, blurred=unequal)
 
             compared = list(pool.map(work, find_candidates(described)))
     finally:
         cv2.setNumThreads(threads)
-    return [comparison for comparison in compared if comparison is not None], blurred
+    return [comparison for comparison in compared if comparison is not None], lost
 
 
 def _without_detail(
-    compared: Sequence[Comparison], same: Sequence[Comparison], blurred: Sequence[bool]
+    compared: Sequence[Comparison], same: Sequence[Comparison], lost: Sequence[str]
 ) -> list[Comparison]:
     """The original of every picture without fine detail, where one picture is far more like it than the others."""
-    groups = _groups(len(blurred), same)
-    known = {group for group, unclear in zip(groups, blurred, strict=True) if not unclear}
+    groups = _groups(len(lost), same)
+    known = {group for group, reason in zip(groups, lost, strict=True) if not reason}
     likeness: dict[int, dict[int, Comparison]] = {}  # by picture and by group of its partners
     for comparison in compared:
         first, second = comparison.candidate[:2]
-        picture, partner = (first, second) if blurred[first] else (second, first)
-        if blurred[first] != blurred[second] and groups[picture] not in known:
+        picture, partner = (first, second) if lost[first] else (second, first)
+        if lost[picture] and not lost[partner] and groups[picture] not in known:
             best = likeness.setdefault(picture, {})
             if groups[partner] not in best or best[groups[partner]].coarse < comparison.coarse:
                 best[groups[partner]] = comparison
     found = []
-    for best in likeness.values():
+    for picture, best in likeness.items():
         nearest, *others = sorted(best.values(), key=lambda comparison: -comparison.coarse)
         following = others[0].coarse if others else 0.0
-        if nearest.coarse >= _ALIKE and 1.0 - nearest.coarse <= _APART * (1.0 - following):
+        lacking = _APART[lost[picture]] * (1.0 - following)
+        if nearest.coarse >= max(_ALIKE[lost[picture]], 1.0 - lacking):
             found.append(nearest)
     return found
 
