@@ -34,8 +34,7 @@ _WORTH = (0.6, 0.65, 0.7)
 _STRONG = 16.0  # variance of detail, in grey levels squared, at which a tile counts half
 
 
-_LITTLE, _ENOUGH = 2.5, 12.0  # tiles full of detail, of 256: fewer are no evidence, fewer than the second are doubtful
-_DOUBT = 0.07  # what is taken off a doubtful agreement
+_LITTLE = 2.0  # tiles full of detail, of 256: fewer are no evidence
 
 
 class Comparison(NamedTuple):
@@ -120,18 +119,14 @@ def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]
     inside = cv2.warpAffine(_exposed(first).astype(np.float32), warp, (side, side), flags=INVERSE) > 0.99
     both = (inside & _exposed(second)).astype(np.float32)
     used = np.asarray(cv2.erode(both, np.ones((rim, rim)), borderValue=1.0), np.float32)
-    low, high = (cv2.GaussianBlur(used, (0, 0), width) + 1e-3 for width in detail)
-    a, b = (
-        np.asarray(
-            used
-            * (
-                cv2.GaussianBlur(p * used, (0, 0), detail[0]) / low
-                - cv2.GaussianBlur(p * used, (0, 0), detail[1]) / high
-            ),
-            np.float32,
-        )
-        for p in (np.asarray(warped, np.float32), second.astype(np.float32))
-    )
+    low, high = (cv2.GaussianBlur(both, (0, 0), width) + 1e-3 for width in detail)
+
+    def detailed(grey: Singles) -> Singles:
+        """The detail of a picture, as if what is badly exposed were not there; 0 near it."""
+        smooth = [cv2.GaussianBlur(grey * both, (0, 0), width) for width in detail]
+        return np.asarray((smooth[0] / low - smooth[1] / high) * used, np.float32)
+
+    a, b = detailed(np.asarray(warped, np.float32)), detailed(second.astype(np.float32))
     tile, step = max(side // 6, int(4 * detail[1])), side // 16
 
     def tiles(values: Singles) -> Singles:
@@ -148,9 +143,7 @@ def agreement(first: Grey, second: Grey, found: Map, detail: tuple[float, float]
     # what is added is less than the rounding to grey levels
     correlation = np.asarray(ab / np.sqrt((aa + 0.05) * (bb + 0.05)), np.float32)
     weights = np.asarray(share * np.sqrt(aa / (aa + _STRONG) * bb / (bb + _STRONG)), np.float32)
-    if weights.sum() < _LITTLE:
-        return 0.0
-    return _weighted_median(correlation, weights) - (_DOUBT if weights.sum() < _ENOUGH else 0.0)
+    return _weighted_median(correlation, weights) if weights.sum() > _LITTLE else 0.0
 
 
 def _exposed(picture: Grey) -> Mask:
