@@ -29,12 +29,12 @@ COARSE = ((3.0, 8.0), (4.0, 10.0), (6.0, 14.0))
 SAME = 0.87
 """From this agreement of fine detail on, two pictures are one exposure."""
 
-_WORTH = (0.6, 0.65, 0.7)
-"""Correlation of the coarse pictures, agreement of half their detail and of all from which it pays to go on."""
+_WORTH = (0.6, 0.65, 0.8)
+"""Correlation of the coarse pictures, agreement at half size, and either agreement, from which it pays to go on."""
 _STRONG = 16.0  # variance of detail, in grey levels squared, at which a tile counts half
 
 
-_LITTLE = 2.0  # tiles full of detail, of 256: fewer are no evidence
+_LITTLE = 1.0  # tiles full of detail, of 256: fewer are no evidence
 
 
 class Comparison(NamedTuple):
@@ -60,21 +60,26 @@ def compare(thumbnails: Grey, described: Described, candidate: Candidate, *, blu
     ends = list(zip(candidate[:2], candidate.search.parts, strict=True))
     sign = -1.0 if candidate.search.inverted else 1.0
     small = [described.normalised[part][row].astype(np.float32) for row, part in ends]
-    correlation, found = align(sign * small[0], small[1], candidate.search.map, steps=15, gain=1e-3)
+    correlation, rough = align(sign * small[0], small[1], candidate.search.map, steps=15, gain=1e-3)
     if correlation < _WORTH[0]:
         return None
     side = thumbnails.shape[1]
     large = [cut(thumbnails[row], described.boxes[row][part], side) for row, part in ends]
     half = [cut(picture, WHOLE_BOX, side // 2) for picture in large]
     inner = [described.boxes[row][CONTENT] if part == WHOLE else WHOLE_BOX for row, part in ends]
-    if sign * agreement(_blacken(half[0], inner[0]), _blacken(half[1], inner[1]), found, FINE) < _WORTH[1]:
+    at_half = sign * agreement(_blacken(half[0], inner[0]), _blacken(half[1], inner[1]), rough, FINE)
+    if at_half < _WORTH[1]:
         return None
-    _, found = align(sign * normalise(half[0]), normalise(half[1]), found, steps=10, gain=1e-4)
     framed = [_blacken(picture, box) for picture, box in zip(large, inner, strict=True)]
+    _, found = align(sign * normalise(half[0]), normalise(half[1]), rough, steps=10, gain=1e-4)
     fine = sign * agreement(framed[0], framed[1], found, FINE)
-    if _WORTH[2] <= fine < SAME:  # so close: align as well as can be
-        _, found = align(sign * normalise(large[0]), normalise(large[1]), found, steps=20, gain=1e-4)
-        fine = max(fine, sign * agreement(framed[0], framed[1], found, FINE))
+    if fine < SAME and max(at_half, fine) > _WORTH[2]:  # so close: align as well as can be, from every map
+        for start in (candidate.search.map, found, rough):
+            _, again = align(sign * normalise(large[0]), normalise(large[1]), start, steps=20, gain=1e-4)
+            better = [(sign * agreement(framed[0], framed[1], tried, FINE), tried) for tried in (start, again)]
+            fine, found = max([(fine, found), *better], key=lambda pair: pair[0])
+            if fine >= SAME:
+                break
     coarse = [sign * agreement(framed[0], framed[1], found, detail) for detail in COARSE] if blurred else [0.0]
     return Comparison(candidate, found, fine, float(np.mean(coarse)))
 
@@ -90,14 +95,21 @@ def _blacken(picture: Grey, box: Box) -> Grey:
 def align(first: Singles, second: Singles, start: Map, *, steps: int, gain: float) -> tuple[float, Map]:
     """Finds the affine map from the second to the first picture: their correlation then, and the map.
 
+    Args:
+        first: normalised, (S, S).
+        second: the same.
+        start: near the map.
+        steps: at most.
+        gain: of correlation, by which a step must improve it.
+
     It is the enhanced correlation coefficient of Evangelidis and Psarakis (2008).
     """
     side = len(first)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, steps, gain)
     try:
-        found = cv2.findTransformECC(
-            second, first, in_pixels(start, side, side), cv2.MOTION_AFFINE, stop, np.full(first.shape, 255, np.uint8), 5
-        )
+        mask = np.ones(first.shape, np.uint8)
+        warp = in_pixels(start, side, side)
+        found = cv2.findTransformECC(second, first, warp, cv2.MOTION_AFFINE, stop, mask, 5)
     except cv2.error:  # it did not converge: these two cannot be laid over each other
         return -1.0, start
     return float(found[0]), from_pixels(np.asarray(found[1], np.float32), side)
