@@ -215,13 +215,16 @@ def measure_phantoms() -> dict[str, dict[str, object]]:
 
 def measure() -> list[dict]:
     """One row per change: of 20 real knees and of 20 phantoms."""
-    real, phantoms = measure_real(), measure_phantoms()
+    return beside(measure_real(), measure_phantoms())
+
+
+def beside(real: dict[str, dict[str, object]], phantoms: dict[str, dict[str, object]]) -> list[dict]:
+    """The results of both, one row per change."""
     rows = []
     for name, of_phantoms in phantoms.items():
-        row: dict[str, object] = {"change": "none: pairs that are there" if name == "none" else name}
+        row: dict[str, object] = {"change": "none: the pictures as they are" if name == "none" else name}
         for kind, result in (("real", real.get(name, {})), ("phantoms", of_phantoms)):
-            row |= {
-                f"{key}, {kind}": result.get(key, "") for key in ("found", "least alike", "nearest stranger", "false")
-            }
+            keys = ("found", "least alike", "nearest stranger", "false")
+            row |= {f"{key}, {kind}": result.get(key, "") for key in keys}
         rows.append(row)
     return rows

@@ -27,7 +27,12 @@ COARSE = ((3.0, 8.0), (4.0, 10.0), (6.0, 14.0))
 """The same of detail that a picture has which was made small or compressed beyond recognition."""
 
 SAME = 0.87
-"""From this agreement of fine detail on, two pictures are one exposure."""
+"""From this agreement of fine detail on, two pictures are one exposure.
+
+Measured (benchmarks/results/duplicates.md): the nearest of 2000 phantom strangers reach 0.76, the nearest of 189 real
+ones 0.82, and 0.86 where all were searched for a knee turned by 45 degrees; the least alike of 1033 copies that were
+found have 0.87 (a JPEG of quality 5), 0.88 (CLAHE of clip limit 4), and 0.89 and more of any other change.
+"""
 
 _WORTH = (0.6, 0.65, 0.8)
 """Correlation of the coarse pictures, agreement at half size, and either agreement, from which it pays to go on."""
