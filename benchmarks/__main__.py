@@ -29,6 +29,8 @@ BENCHMARKS = {
     "audit": "an audit of 20 000 phantoms",
     "duplicates": "copies found by what was done to them",
     "coverage": "intervals and tests against a known truth",
+    "folds": "the AUROC of all pairs and of those within a fold, where networks differ by an offset",
+    "selection": "the best of ten models on test, as measured and corrected",
     "dicom": "what becomes of the files that pydicom ships",
     "parity": "one picture, one logit, wherever it is asked about",
     "predict": "how long an answer takes",

@@ -236,6 +236,7 @@ class ReportConfig(PluginsConfig):
     runs: str | None = option(None, "a sweep or run directory; `osteo report DIRECTORY` is short for it")
     draws: int = option(2000, "draws of the bootstrap", low=100, high=100_000)
     seed: int = option(0, "seed of the draws", low=0, high=2**32 - 1)
+    primary: str = option("auroc", "the metric that is the primary endpoint; everything else is exploratory")
     sensitivity: float = option(0.9, "sensitivity that a threshold is to keep on validation", above=0.0, high=1.0)
     prevalence: float = option(
         0.126, "share with osteoporosis among those examined; US adults of 50 or more: 0.126", above=0.0, high=0.999

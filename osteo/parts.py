@@ -110,6 +110,8 @@ class Metric:
     """labels without which it is undefined"""
     is_recorded: bool = True
     """whether metrics.json has it; the report has every metric"""
+    is_ranking: bool = False
+    """whether it compares pictures with each other, so that it is taken among those that one network tested"""
 
 
 LIBRARIES = ("lightning", "torch", "torchmetrics", "timm", "kornia", "osteo")
@@ -190,7 +192,13 @@ class Metrics(Parts[Metric]):
         self._keep(metric.name, metric, metric.measure)
 
     def register(
-        self, name: str, *, title: str = "", direction: Direction = "max", needs: tuple[int, ...] = (0, 1)
+        self,
+        name: str,
+        *,
+        title: str = "",
+        direction: Direction = "max",
+        needs: tuple[int, ...] = (0, 1),
+        is_ranking: bool = False,
     ) -> Callable[[Measure], Measure]:
         """A decorator that keeps a function as a metric, which metrics.json, leaderboard and report then have.
 
@@ -199,13 +207,14 @@ class Metrics(Parts[Metric]):
             title: of its column in the report; its name where it is empty.
             direction: whether lower ("min") or higher ("max") is better.
             needs: labels without which it is undefined.
+            is_ranking: whether it compares pictures with each other, as the AUROC does.
 
         Raises:
             UserError: as `add` does.
         """
 
         def keep(measure: Measure) -> Measure:
-            self.add(Metric(name, title or name, measure, direction, needs))
+            self.add(Metric(name, title or name, measure, direction, needs, is_ranking=is_ranking))
             return measure
 
         return keep

@@ -17,7 +17,7 @@ Labels: TypeAlias = npt.NDArray[np.int_]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 """Chosen pixels or pictures, of any shape."""
 Statistic: TypeAlias = Callable[[Floats], Floats]
-"""A statistic of weighted pictures: weights (D, N) -> values (D, M)."""
+"""A statistic of weighted rows, see osteo.evaluation.bootstrap: weights (D, M) -> values (D, C)."""
 Transform: TypeAlias = Callable[[Grey], Grey]
 """Changes one eight-bit picture (H, W)."""
 ReadFile: TypeAlias = Callable[[str], bytes]

@@ -1,13 +1,22 @@
 """Grad-CAM on known weights, its sanity check, and the share of it that misses the knee."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from osteo.config import DataConfig
 from osteo.data.phantom import draw
+from osteo.data.prepare import prepare
 from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
+from osteo.evaluation.gradcam import Sanity
+from osteo.records.record import Run
+from osteo.report.page import write_report
+from osteo.report.radiographs import COMPARED, RANDOM_SEED, RANDOMISED, grad_cams
 from osteo.training.network import Network
 
 
@@ -85,6 +94,107 @@ def test_new_weights_give_another_map(pictures: torch.Tensor) -> None:
     maps = gradcam.grad_cam(network, pictures)
     assert gradcam.agreement(maps, maps) == pytest.approx([1.0] * len(gradcam.agreement(maps, maps)))
     assert gradcam.agreement(torch.zeros(1, 4, 4), torch.rand(1, 4, 4)) == []
+
+
+def labelled_phantoms(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (N, 1, S, S) that differ strongly by label, and their labels (N,)."""
+    rng, labels = np.random.default_rng(0), np.arange(count) % 2
+    drawn = [square(draw(rng, -2.0 if label else 2.0, height=300, width=240), side, "pad") for label in labels]
+    return torch.from_numpy(np.stack(drawn)).float().div(255.0)[:, None], torch.from_numpy(labels).float()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "epochs", "outcome"),
+    [
+        ("test_convnext", 0, "passed"),
+        ("test_convnext", 4, "passed"),
+        ("test_efficientnet", 4, "passed"),
+        ("test_resnet", 0, "failed"),
+    ],
+)
+def test_other_randomised_networks_give_the_same_sentence(backbone: str, epochs: int, outcome: str) -> None:
+    """Of random weights and of briefly trained ones; maps of a random test_resnet are much the same for all weights."""
+    pictures, labels = labelled_phantoms(32, 160)
+    torch.manual_seed(7)
+    network = Network(backbone, image_size=160)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    for start in [*range(0, len(labels), 8)] * epochs:
+        logits = network.train()(pictures[start : start + 8])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[start : start + 8])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = []
+    for seed in (RANDOM_SEED, 2 * RANDOM_SEED):
+        randomised = (network.untrained(seed=seed + n) for n in range(RANDOMISED))
+        found.append(Sanity(tuple(gradcam.compare_randomised(network, randomised, pictures[:COMPARED])), COMPARED))
+    first, second = found
+    assert len(first.correlations) == len(second.correlations) == RANDOMISED
+    assert first.correlations != second.correlations
+    assert max(first.correlations) - min(first.correlations) > 0.3  # one network alone says little
+    assert first.outcome == second.outcome == outcome
+    assert first.sentence == second.sentence
+    assert (first.sentence == "") == (outcome == "passed")
+
+
+def test_the_same_network_fails_its_sanity_check_in_either_direction(pictures: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    network, turned = (Network("test_convnext", image_size=96) for _ in range(2))
+    turned.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        turned.classifier().weight.neg_()
+    assert gradcam.compare_randomised(network, [network, turned], pictures) == pytest.approx([1.0, -1.0])
+    for correlations in ([1.0] * 5, [-1.0] * 5, [-0.9, 0.9, -0.8, 0.8, 0.9], [-0.75, -0.8, -0.7, -0.9, -0.75]):
+        sanity = Sanity(tuple(correlations), 12)
+        assert sanity.outcome == "failed"
+        assert not sanity.passed
+        assert "failed their sanity check" in sanity.sentence
+        assert sanity.describe().endswith("they hardly depend on what was learnt: do not read them.")
+
+
+def test_the_sanity_rule_has_the_spread_in_it() -> None:
+    """Strengths 0.1, 0.2, 0.3 have a mean of 0.2 and a standard error of 0.1 / sqrt(3); t of 2 degrees is 4.3027."""
+    sanity = Sanity((0.1, -0.2, 0.3), 8)
+    margin = 4.302653 * 0.1 / 3**0.5
+    assert sanity.strength == pytest.approx((0.2, 0.2 - margin, 0.2 + margin), abs=1e-6)
+    assert sanity.outcome == "passed"
+    assert sanity.passed
+    assert sanity.describe() == (
+        "The maps of 3 networks with random weights in place of the trained ones correlate with these by 0.07 on"
+        " average (Spearman, 8 pictures), from -0.20 to 0.30 by network. Whatever its sign, the correlation is 0.20"
+        " strong (95 % interval -0.05 to 0.45; the limit is 0.5): they depend on what was learnt."
+    )
+    for correlations in ((-0.32, -0.75), (0.1, 0.9, -0.5), (0.1,), ()):
+        unclear = Sanity(correlations, 8)
+        assert (unclear.outcome, unclear.passed) == ("inconclusive", False)
+        assert "inconclusive" in unclear.sentence
+    assert Sanity((), 8).describe().startswith("The maps could not be compared")
+
+
+def test_a_report_compares_its_maps_with_many_networks(run: Path, knees: Path) -> None:
+    record = Run(run)
+    manifest, store = prepare(DataConfig("folder", root=str(knees), image_size=64))
+    sha256 = dict(zip(manifest["image_id"], manifest["sha256"], strict=True))
+    maps, sanity = grad_cams([record], [], sha256, store)
+    predictions = record.read_table("predictions.csv")
+    assert sorted(maps) == sorted(predictions.loc[predictions["split"] == "test", "image_id"])
+    assert isinstance(sanity, Sanity)
+    assert len(sanity.correlations) == RANDOMISED
+    assert sanity.pictures == min(COMPARED, len(maps))
+    assert grad_cams([record], [], sha256, store)[1] == sanity
+    shared = grad_cams([record, record], [], sha256, store)[1]  # the second has no picture left
+    assert len(shared.correlations) == RANDOMISED / 2
+
+
+@pytest.mark.parametrize(("correlation", "said"), [(-0.9, True), (0.1, False)])
+def test_the_verdict_says_that_maps_failed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correlation: float, said: bool
+) -> None:
+    monkeypatch.setattr(gradcam, "compare_randomised", lambda *_: [correlation] * RANDOMISED)
+    report = write_report(shutil.copytree(run, tmp_path / "run"), draws=100)
+    assert report.pictures.sanity == Sanity((correlation,) * RANDOMISED, COMPARED)
+    assert any("failed their sanity check" in sentence for sentence in report.verdict) is said
+    assert f"{correlation:.2f} on average" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_knee_of_a_phantom_is_found_and_its_marker_is_not() -> None:

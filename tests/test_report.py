@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pandas as pd
@@ -17,6 +18,7 @@ from osteo.config import DataConfig
 from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
 from osteo.errors import UserError
+from osteo.evaluation.bootstrap import Interval
 from osteo.report.page import write_report
 from osteo.report.paper import TABLE_2, table_1, table_2
 from osteo.report.tables import as_latex, as_markdown
@@ -52,19 +54,19 @@ def test_table_1_from_archives_of_the_real_shape(whole_archives: Path) -> None:
     assert table.loc["Total"].tolist() == [2233, 637, 47, 2917]
 
 
-def board(**accuracies: float) -> pd.DataFrame:
-    rows = [
-        {
-            "backbone": name,
-            **dict.fromkeys(("test/accuracy", "test/precision_macro", "test/recall_macro", "test/f1_macro"), v),
-        }
-        for name, v in accuracies.items()
+def models(**accuracies: float) -> list[SimpleNamespace]:
+    names = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+    return [
+        SimpleNamespace(
+            system=SimpleNamespace(name=backbone, backbone=backbone),
+            intervals=dict.fromkeys(names, Interval(value, value, value)),
+        )
+        for backbone, value in accuracies.items()
     ]
-    return pd.DataFrame(rows)
 
 
 def test_table_2_puts_the_paper_beside_ours() -> None:
-    table = table_2(board(densenet201=0.9, convnext_tiny=0.8)).set_index("Metrics")
+    table = table_2(models(densenet201=0.9, convnext_tiny=0.8)).set_index("Metrics")  # type: ignore[arg-type]
     assert list(table) == ["densenet201", "densenet201, paper", "densenet201, difference", "convnext_tiny"]
     assert table.loc["Accuracy"].tolist() == ["0.9000", "0.8511", "+0.0489", "0.8000"]
     assert table.loc["Precision", "densenet201, difference"] == "+0.0426"
@@ -123,7 +125,7 @@ def test_a_report_leaves_figures_and_tables(reported: Path) -> None:
         assert min(picture.shape[:2]) > 150, name
         assert picture.std() > 5, name
         assert (reported / "figures" / f"{name}.svg").read_text().startswith("<?xml")
-    tables = ("table1", "table2", "costs", "comparison", "between", "thresholds", "subgroups")
+    tables = ("table1", "table2", "costs", "comparison", "between", "exploratory", "thresholds", "subgroups")
     names = {f"{name}.{ending}" for name in tables for ending in ("md", "tex")} | {"comparison.csv"}
     assert {path.name for path in (reported / "tables").iterdir()} == names
     board = pd.read_csv(reported / "leaderboard.csv")
@@ -162,6 +164,25 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
     assert "report       my sweep/report.html" in terminal
 
 
+def test_table_2_and_the_matrices_are_of_the_same_pictures_as_the_page(reported: Path) -> None:
+    """All folds together, and the mean over repeats: what predictions.csv of all runs add up to."""
+    board = pd.read_csv(reported / "leaderboard.csv")
+    ours = pd.read_csv(reported / "tables" / "comparison.csv").set_index("system")
+    table = [line.split(" | ") for line in (reported / "tables" / "table2.md").read_text().splitlines()]
+    accuracies = dict(
+        zip([name.strip("| ") for name in table[0]], [value.strip("| ") for value in table[2]], strict=True)
+    )
+    for backbone, runs in board.groupby("backbone"):
+        by_seed = []
+        for _, of_seed in runs.groupby("seed"):
+            tables = [pd.read_csv(reported / str(run) / "predictions.csv") for run in of_seed["run"]]
+            test = pd.concat(tables).query("split == 'test'")
+            by_seed.append(float(((test["probability"] > 0.5) == (test["label"] == 1)).mean()))
+        mean = sum(by_seed) / len(by_seed)
+        assert ours.loc[str(backbone), "accuracy"] == pytest.approx(mean)
+        assert float(accuracies[str(backbone)]) == pytest.approx(mean, abs=5e-5)
+
+
 def test_nothing_of_the_machine_stands_in_what_is_shared(reported: Path) -> None:
     cards = list(reported.glob("*/model_card.md"))
     assert len(cards) == 2
@@ -186,7 +207,7 @@ def test_wandb_gets_the_report_in_the_group_of_its_runs(reported: Path) -> None:
     logged = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/images/figures/*.png")}
     assert logged == FIGURES
     tables = {path.name.rsplit("_", 2)[0] for path in reported.glob("wandb/*/files/media/table/tables/*.json")}
-    assert {"comparison", "between", "thresholds", "subgroups", "costs"} <= tables
+    assert {"comparison", "between", "exploratory", "thresholds", "subgroups", "costs"} <= tables
 
 
 @pytest.mark.browser

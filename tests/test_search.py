@@ -103,6 +103,11 @@ def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], 
     assert {trial.state for trial in trials[5:]} == {TrialState.FAIL}
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/status.json")) == list("01234")
 
+    reported = osteo("report", "sweep", "draws=100", "pictures=false")
+    assert reported.code == 0, reported.err
+    chosen = f"(a search of 5 trials, 0 ended early, {len(failed)} without a result)"
+    assert chosen in (tmp_path / "sweep/report.md").read_text()
+
 
 def test_a_poor_trial_is_stopped_early(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     study = optuna.create_study(study_name="shared", storage=f"sqlite:///{tmp_path / 'shared.db'}")

@@ -15,6 +15,7 @@ from osteo.config import Config
 from osteo.errors import UserError
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import read_experiment, validate
+from osteo.evaluation.tests import holm
 from osteo.records.record import Run
 from osteo.report import rows
 from osteo.report.results import compute
@@ -82,7 +83,7 @@ def sweep(tmp_path: Path) -> list[Run]:
 def test_folds_are_pooled_within_repeats(sweep: list[Run]) -> None:
     found = read_experiment(sweep)
     assert found.repeats == ["seed 0", "seed 1"]
-    assert found.design == "3-fold cross-validation, 2 times; out-of-fold predictions are pooled within a repeat"
+    assert found.design == "3-fold cross-validation, 2 times; each picture is tested by a network that never saw it"
     assert found.notes == []
     assert len(found.pictures) == PICTURES
     models = found.of_kind("model")
@@ -98,6 +99,10 @@ def test_folds_are_pooled_within_repeats(sweep: list[Run]) -> None:
             expected = expit(test.loc[image_id, "logit"] / validated.temperature)
             assert models[0].calibrated[1, place] == pytest.approx(expected)
             assert models[0].thresholds["Youden"][1, place] == validated.thresholds["Youden"]
+    folds = np.arange(PICTURES) // 2 % 3  # by number; `pictures` are ordered by name
+    of_pictures = [folds[int(Path(image_id).stem)] for image_id in found.pictures["image_id"]]
+    for model in models:
+        assert model.networks.tolist() == [of_pictures, [3 + fold for fold in of_pictures]]
 
 
 def test_what_differs_beside_folds_and_seeds_names_a_system(tmp_path: Path) -> None:
@@ -131,10 +136,28 @@ def test_leaving_sources_out_is_a_repeat_too(tmp_path: Path) -> None:
 
 def test_a_missing_fold_is_said(sweep: list[Run]) -> None:
     found = read_experiment(sweep[:5] + sweep[6:])
-    assert found.notes == ["resnet18, seed 1: 40 of 60 pictures were tested; the rest of its folds is missing"]
+    assert found.notes == ["resnet18, seed 1, is incomplete: fold 2 is missing"]
     results = compute(found, draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
     assert np.isfinite(results.best.intervals["auroc"]).all()
-    assert results.between[0].delong is None
+    assert np.isfinite(results.between[0].by_metric["auroc"].p)
+    assert "The experiment is incomplete: these figures are of what was tested so far." in verdict(results, 0, 0)
+
+
+def test_folds_that_every_model_lacks_are_said(sweep: list[Run]) -> None:
+    found = read_experiment([run for run in sweep if run.read_config()["data"]["split"]["fold"] == 1])
+    assert found.notes == [
+        f"{name}, seed {seed}, is incomplete: fold 0, fold 2 are missing"
+        for name in ("resnet18", "densenet121")
+        for seed in (0, 1)
+    ]
+
+
+def test_sources_that_were_not_left_out_are_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "resnet18", data__split__test_source="folder")
+    assert read_experiment([run]).notes == []
+    table = run.read_manifest()
+    run.write_manifest(table.assign(source=np.where(table["split"] == "train", "kaggle", "folder")))
+    assert read_experiment([run]).notes == ["resnet18, seed 0, is incomplete: source kaggle is missing"]
 
 
 def test_ensembles_are_means_of_calibrated_probabilities(sweep: list[Run]) -> None:
@@ -176,15 +199,30 @@ def test_results_and_words(sweep: list[Run]) -> None:
     assert results.best.confusion.sum() == pytest.approx(PICTURES)
     lines = verdict(results, leaks=3, contradictions=2)
     assert lines[0].startswith("densenet121 reaches an AUROC of 0.9")
-    assert "Its lead over resnet18 in AUROC" in lines[1]
-    assert "is significant" in lines[1]
+    assert lines[1] == (
+        "It was chosen among 2 models by its AUROC on validation; the primary endpoint is the AUROC, whose 3 tests are"
+        " corrected together (Holm); everything else is exploratory."
+    )
+    assert lines[2].startswith("The best AUROC on test is that of densenet121, 0.9")
+    lead = next(line for line in lines if "Its lead over resnet18 in AUROC" in line)
+    assert "is significant (paired bootstrap, p " in lead
     assert "densenet121 is significantly better" in next(line for line in lines if "width and height" in line)
+    assert any(line.startswith("The intervals are conditional on the trained networks") for line in lines)
     assert "0.851 for densenet201 on 47 pictures; their 95 % interval is 0.72 to 0.93" in lines[-3]
     assert lines[-2].startswith("The split leaks: 3 sets")
     assert "2 sets of identical files are used under two different labels" in lines[-1]
-    tests = rows.tests_table(results.between)
-    assert (tests["first"][0], tests["second"][0]) == ("densenet121", "resnet18")
-    assert tests["accuracy, difference"][0].startswith("0.")
+    primary = rows.primary_table(results)
+    assert primary[["first", "second"]].to_numpy().tolist() == [
+        ["densenet121", "resnet18"],
+        ["densenet121", "width and height alone"],
+        ["resnet18", "width and height alone"],
+    ]
+    p_values = [test.comparison.p for test in results.family]
+    assert [test.p for test in results.family] == pytest.approx(holm(p_values))
+    assert list(rows.exploratory_table(results))[:4] == ["first", "second", "accuracy, difference", "accuracy, p"]
+    by_accuracy = compute(found, draws=300, seed=0, prevalence=0.126, sensitivity=0.9, primary="accuracy")
+    assert list(rows.primary_table(by_accuracy))[2] == "accuracy, difference"
+    assert verdict(by_accuracy, 0, 0)[0].startswith("densenet121 reaches an accuracy of 0.")
     assert len(rows.thresholds_table(results)) == 6
     by_mode = rows.subgroup_table(results, results.best).query("by == 'file'")
     assert by_mode["subgroup"].tolist() == ["PNG L", "PNG RGB"]
@@ -195,8 +233,76 @@ def test_no_ranking_where_there_is_none(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, name, strength=1.0) for name in ("resnet18", "densenet121")]
     results = compute(read_experiment(runs), draws=300, seed=0, prevalence=0.1, sensitivity=0.9)
     lines = verdict(results, leaks=0, contradictions=0)
-    assert "is not significant" in lines[1]
-    assert lines[2] == "These pictures cannot rank the models."
+    assert any("in AUROC" in line and "is not significant" in line for line in lines)
+    assert "These pictures cannot rank the models." in lines
+
+
+def test_the_best_on_validation_leads_whatever_its_test_pictures_say(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, name, strength=1.0) for name in ("resnet18", "densenet121")]
+    for run, on_val, on_test in ((runs[0], 3.0, 0.5), (runs[1], 0.5, 3.0)):
+        table = run.read_table("predictions.csv")
+        factor = np.where(table["split"] == "val", on_val, on_test)
+        run.write_predictions(table.assign(logit=table["logit"] + factor * (2.0 * table["label"] - 1.0)))
+    results = compute(read_experiment(runs), draws=300, seed=0, prevalence=0.1, sensitivity=0.9)
+    assert [result.system.name for result in results.models] == ["resnet18", "densenet121"]
+    assert results.best.intervals["auroc"].value < results.models[1].intervals["auroc"].value
+    assert results.on_test is not None
+    assert results.on_test.number == 1
+    assert results.on_test.corrected.value <= results.on_test.naive.value
+    lines = verdict(results, leaks=0, contradictions=0)
+    assert lines[0].startswith("resnet18 reaches")
+    assert "The best AUROC on test is that of densenet121" in lines[2]
+    assert any(line.startswith("Its difference from densenet121 in AUROC, -0.") for line in lines)
+
+
+def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "resnet18")
+    table = run.read_table("predictions.csv")
+    run.write_predictions(table.assign(logit=0.1 + 1e-3 * np.arange(len(table)) % 7e-3))
+    lines = verdict(compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9), 0, 0)
+    assert "It calls every picture osteoporosis." in lines
+    assert "Its accuracy is no better than always calling the larger class, which has 0.50." in lines
+    assert "That AUROC is no evidence of more than chance (0.50)." in lines
+    assert "It is the only model; the primary endpoint is the AUROC; everything else is exploratory." in lines
+
+
+def test_worse_than_width_and_height_is_called_that(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "resnet18")
+    table, manifest_ = run.read_table("predictions.csv"), run.read_manifest()
+    run.write_predictions(table.assign(logit=-3.0 * (2.0 * table["label"] - 1.0) + table["logit"]))
+    run.write_manifest(manifest_.assign(height=400 + 300 * manifest_["label"]))
+    lines = verdict(compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9), 0, 0)
+    assert "resnet18 is significantly worse (p" in next(line for line in lines if "width and height" in line)
+
+
+def test_offsets_between_folds_are_named_and_leave_the_headline_alone(sweep: list[Run]) -> None:
+    before = compute(read_experiment(sweep[6:]), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best
+    for fold, run in enumerate(sweep[6:]):
+        table = run.read_table("predictions.csv")
+        run.write_predictions(table.assign(logit=table["logit"] + 4.0 * (fold % 3)))
+    results = compute(read_experiment(sweep[6:]), draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
+    assert results.best.intervals["auroc"] == before.intervals["auroc"]
+    assert results.best.pooled is not None
+    assert results.best.pooled.value < before.intervals["auroc"].value - 0.1
+    assert any(line.startswith("Over all pictures, whichever network tested them") for line in verdict(results, 0, 0))
+    assert "AUROC, pooled over networks" in rows.methods_table(results)
+
+
+def test_p_values_are_printed_as_journals_do() -> None:
+    printed = [rows.p_value(p) for p in (float("nan"), 0.0002, 0.0123, 0.0498, 0.0502, 1.0)]
+    assert printed == ["-", "< 0.001", "0.012", "0.0498", "0.0502", "1.000"]
+
+
+def test_wilson_stands_beside_the_value_that_it_is_of(sweep: list[Run]) -> None:
+    result = compute(read_experiment(sweep), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best
+    for name in ("accuracy", "sensitivity", "specificity"):
+        assert result.wilson[name].value == pytest.approx(result.intervals[name].value)
+    table = sweep[0].read_manifest()
+    for run in sweep:
+        run.write_manifest(
+            table.assign(group=[f"g{i // 2}" for i in range(PICTURES)], split=run.read_manifest()["split"])
+        )
+    assert compute(read_experiment(sweep), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best.wilson == {}
 
 
 def test_the_surest_mistakes_come_first(sweep: list[Run]) -> None:

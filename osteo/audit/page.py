@@ -7,6 +7,7 @@ from rich.console import Console
 
 from osteo.audit.findings import Audit, Exposure
 from osteo.errors import counted
+from osteo.evaluation.bootstrap import format_interval
 from osteo.reading.pictures import decode
 from osteo.report.html import HEIGHT, embed, render
 from osteo.report.tables import as_table
@@ -39,8 +40,8 @@ def conclusions(audit: Audit) -> list[str]:
         best = max(works, key=lambda cut: cut.accuracy.value)
         lines.append(
             f"{len(works)} of {counted(len(trivial), 'trivial model')} {'beats' if len(works) == 1 else 'beat'} chance;"
-            f" the best sees only {best.title} and reaches an accuracy of {best.accuracy.value:.3f}"
-            f" ({best.accuracy.low:.3f} to {best.accuracy.high:.3f})."
+            f" the best sees only {best.title} and reaches an accuracy of "
+            f" {format_interval(best.accuracy)}."
         )
     if audit.unreadable or audit.odd:
         lines.append(
@@ -91,10 +92,8 @@ def shortcut_table(audit: Audit) -> pd.DataFrame:
                 "predicts": cut.target,
                 "pictures": cut.pictures,
                 "larger class": cut.majority,
-                "accuracy": cut.accuracy.value,
-                "95 % interval": f"{cut.accuracy.low:.3f} to {cut.accuracy.high:.3f}",
-                "AUROC": cut.auroc.value,
-                "AUROC 95 %": f"{cut.auroc.low:.3f} to {cut.auroc.high:.3f}",
+                "accuracy": format_interval(cut.accuracy),
+                "AUROC": format_interval(cut.auroc),
             }
             for cut in audit.shortcuts
         ]

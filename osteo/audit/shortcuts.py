@@ -11,8 +11,8 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from osteo.evaluation.bootstrap import Interval, proportion
-from osteo.evaluation.metrics import auroc_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
+from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.systems import TREES
 from osteo.types import Floats, Grey, ReadFile
 
@@ -52,8 +52,8 @@ class Shortcut:
     def as_json(self) -> dict[str, Any]:
         """Its part of audit.json."""
         return {
-            "accuracy": self.accuracy._asdict(),
-            "auroc": self.auroc._asdict(),
+            "accuracy": _as_json(self.accuracy),
+            "auroc": _as_json(self.auroc),
             "majority": self.majority,
             "pictures": self.pictures,
             "target": self.target,
@@ -62,8 +62,8 @@ class Shortcut:
 
     def sentence(self) -> str:
         """What this means for a reported accuracy, in words."""
-        reach = f"{self.accuracy.value:.3f} ({self.accuracy.low:.3f} to {self.accuracy.high:.3f})"
-        start = f"From {self.title} alone, the {self.target} is predicted with an accuracy of {reach}"
+        start = f"From {self.title} alone, the {self.target} is predicted with an accuracy of"
+        start += f" {format_interval(self.accuracy)}"
         start += f", AUROC {self.auroc.value:.3f}; always predicting the larger class gives {self.majority:.3f}."
         if not self.works:
             return f"{start} This is no better than chance."
@@ -71,6 +71,10 @@ class Shortcut:
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
         return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
+
+
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    return {name: number if np.isfinite(number) else None for name, number in interval._asdict().items()}
 
 
 class Facts(NamedTuple):
@@ -176,8 +180,13 @@ def _cross_validate(
     folds = min(FOLDS, int(truth.value_counts().min()), groups.nunique())
     forest = RandomForestClassifier(TREES, random_state=seed)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    scores = cross_val_predict(forest, features, truth, groups=groups, cv=splitter, method="predict_proba")[:, 1]
-    right = int(((scores > 0.5) == (truth.to_numpy() == 1)).sum())
+    parts = list(splitter.split(features, truth, groups))
+    scores = cross_val_predict(forest, features, truth, cv=parts, method="predict_proba")[:, 1]
+    fold = np.zeros(len(truth), int)
+    for number, (_, tested) in enumerate(parts):
+        fold[tested] = number
     majority = float(truth.value_counts(normalize=True).max())
-    reached = proportion(right, len(truth)), auroc_interval(truth, scores, list(groups), seed=seed)
-    return Shortcut(name, title, len(truth), majority, *reached, target)
+    found = metric_intervals(
+        np.asarray(truth, int), scores[None], list(groups), names=("accuracy", "auroc"), networks=fold[None], seed=seed
+    )
+    return Shortcut(name, title, len(truth), majority, found["accuracy"], found["auroc"], target)

@@ -1,94 +1,171 @@
-"""Intervals by drawing clusters of pictures again and again: what is known from few pictures, and what is not.
+"""Intervals and tests by weighing clusters of pictures at random: what is known from few pictures, and what is not.
 
-Shapes: N pictures, R repeats of an experiment (a repeat's folds are pooled), D draws. A repeat that did not test a
-picture has NaN for it; a metric of several repeats is its mean over them.
+The Bayesian bootstrap (Rubin 1981) gives every cluster (a patient, or copies of one exposure) a random weight. Few
+pictures leave that too sure of itself: a model without a mistake would have an interval without width. So a prior of
+at most one cluster of each class is added: pictures of the other class, half of them called, as Jeffreys' prior has it.
+Quantiles are taken as far out as Student's t asks for (Hesterberg 2015). `benchmarks/coverage.py` measures
+how often the truth is covered, and how often a test finds a difference where there is none.
+
+Shapes: N pictures, M rows of a draw, R repeats of an experiment, D draws. A repeat that did not test a picture has NaN
+for it; a metric of several repeats is its mean over them.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import comb
 from typing import NamedTuple, Self
 
 import numpy as np
 from scipy.stats import binomtest, norm, t
 
-from osteo.types import Floats, Labels, Statistic
+from osteo.types import Floats, Labels, Mask, Statistic
 
 DRAWS = 2000
+FEWEST = 4  # clusters of a class without which nothing is said of it: the least with which p < 0.05 is possible
+CALLS_PRIOR = 1.0  # clusters of each class that the prior counts for: half called, half not, as Jeffreys' prior has it
+RANKING_PRIOR, RANKING_PAIR_PRIOR = 0.75, 0.2  # the same of metrics that rank pictures, and of their differences
+TAIL = 5  # draws beyond which the tail is taken to be normal
 CELLS = 4_000_000  # of a matrix of draws that is held at once
-BLOCKS = 500  # clusters are left out one by one, or in so many blocks
+_SIDES = 2
 
 
 class Interval(NamedTuple):
-    """A measured value and its 95 % interval."""
+    """A measured value and its 95 % interval; both ends are NaN where nothing can be said."""
 
     value: float
     low: float
     high: float
 
 
+def format_interval(interval: Interval | None, digits: int = 3) -> str:
+    """An interval as text: value (low to high); "-" for what is not known, of the interval or of all of it."""
+    if interval is None or not np.isfinite(interval.value):
+        return "-"
+    value, low, high = (f"{number:.{digits}f}" for number in interval)
+    return f"{value} ({low} to {high})" if np.isfinite(interval.low) else f"{value} (-)"
+
+
 class Comparison(NamedTuple):
-    """A paired difference, its 95 % interval, and the p-value of no difference."""
+    """A paired difference, its 95 % interval, and the p-value of no difference, both from the same draws."""
 
     difference: Interval
     p: float
 
 
-def proportion(successes: int, trials: int) -> Interval:
-    """A proportion with Wilson's interval."""
-    bounds = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Interval(successes / trials, float(bounds.low), float(bounds.high))
+class Rows(NamedTuple):
+    """The rows that weights are for: every picture, then what the prior adds, each picture called and not called."""
+
+    picture: Labels
+    """its number, (M,)"""
+    label: Labels
+    """0 or 1, (M,); in the prior that of the other class"""
+    is_prior: Mask
+    """(M,)"""
+    is_called: Mask
+    """the call of a row of the prior, (M,)"""
+
+    def weigh(self, weights: Floats) -> Floats:
+        """Weights of all rows, (D, M); where they are of the pictures alone, (D, N), the prior has none."""
+        return np.pad(weights, ((0, 0), (0, len(self.picture) - weights.shape[1])))
+
+
+def rows_of(labels: Labels) -> Rows:
+    """The rows of a draw, M = 3 N; where all pictures are of one class, the prior is of that class, too."""
+    count = len(labels)
+    is_mixed = 0 < np.count_nonzero(labels == 1) < count
+    others = 1 - labels if is_mixed else labels
+    place = np.arange(3 * count)
+    return Rows(place % count, np.concatenate([labels, others, others]), place >= count, place // count == 1)
+
+
+def proportion(successes: float, trials: int) -> Interval:
+    """A proportion with Wilson's interval; successes need not be whole, as with the mean over repeats."""
+    share, z = successes / trials, float(norm.ppf(0.975))
+    if float(successes).is_integer():
+        bounds = binomtest(int(successes), trials).proportion_ci(0.95, method="wilson")
+        return Interval(share, float(bounds.low), float(bounds.high))
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    reach = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
+    return Interval(share, middle - reach, middle + reach)
 
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """Metrics (M,), the same in every draw (D, M), and with each cluster left out (K, M)."""
+    """Metrics (C,), and the same in every draw (D, C)."""
 
     value: Floats
     draws: Floats
-    left_out: Floats
-    smallest_stratum: int
-    """number of clusters in the stratum with the fewest"""
+    clusters: tuple[int, int]
+    """with pictures of class 0, and of class 1"""
+    freedom: float
+    """degrees of freedom of Student's t, from the number of clusters"""
+    stretch: float = 1.0
+    """by which quantiles lie further out, since draws spread less than samples do"""
 
     def __sub__(self, other: Self) -> "Bootstrapped":
-        return Bootstrapped(
-            self.value - other.value, self.draws - other.draws, self.left_out - other.left_out, self.smallest_stratum
-        )
+        return replace(self, value=self.value - other.value, draws=self.draws - other.draws)
 
-    def interval(self, column: int) -> Interval:
-        """The bias-corrected and accelerated interval (Efron 1987), the acceleration by leaving out clusters.
+    def of(self, column: int) -> "Bootstrapped":
+        """One of the metrics."""
+        chosen = slice(column, column + 1)
+        return replace(self, value=self.value[chosen], draws=self.draws[:, chosen])
 
-        Where every draw is alike, as with no error among few pictures, the interval would be a point: there, one bound
-        is Wilson's of as many successes as the smallest stratum has clusters.
-        """
-        value, draws = float(self.value[column]), self.draws[:, column]
-        draws = draws[np.isfinite(draws)]
-        if not np.isfinite(value) or len(draws) == 0:
-            return Interval(float("nan"), float("nan"), float("nan"))
-        if np.ptp(draws) == 0.0:
-            edge = proportion(self.smallest_stratum, self.smallest_stratum).low
-            return Interval(value, edge if value == 1.0 else value, 1.0 - edge if value == 0.0 else value)
-        influence = np.nanmean(self.left_out[:, column]) - self.left_out[:, column]
-        spread = np.nansum(influence**2)
-        acceleration = np.nansum(influence**3) / (6.0 * spread**1.5) if spread > 0 else 0.0
-        below = ((draws < value).mean() + (draws <= value).mean()) / 2
-        bias = norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
-        shifted = bias + norm.ppf([0.025, 0.975])
-        low, high = np.quantile(draws, norm.cdf(bias + shifted / (1.0 - acceleration * shifted)))
-        return Interval(value, float(low), float(high))
+    @property
+    def _edge(self) -> float:
+        """The share of draws below the lower end of an interval."""
+        return float(norm.cdf(t.ppf(0.025, self.freedom) * self.stretch))
 
-    def compare(self, column: int, clusters: int) -> Comparison:
-        """Tests whether a difference is zero: its size in standard errors of the draws, by Student's t.
+    def interval(self, column: int, needs: Sequence[int] = ()) -> Interval:
+        """The 95 % interval of a metric; NaN at both ends where the draws say nothing, or there are too few clusters.
 
         Args:
             column: of the metric.
-            clusters: the number of clusters, whose two class means cost two degrees of freedom.
+            needs: classes that it depends on.
         """
-        value, error = float(self.value[column]), float(np.nanstd(self.draws[:, column], ddof=1))
-        if value == 0.0 or not np.isfinite(value):
-            p = 1.0
-        else:
-            p = float(2 * t.sf(abs(value) / error, max(clusters - 2, 1))) if error > 0 else 0.0
-        return Comparison(self.interval(column), p)
+        value, draws = float(self.value[column]), self._finite(column)
+        too_few = sum(self.clusters) < FEWEST or any(self.clusters[label] < FEWEST for label in needs)
+        if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) < 1e-12:
+            return Interval(value, float("nan"), float("nan"))
+        low, high = np.quantile(draws, [self._edge, 1.0 - self._edge])
+        return Interval(value, min(float(low), value), max(float(high), value))
+
+    def compare(self, column: int, needs: Sequence[int] = ()) -> Comparison:
+        """Tests whether a difference is zero: p < 0.05 exactly where the 95 % interval leaves zero out.
+
+        Args:
+            column: of the metric.
+            needs: classes that it depends on.
+
+        Returns:
+            The p-value is NaN where there is no interval, and 1 where every draw says that the two are alike.
+        """
+        interval, draws = self.interval(column, needs), self._finite(column)
+        if len(draws) and np.ptp(draws) < 1e-12 and abs(interval.value) < 1e-12:
+            return Comparison(interval, 1.0)
+        if not np.isfinite(interval.low):
+            return Comparison(interval, float("nan"))
+        beyond = min(_share_below(draws), _share_below(-draws))
+        edge = min(TAIL / len(draws), self._edge / 2)
+        reach = float(norm.ppf(beyond)) if beyond > edge else -abs(float(draws.mean() / draws.std()))
+        if beyond <= edge:
+            reach = min(reach, float(norm.ppf(edge)))
+        p = 2.0 * float(t.cdf(reach / self.stretch, self.freedom))
+        least = 2.0 / comb(sum(self.clusters), min(self.clusters)) if min(self.clusters) else 0.0
+        return Comparison(interval, float(np.clip(p, least, 1.0)))
+
+    def _finite(self, column: int) -> Floats:
+        draws = self.draws[:, column]
+        return np.asarray(draws[np.isfinite(draws)])
+
+
+def _share_below(draws: Floats) -> float:
+    """The share of draws below zero: where `numpy.quantile` has a zero, so that interval and p agree."""
+    ordered = np.sort(draws)
+    at = np.searchsorted(ordered, 0.0, side="right")
+    if at == 0 or at == len(ordered):
+        return float(at == len(ordered))
+    step = ordered[at] - ordered[at - 1]
+    return float((at - 1 - ordered[at - 1] / step) / (len(ordered) - 1))
 
 
 def bootstrap(
@@ -98,44 +175,67 @@ def bootstrap(
     *,
     draws: int = DRAWS,
     seed: int = 0,
+    is_ranking: bool = False,
+    side: int | None = None,
 ) -> Bootstrapped:
-    """Draws whole clusters with replacement, within each class, so that the share of cases stays what it is.
+    """Weighs whole clusters at random, and each class as often as it is, so that the share of cases stays.
 
-    The same labels, groups and seed give the same draws, so two results can be subtracted: they are paired.
+    The same labels, groups and seed give the same draws, so the results of two sides can be subtracted: they are
+    paired, and the difference of two sides is, to the last bit, that of the swapped ones with its sign turned.
 
     Args:
-        statistic: of weighted pictures.
+        statistic: of weighted rows, see `rows_of`.
         labels: 0 or 1, (N,).
-        groups: pictures of one group are drawn together, (N,).
+        groups: pictures of one group are weighed together, (N,).
         draws: how many.
         seed: of the draws.
+        is_ranking: whether the statistic compares pictures with each other, see `osteo.parts.Metric`.
+        side: 0 or 1 of a pair; None for a value of its own.
     """
     cluster = number_clusters(groups)
-    strata = stratify(labels, cluster)
-    count = int(cluster.max()) + 1
-    generators = [np.random.default_rng([seed, place]) for place in range(len(strata))]
-    rows = max(1, CELLS // max(len(labels), 1))
+    cases, controls = clusters_of(labels, cluster)
+    clusters = len(controls), len(cases)
+    sizes = [_effective(cluster[labels == label]) for label in np.unique(labels)]
+    freedom = len(sizes) * (min(sizes) - 1) if is_ranking else sum(sizes) - len(sizes)
+    is_pair = side is not None
+    prior = (RANKING_PAIR_PRIOR if is_pair else RANKING_PRIOR) if is_ranking else CALLS_PRIOR
+    stretch = (min(sizes) / max(min(sizes) - 1, 1)) ** 0.5 if is_ranking and is_pair else 1.0
+    halves = 1 if side is None else _SIDES
+    block = max(1, CELLS // (3 * max(len(labels), 1) * halves))
+    streams = [np.random.default_rng([seed, number]) for number in range(4)]
+    left, found = -(-draws // halves), []
+    while left:
+        size = min(block, left)
+        left -= size
+        found.append(statistic(_weights(streams, labels, cluster, size, prior, side)))
+    once = rows_of(labels).weigh(np.ones((1, len(labels))))
+    return Bootstrapped(statistic(once)[0], np.concatenate(found), clusters, max(freedom, 1.0), stretch)
 
-    def drawn_weights() -> Iterator[Floats]:
-        for start in range(0, draws, rows):
-            weights = np.zeros((min(rows, draws - start), count))
-            for members, rng in zip(strata, generators, strict=True):
-                chosen = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), len(weights))
-                weights[:, members] = chosen
-            yield weights[:, cluster]
 
-    def left_out_weights() -> Iterator[Floats]:
-        block = np.arange(count) * min(count, BLOCKS) // count
-        for start in range(0, min(count, BLOCKS), rows):
-            omitted = np.arange(start, min(start + rows, count, BLOCKS))
-            yield (block[cluster][None, :] != omitted[:, None]).astype(float)
+def _weights(
+    streams: Sequence[np.random.Generator], labels: Labels, cluster: Labels, size: int, prior: float, side: int | None
+) -> Floats:
+    """Weights of `rows_of` these labels, (D, M); of a pair the second half is the first with the sides swapped."""
+    rows, count = rows_of(labels), int(cluster.max()) + 1
+    of_classes, of_pictures, of_calls = streams[:2], streams[2], streams[3]
+    drawn = of_pictures.standard_exponential((size, count))[:, cluster]
+    others = rows.label[len(labels) : 2 * len(labels)]
+    added = np.empty_like(drawn)
+    for label in np.unique(others):
+        lenders = cluster[others == label]
+        shape = prior / len(np.unique(lenders))
+        added[:, others == label] = of_classes[label].standard_gamma(shape, (size, count))[:, lenders]
+    called = of_calls.beta(0.5, 0.5, (size, _SIDES, 2))  # the share of the prior of each class that is called
 
-    return Bootstrapped(
-        statistic(np.ones((1, len(labels))))[0],
-        np.concatenate([statistic(weights) for weights in drawn_weights()]),
-        np.concatenate([statistic(weights) for weights in left_out_weights()]),
-        min(len(members) for members in strata),
-    )
+    def of_side(number: int) -> Floats:
+        share = called[:, number, others]
+        weights = np.concatenate([drawn, added * share, added * (1.0 - share)], axis=1)
+        for label in np.unique(labels):
+            of_class = rows.label == label
+            weights[:, of_class] *= np.count_nonzero(labels == label) / weights[:, of_class].sum(1, keepdims=True)
+        return weights
+
+    return of_side(0) if side is None else np.concatenate([of_side(side), of_side(1 - side)])
 
 
 def number_clusters(groups: Sequence[object]) -> Labels:
@@ -143,8 +243,12 @@ def number_clusters(groups: Sequence[object]) -> Labels:
     return np.asarray(np.unique(np.asarray(groups, str), return_inverse=True)[1])
 
 
-def stratify(labels: Labels, cluster: Labels) -> list[Labels]:
-    """The clusters with negative pictures only, with both kinds, and with positive ones only; no stratum is empty."""
-    positives = np.bincount(cluster, weights=labels)
-    stratum = (positives > 0).astype(int) + (positives == np.bincount(cluster))
-    return [members for code in range(3) if len(members := np.flatnonzero(stratum == code))]
+def _effective(cluster: Labels) -> float:
+    """Number of clusters of equal size that say as much as these (Kish 1965)."""
+    sizes = np.unique(cluster, return_counts=True)[1].astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def clusters_of(labels: Labels, cluster: Labels) -> tuple[Labels, Labels]:
+    """The clusters with pictures of class 1, and of class 0."""
+    return np.unique(cluster[labels == 1]), np.unique(cluster[labels == 0])

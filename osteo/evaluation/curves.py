@@ -1,40 +1,56 @@
-"""Curves as statistics of weighted pictures, for the bootstrap to put bands around: ROC, calibration, decisions."""
+"""Curves as statistics of weighted rows, for the bootstrap to put bands around: ROC, calibration, decisions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from osteo.evaluation.metrics import cumulative_weights
+from osteo.evaluation.bootstrap import rows_of
+from osteo.evaluation.metrics import cumulative_weights, mean_over_networks, pairs
 from osteo.types import Floats, Labels, Statistic
 
 
-def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats) -> Statistic:
+def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats, networks: Labels | None = None) -> Statistic:
     """Two curves over one grid, as a statistic with 2 G columns, the mean over repeats.
 
     The first G are the sensitivity at each false positive rate of the grid (ROC), the last G the precision at each
-    sensitivity of the grid.
+    sensitivity of the grid. Both are averaged over networks as `metrics.weighted_metrics` averages their areas.
 
     Args:
         labels: 0 or 1, (N,).
         probabilities: (R, N), NaN where a repeat did not test a picture.
         grid: rising, from 0 to 1, (G,).
+        networks: numbers of the networks that tested the pictures, (R, N); null where one tested all of a repeat.
     """
-    repeats = [(labels[known], row[known], known) for row in probabilities if (known := np.isfinite(row)).any()]
+    rows, repeats = rows_of(labels), []
+    for row, of_repeat in enumerate(probabilities):
+        scores = of_repeat[rows.picture]
+        known = np.isfinite(scores)
+        of_network = np.zeros(len(scores), int) if networks is None else networks[row, rows.picture]
+        if known.any():
+            repeats.append((scores, [known & (of_network == number) for number in np.unique(of_network[known])]))
 
     def statistic(weights: Floats) -> Floats:
-        total = np.zeros((len(weights), 2 * len(grid)))
-        for of_repeat, scores, known in repeats:
-            positives, negatives = cumulative_weights(weights[:, known], of_repeat, scores)
-            sensitivity, false_positive_rate = positives / positives[:, -1:], negatives / negatives[:, -1:]
-            precision = positives / np.maximum(positives + negatives, 1e-300)
-            for row in range(len(weights)):
-                last = np.searchsorted(false_positive_rate[row], grid, side="right") - 1
-                total[row, : len(grid)] += np.where(last >= 0, sensitivity[row, np.maximum(last, 0)], 0.0)
-                first = np.minimum(np.searchsorted(sensitivity[row], grid - 1e-12), sensitivity.shape[1] - 1)
-                total[row, len(grid) :] += precision[row, first]
+        total, weights = np.zeros((len(weights), 2 * len(grid))), rows.weigh(weights)
+        for scores, parts in repeats:
+            curves = [_roc_and_pr(weights[:, part], rows.label[part], scores[part], grid) for part in parts]
+            total += mean_over_networks(curves, [pairs(weights, rows.label, part) for part in parts])
         return total / len(repeats)
 
     return statistic
+
+
+def _roc_and_pr(weights: Floats, labels: Labels, scores: Floats, grid: Floats) -> Floats:
+    positives, negatives = cumulative_weights(weights, labels, scores)
+    curves = np.empty((len(weights), 2 * len(grid)))
+    with np.errstate(invalid="ignore"):
+        sensitivity, false_positive_rate = positives / positives[:, -1:], negatives / negatives[:, -1:]
+    precision = positives / np.maximum(positives + negatives, 1e-300)
+    for row in range(len(weights)):
+        last = np.searchsorted(false_positive_rate[row], grid, side="right") - 1
+        curves[row, : len(grid)] = np.where(last >= 0, sensitivity[row, np.maximum(last, 0)], 0.0)
+        first = np.minimum(np.searchsorted(sensitivity[row], grid - 1e-12), sensitivity.shape[1] - 1)
+        curves[row, len(grid) :] = precision[row, first]
+    return curves
 
 
 def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: float) -> tuple[Floats, Floats]:
@@ -47,7 +63,7 @@ def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: floa
 
 
 def decisions(labels: Labels, probabilities: Floats, thresholds: Floats, prevalence: float) -> Statistic:
-    """Sensitivity, specificity, and predictive values at a prevalence, as a statistic of weighted pictures.
+    """Sensitivity, specificity, and predictive values at a prevalence, as a statistic of weighted rows.
 
     Args:
         labels: 0 or 1, (N,).
@@ -55,20 +71,20 @@ def decisions(labels: Labels, probabilities: Floats, thresholds: Floats, prevale
         thresholds: (R, N).
         prevalence: of osteoporosis where the model would be used.
     """
-    repeats = [
-        (known, (p > t)[known])
-        for p, t in zip(probabilities, thresholds, strict=True)
-        if (known := np.isfinite(p)).any()
-    ]
+    rows, repeats = rows_of(labels), []
+    for of_repeat, limits in zip(probabilities, thresholds, strict=True):
+        known = np.isfinite(of_repeat)[rows.picture]
+        calls = np.where(rows.is_prior, rows.is_called, (of_repeat > limits)[rows.picture])
+        if known.any():
+            repeats.append((known & (rows.label == 1), known & (rows.label == 0), calls))
 
     def statistic(weights: Floats) -> Floats:
-        rows = np.zeros((len(repeats), 2, len(weights)))
-        for place, (known, called) in enumerate(repeats):
-            for side, right in enumerate((called, ~called)):
-                members = labels[known] == 1 - side
-                drawn = weights[:, known]
-                rows[place, side] = drawn @ (members & right) / (drawn @ members)
-        sensitivity, specificity = rows.mean(axis=0)
+        found, weights = np.zeros((2, len(weights))), rows.weigh(weights)
+        with np.errstate(invalid="ignore"):
+            for cases, controls, calls in repeats:
+                found[0] += weights @ (cases & calls) / (weights @ cases)
+                found[1] += weights @ (controls & ~calls) / (weights @ controls)
+        sensitivity, specificity = found / len(repeats)
         return np.column_stack([sensitivity, specificity, *predictive_values(sensitivity, specificity, prevalence)])
 
     return statistic
@@ -82,13 +98,15 @@ def reliability(labels: Labels, probabilities: Floats, edges: Floats) -> Statist
         probabilities: (R, N), NaN where a repeat did not test a picture.
         edges: of the bins, rising, (B + 1,).
     """
+    rows = rows_of(labels)
     which = np.clip(np.searchsorted(edges, probabilities, side="right") - 1, 0, len(edges) - 2)
     inside = (which[:, :, None] == np.arange(len(edges) - 1)) & np.isfinite(probabilities)[:, :, None]
-    pictures = inside.sum(axis=0).astype(float)  # (N, B)
+    pictures = inside.sum(axis=0).astype(float)[rows.picture]  # (M, B)
 
     def statistic(weights: Floats) -> Floats:
+        weights = rows.weigh(weights)
         with np.errstate(invalid="ignore"):
-            return np.asarray((weights @ (pictures * labels[:, None])) / (weights @ pictures))
+            return np.asarray((weights @ (pictures * rows.label[:, None])) / (weights @ pictures))
 
     return statistic
 
@@ -104,11 +122,12 @@ def net_benefit(labels: Labels, probabilities: Floats, at: Sequence[float] | Flo
         at: thresholds, each in (0, 1).
     """
     limits = np.asarray(at, float)
-    worth = np.where(labels[:, None] == 1, 1.0, -limits / (1.0 - limits))  # (N, T) of calling a picture
-    repeats = [(known, p[known]) for p in probabilities if (known := np.isfinite(p)).any()]
+    rows = rows_of(labels)
+    worth = np.where(rows.label[:, None] == 1, 1.0, -limits / (1.0 - limits))  # (M, T) of calling a picture
+    repeats = [(known, p[known]) for p in probabilities[:, rows.picture] if (known := np.isfinite(p)).any()]
 
     def statistic(weights: Floats) -> Floats:
-        total = np.zeros((len(weights), len(limits)))
+        total, weights = np.zeros((len(weights), len(limits))), rows.weigh(weights)
         for known, scores in repeats:
             drawn = weights[:, known]
             total += drawn @ (worth[known] * (scores[:, None] > limits)) / drawn.sum(axis=1, keepdims=True)

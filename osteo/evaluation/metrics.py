@@ -1,33 +1,21 @@
 """The metrics, in one table from which the record, the leaderboard, the report and its tables follow.
 
 Each is a function of weighted pictures: a record weighs every picture once, and the bootstrap as often as it is drawn,
-so that a value and its interval cannot disagree. `training_metrics` are torchmetrics', which training follows by batch.
+so that a value and its interval cannot disagree. What training follows by batch is in `torch_metrics`.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
 from osteo import parts
-from osteo.evaluation.bootstrap import DRAWS, Interval, bootstrap
+from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, bootstrap, rows_of
+from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
 from osteo.types import Floats, Labels, Mask, Statistic
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
-
-def training_metrics() -> "MetricCollection":
-    """What is followed while training; takes probabilities and int labels, both (B,)."""
-    from torchmetrics import MetricCollection  # with torch: seconds, which a table need not wait for
-    from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
-
-    return MetricCollection({"accuracy": BinaryAccuracy(), "auroc": BinaryAUROC()})
-
 
 # --- functions of weighted pictures: weights (D, N), labels (N,), probabilities (N,), calls (N,) -> (D,) --------------
 
@@ -121,8 +109,8 @@ BUILT_IN = (
     Metric("precision_macro", "precision", precision_macro),
     Metric("recall_macro", "recall", recall_macro),
     Metric("f1_macro", "F1", f1_macro),
-    Metric("auroc", "AUROC", auroc),
-    Metric("average_precision", "average precision", average_precision, is_recorded=False),
+    Metric("auroc", "AUROC", auroc, is_ranking=True),
+    Metric("average_precision", "average precision", average_precision, is_recorded=False, is_ranking=True),
     Metric("sensitivity", "sensitivity", sensitivity, needs=(1,)),
     Metric("specificity", "specificity", specificity, needs=(0,)),
     Metric("brier", "Brier score", brier, "min", needs=(), is_recorded=False),
@@ -143,94 +131,133 @@ def weighted_metrics(
     thresholds: Floats | float = THRESHOLD,
     *,
     names: Iterable[str] | None = None,
+    networks: Labels | None = None,
 ) -> Statistic:
-    """Metrics as a statistic of weighted pictures, one column per metric, each the mean over repeats.
+    """Metrics as a statistic of weighted rows, one column per metric, each the mean over repeats.
 
-    A metric is NaN where a class that it needs has no weight.
+    A metric is NaN where a class that it needs has no weight. One that ranks pictures is taken among the pictures of
+    each network, whose probabilities alone are on one scale, and averaged with the number of their pairs of a case and
+    a control as weights.
 
     Args:
         labels: 0 or 1, (N,).
         probabilities: of the positive class, (R, N); NaN where a repeat did not test a picture.
         thresholds: a picture is called positive where its probability is above, (R, N) or one for all.
         names: of the metrics; null for all of `all_metrics`.
+        networks: numbers of the networks that tested the pictures, (R, N); null where one tested all of a repeat.
     """
     table = all_metrics()
     chosen = [table[name] for name in (table if names is None else names)]
-    limits = np.broadcast_to(np.asarray(thresholds, float), probabilities.shape)
-    repeats = [
-        (known, labels[known], scores[known], (scores > limit)[known])
-        for known, scores, limit in zip(np.isfinite(probabilities), probabilities, limits, strict=True)
-        if known.any()
-    ]
+    rows, limits = rows_of(labels), np.broadcast_to(np.asarray(thresholds, float), probabilities.shape)
+    repeats = []
+    for row, of_repeat in enumerate(probabilities):
+        scores = of_repeat[rows.picture]
+        calls = np.where(rows.is_prior, rows.is_called, scores > limits[row, rows.picture])
+        known = np.isfinite(scores)
+        of_network = np.zeros(len(scores), int) if networks is None else networks[row, rows.picture]
+        parts = [known & (of_network == number) for number in np.unique(of_network[known])]
+        if parts:
+            repeats.append((known, parts, scores, calls))
 
     def statistic(weights: Floats) -> Floats:
-        total = np.zeros((len(weights), len(chosen)))
-        for known, of_repeat, scores, calls in repeats:
-            total += _columns(chosen, weights[:, known], of_repeat, scores, calls)
+        total, weights = np.zeros((len(weights), len(chosen))), rows.weigh(weights)
+        for known, parts, scores, calls in repeats:
+            sizes = [pairs(weights, rows.label, part) for part in parts]
+            for column, metric in enumerate(chosen):
+                values = [
+                    _of_rows(metric, weights[:, part], rows.label[part], scores[part], calls[part])
+                    for part in (parts if metric.is_ranking else [known])
+                ]
+                total[:, column] += mean_over_networks(values, sizes) if metric.is_ranking else values[0]
         return total / len(repeats) if repeats else np.full_like(total, np.nan)
 
     return statistic
 
 
-def _columns(metrics: Sequence[Metric], weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats:
-    is_absent = {label: weights @ (labels == label) == 0.0 for label in (0, 1)}
-    columns = []
+def _of_rows(metric: Metric, weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
-        for metric in metrics:
-            values = np.asarray(metric.measure(weights, labels, probabilities, calls), float)
-            for label in metric.needs:
-                values = np.where(is_absent[label], np.nan, values)
-            columns.append(values)
-    return np.column_stack(columns)
+        values = np.asarray(metric.measure(weights, labels, probabilities, calls), float)
+    for label in metric.needs:
+        values = np.where(weights @ (labels == label) == 0.0, np.nan, values)
+    return values
+
+
+def pairs(weights: Floats, labels: Labels, which: Mask) -> Floats:
+    """The weight of the pairs of a case and a control among some rows, (D,)."""
+    inside = weights[:, which]
+    return np.asarray((inside @ (labels[which] == 1)) * (inside @ (labels[which] == 0)))
+
+
+def mean_over_networks(values: Sequence[Floats], weights: Sequence[Floats]) -> Floats:
+    """The weighted mean of values (D, ...) over networks, of those that have a value; weights (D,)."""
+    total = sum((np.nan_to_num(value).T * weight).T for value, weight in zip(values, weights, strict=True))
+    known = sum((np.isfinite(value).T * weight).T for value, weight in zip(values, weights, strict=True))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / known)
+
+
+def measure(
+    labels: Labels,
+    probabilities: Floats,
+    thresholds: Floats | float = THRESHOLD,
+    *,
+    names: Iterable[str] | None = None,
+    networks: Labels | None = None,
+) -> dict[str, float]:
+    """Metrics by name, with every picture once; arguments as `weighted_metrics`."""
+    names = list(all_metrics() if names is None else names)
+    statistic = weighted_metrics(labels, probabilities, thresholds, names=names, networks=networks)
+    values = statistic(np.ones((1, len(labels))))[0]
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 def evaluate(logits: Iterable[float], labels: Iterable[int], *, threshold: float = THRESHOLD) -> dict[str, Any]:
     """The metrics of a record, to six digits; one that is undefined, as where a class is absent, is None.
 
     Args:
-        logits: (N,).
+        logits: (N,); those that arithmetic cannot tell apart are ties.
         labels: see osteo.task, (N,).
         threshold: a picture is called positive where its probability is above.
 
     Returns:
         By name, and last "confusion_matrix": truth down, call across, [[tn, fp], [fn, tp]].
     """
-    probabilities, truth = expit(np.asarray(list(logits), float)), np.asarray(list(labels), int)
+    probabilities, truth = expit(join_ties(list(logits))), np.asarray(list(labels), int)
     names = [metric.name for metric in all_metrics().values() if metric.is_recorded]
-    once = np.ones((1, len(truth)))
-    values = weighted_metrics(truth, probabilities[None], threshold, names=names)(once)[0]
+    values = measure(truth, probabilities[None], threshold, names=names).values()
     rounded = [round(float(value), 6) if np.isfinite(value) else None for value in values]
+    once = np.ones((1, len(truth)))
     tp, fn, fp, tn = (int(count[0]) for count in confusion(once, truth, probabilities > threshold))
     return dict(zip(names, rounded, strict=True)) | {"confusion_matrix": [[tn, fp], [fn, tp]]}
 
 
-def metric_intervals(
+def bootstrap_metrics(
     labels: Labels,
     probabilities: Floats,
     groups: Sequence[object],
     *,
     thresholds: Floats | float = THRESHOLD,
     names: Iterable[str] | None = None,
+    networks: Labels | None = None,
     draws: int = DRAWS,
     seed: int = 0,
+    side: int | None = None,
+) -> dict[str, Bootstrapped]:
+    """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`."""
+    table = all_metrics()
+    names = list(table if names is None else names)
+    found: dict[str, Bootstrapped] = {}
+    for is_ranking in (True, False):
+        if kind := [name for name in names if table[name].is_ranking == is_ranking]:
+            statistic = weighted_metrics(labels, probabilities, thresholds, names=kind, networks=networks)
+            drawn = bootstrap(statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side)
+            found |= {name: drawn.of(column) for column, name in enumerate(kind)}
+    return {name: found[name] for name in names}
+
+
+def metric_intervals(
+    labels: Labels, probabilities: Floats, groups: Sequence[object], **options: Any
 ) -> dict[str, Interval]:
-    """Metrics by name with the intervals of the cluster bootstrap; arguments as `weighted_metrics` and `bootstrap`."""
-    names = list(all_metrics() if names is None else names)
-    statistic = weighted_metrics(labels, probabilities, thresholds, names=names)
-    drawn = bootstrap(statistic, labels, groups, draws=draws, seed=seed)
-    return {name: drawn.interval(column) for column, name in enumerate(names)}
-
-
-def auroc_interval(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, groups: Sequence[object], *, seed: int = 0
-) -> Interval:
-    """The area under the ROC curve of any scores with the interval of the cluster bootstrap.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: higher means 1, (N,).
-        groups: pictures that are drawn together, (N,).
-        seed: of the draws.
-    """
-    only = np.asarray(scores, float)[None]
-    return metric_intervals(np.asarray(labels, int), only, groups, names=["auroc"], seed=seed)["auroc"]
+    """Metrics by name with their 95 % intervals; arguments as `bootstrap_metrics`."""
+    drawn = bootstrap_metrics(labels, probabilities, groups, **options)
+    return {name: of_metric.interval(0, all_metrics()[name].needs) for name, of_metric in drawn.items()}

@@ -1,4 +1,4 @@
-"""Runs that differ only in fold and seed are one system; its out-of-fold predictions are pooled within each repeat."""
+"""Runs that differ only in fold and seed are one system; a repeat holds the out-of-fold predictions of its runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
+from osteo.evaluation.metrics import measure
+from osteo.evaluation.tests import Answers
+from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
 from osteo.task import RULES, THRESHOLD
-from osteo.types import Floats, Labels
+from osteo.types import Floats, Labels, Mask
 
 TREES = 100  # of the forest that a shortcut is
 REPEATED = ("seed", "output_dir", "experiment", "logger", "data.cache", "data.split.seed", "data.split.fold",
@@ -48,6 +52,10 @@ class System:
     """by rule of `task.RULES`, on calibrated probabilities"""
     skill: Floats
     """of the run that tested the picture, on its validation pictures"""
+    networks: Labels
+    """number of the network, or of the repeat's set of networks, that tested the picture; -1 where there is none"""
+    validation: dict[str, float] = field(default_factory=dict)
+    """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
 
     @property
@@ -61,9 +69,19 @@ class System:
         return int(np.isfinite(self.probabilities).any(axis=1).sum())
 
     @property
+    def backbone(self) -> str:
+        """Of a model."""
+        return str(self.runs[0].read_config()["model"]["backbone"])
+
+    @property
     def best_run(self) -> Run:
         """The run with the best validation AUROC: its checkpoint is the one to use."""
         return max(self.runs, key=lambda run: run.read_json("metrics.json")["val/auroc"] or 0.0)
+
+    def answers(self, where: Mask | bool = True) -> Answers:
+        """Its answers, called at `task.THRESHOLD`, as a test takes them: of the pictures of a mask (R, N)."""
+        scores = np.where(where, self.probabilities, np.nan)
+        return Answers(scores, np.full_like(scores, THRESHOLD), self.networks)
 
     def right(self, labels: Labels) -> Floats:
         """1 where the call at `task.THRESHOLD` is right, 0 where it is wrong, NaN where there is none, (R, N)."""
@@ -101,7 +119,7 @@ class Experiment:
 def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
     """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
     rows = predictions[predictions["split"] == "val"]
-    logits, labels = rows["logit"].to_numpy(float), rows["label"].to_numpy(int)
+    logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
     share = labels.mean()
@@ -132,18 +150,11 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         _model(name, [run for run, its_name in zip(tested, names, strict=True) if its_name == name], repeats, column)
         for name in dict.fromkeys(names)
     ]
-    notes = [
-        f"{name}, {repeats[row][0]}: {count} of {int(known.sum(axis=1).max())} pictures were tested; the rest of its"
-        " folds is missing"
-        for name, known in ((model.name, np.isfinite(model.probabilities)) for model in models)
-        for row, count in enumerate(known.sum(axis=1))
-        if 0 < count < known.sum(axis=1).max() and tested[0].repeat[1] != "hold-out"
-    ]
     return Experiment(
         pictures,
         [label for label, _ in repeats],
         [*models, *ensembles(models), _shortcut(tested, repeats, column)],
-        notes,
+        _missing(tested, names),
         _design(tested),
     )
 
@@ -157,6 +168,24 @@ class _TestedRun(NamedTuple):
     test: pd.DataFrame
     """the test rows of its predictions"""
     validated: Validated
+    validation: dict[str, float]
+    """metrics on its validation pictures, by name"""
+
+    @property
+    def part(self) -> str:
+        """Which part of its repeat it tested: a fold or a source; empty where all of it."""
+        fold, source = self.settings["data.split.fold"], self.settings["data.split.test_source"]
+        return f"fold {fold}" if fold is not None else f"source {source}" if source else ""
+
+    @property
+    def parts(self) -> set[str]:
+        """Those that a whole repeat has."""
+        if self.settings["data.split.fold"] is not None:
+            return {f"fold {fold}" for fold in range(self.settings["data.split.folds"])}
+        if self.settings["data.split.test_source"]:
+            used = self.manifest[self.manifest["split"] != "excluded"]
+            return {f"source {source}" for source in used["source"]}
+        return {""}
 
     @staticmethod
     def of(run: Run, sensitivity: float) -> "_TestedRun":
@@ -166,10 +195,25 @@ class _TestedRun(NamedTuple):
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
-        test = predictions[predictions["split"] == "test"]
-        return _TestedRun(
-            run, settings, (label, kind), run.read_manifest(), test, validate(predictions, sensitivity=sensitivity)
+        test, val = (
+            rows.assign(logit=join_ties(rows["logit"]))
+            for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
         )
+        validated = validate(predictions, sensitivity=sensitivity)
+        validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
+        return _TestedRun(run, settings, (label, kind), run.read_manifest(), test, validated, validation)
+
+
+def _missing(runs: Sequence[_TestedRun], names: Sequence[str]) -> list[str]:
+    """What a model's repeat lacks of its folds or sources, whether or not another model has it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for run, name in zip(runs, names, strict=True):
+        found.setdefault((name, run.repeat[0]), set(run.parts)).discard(run.part)
+    return [
+        f"{name}, {repeat}, is incomplete: {', '.join(sorted(missing))} {'is' if len(missing) == 1 else 'are'} missing"
+        for (name, repeat), missing in found.items()
+        if missing
+    ]
 
 
 def _model(
@@ -179,13 +223,20 @@ def _model(
     shape = (len(repeats), len(column))
     logits, temperature, skill = (np.full(shape, np.nan) for _ in range(3))
     thresholds = {rule: np.full(shape, np.nan) for rule in RULES}
-    for run in runs:
+    networks = np.full(shape, -1)
+    for number, run in enumerate(runs):
         at = repeats.index(run.repeat), column[run.test["image_id"]].to_numpy()
         logits[at], temperature[at], skill[at] = run.test["logit"], run.validated.temperature, run.validated.skill
+        networks[at] = number
         for rule, value in run.validated.thresholds.items():
             thresholds[rule][at] = value
     calibrated = calibrate(logits, temperature)  # type: ignore[arg-type]
-    return System(name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, [run.run for run in runs])
+    means = pd.DataFrame([run.validation for run in runs]).mean()
+    validation = {str(name): float(value) for name, value in means.items()}
+    return System(
+        name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, networks, validation,
+        [run.run for run in runs],
+    )  # fmt: skip
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -208,7 +259,7 @@ def _design(runs: Sequence[_TestedRun]) -> str:
     times = "once" if repeats == 1 else f"{repeats} times"
     if kinds == {"folds"}:
         folds = runs[0].settings["data.split.folds"]
-        return f"{folds}-fold cross-validation, {times}; out-of-fold predictions are pooled within a repeat"
+        return f"{folds}-fold cross-validation, {times}; each picture is tested by a network that never saw it"
     if kinds == {"sources"}:
         sources = sorted({str(run.settings["data.split.test_source"]) for run in runs})
         return (
@@ -248,23 +299,28 @@ def _average(name: str, members: Sequence[System], *, over_repeats: bool, weight
 
     calibrated = average([member.calibrated for member in members])
     thresholds = {rule: average([member.thresholds[rule] for member in members]) for rule in RULES}
-    return System(name, "ensemble", calibrated, calibrated, thresholds, average([member.skill for member in members]))
+    skills = average([member.skill for member in members])
+    sets = np.stack([member.networks for member in members], axis=1)  # (R, S, N)
+    networks = np.stack([np.unique(of_repeat, axis=1, return_inverse=True)[1].ravel() for of_repeat in sets])
+    networks = np.where(np.isfinite(calibrated), networks, -1)
+    return System(name, "ensemble", calibrated, calibrated, thresholds, skills, networks)
 
 
 def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], column: "pd.Series[int]") -> System:
     """A forest that sees a picture's width and height, trained and tested on the same folds."""
     scores = np.full((len(repeats), len(column)), np.nan)
+    networks = np.full(scores.shape, -1)
     done = set()
     for run in runs:
         image_ids = tuple(run.test["image_id"])
         if (run.repeat, image_ids) not in done:
             done.add((run.repeat, image_ids))
+            networks[repeats.index(run.repeat), column[list(image_ids)]] = len(done)
             rows = run.manifest.set_index("image_id")
             train = rows[rows["split"] == "train"]
             forest = RandomForestClassifier(TREES, random_state=0).fit(train[["width", "height"]], train["label"])
             predicted = forest.predict_proba(rows.loc[list(image_ids), ["width", "height"]])[:, 1]
             scores[repeats.index(run.repeat), column[list(image_ids)]] = predicted
     limits = np.where(np.isfinite(scores), THRESHOLD, np.nan)
-    return System(
-        "width and height alone", "shortcut", scores, scores, dict.fromkeys(RULES, limits), np.zeros_like(scores)
-    )
+    thresholds = dict.fromkeys(RULES, limits)
+    return System("width and height alone", "shortcut", scores, scores, thresholds, np.zeros_like(scores), networks)

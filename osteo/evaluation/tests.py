@@ -1,13 +1,23 @@
-"""Tests between models on the same pictures: DeLong, McNemar, the paired bootstrap, Holm's correction."""
+"""Tests between models on the same pictures: the paired bootstrap, which leads, DeLong, McNemar, Holm's correction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm, rankdata
 
-from osteo.evaluation.bootstrap import DRAWS, Comparison, Interval, bootstrap, number_clusters
-from osteo.evaluation.metrics import all_metrics, weighted_metrics
+from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Comparison, number_clusters
+from osteo.evaluation.metrics import all_metrics, bootstrap_metrics
 from osteo.types import Floats, Labels
+
+
+class Answers(NamedTuple):
+    """What one of two models says of the pictures, each (R, N); NaN where a repeat did not test a picture."""
+
+    probabilities: Floats
+    thresholds: Floats
+    networks: Labels
+    """numbers of the networks that tested the pictures"""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -17,71 +27,64 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
 
 
-def delong(labels: Labels, scores: Floats, groups: Sequence[object]) -> tuple[Floats, Floats]:
+def delong(
+    labels: Labels, scores: Floats, groups: Sequence[object], networks: Labels | None = None
+) -> tuple[Floats, Floats]:
     """Areas under correlated ROC curves and their covariance.
 
     DeLong, DeLong and Clarke-Pearson (1988), computed by ranks (Sun and Xu 2014). Where a group has several pictures
-    its components are summed first, as Obuchowski (1997) does; where none has, the two are the same.
+    its components are summed first, as Obuchowski (1997) does; where none has, the two are the same. With several
+    networks an area is that of the pairs of a case and a control which one network tested.
 
     Args:
         labels: 0 or 1, (N,).
-        scores: higher means 1, (S, N).
+        scores: higher means 1; NaN where a picture was not tested, (S, N).
         groups: pictures of one patient or exposure, (N,).
+        networks: numbers of the networks that gave the scores, (S, N); null where one gave all of a row.
 
     Returns:
-        Areas (S,) and covariance (S, S).
+        Areas (S,), NaN where there is no pair, and covariance (S, S).
     """
-    positive = labels == 1
-    cases, controls = scores[:, positive], scores[:, ~positive]
-    m, n = cases.shape[1], controls.shape[1]
-    ranks = np.stack([rankdata(row) for row in scores])
-    of_cases = (ranks[:, positive] - np.stack([rankdata(row) for row in cases])) / n  # (S, m)
-    of_controls = 1.0 - (ranks[:, ~positive] - np.stack([rankdata(row) for row in controls])) / m  # (S, n)
-    areas = of_cases.mean(axis=1)
-    cluster = number_clusters(groups)
+    cluster, positive = number_clusters(groups), labels == 1
     count = int(cluster.max()) + 1
-
-    def summed(components: Floats, which: Labels) -> Floats:
-        centred = components - areas[:, None]
-        return np.stack([np.bincount(which, weights=row, minlength=count) for row in centred])
-
-    with_cases, with_controls = len(np.unique(cluster[positive])), len(np.unique(cluster[~positive]))
-    by_case, by_control = summed(of_cases, cluster[positive]), summed(of_controls, cluster[~positive])
-    both = by_case @ by_control.T * count / max(count - 1, 1) / (m * n)
-    covariance = by_case @ by_case.T * with_cases / max(with_cases - 1, 1) / m**2
-    covariance += by_control @ by_control.T * with_controls / max(with_controls - 1, 1) / n**2
-    return areas, np.asarray(covariance + both + both.T)
-
-
-def delong_interval(labels: Labels, probabilities: Floats, groups: Sequence[object]) -> Interval | None:
-    """The mean AUROC of repeats (R, N) with DeLong's interval; None where repeats tested different pictures."""
-    contrast = _contrast(labels, probabilities, groups, np.full(len(probabilities), 1 / len(probabilities)))
-    if contrast is None:
-        return None
-    value, error = contrast
-    reach = float(norm.ppf(0.975)) * error
-    return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
-
-
-def delong_test(labels: Labels, first: Floats, second: Floats, groups: Sequence[object]) -> Comparison | None:
-    """The difference between the mean AUROCs of two models' repeats, each (R, N), by DeLong's covariance."""
-    signs = np.r_[np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
-    contrast = _contrast(labels, np.concatenate([first, second]), groups, signs)
-    if contrast is None:
-        return None
-    value, error = contrast
-    p = float(2 * norm.sf(abs(value) / error)) if error > 0 else float(value == 0.0)
-    reach = float(norm.ppf(0.975)) * error
-    return Comparison(Interval(value, value - reach, value + reach), p)
+    by_class = np.zeros((2, len(scores), count))
+    areas = np.full(len(scores), np.nan)
+    for row, of_row in enumerate(scores):
+        known = np.isfinite(of_row)
+        numbers = np.zeros(len(labels), int) if networks is None else networks[row]
+        components, pairs = np.zeros(len(labels)), np.zeros(len(labels))
+        for number in np.unique(numbers[known]):
+            inside = known & (numbers == number)
+            cases, controls = inside & positive, inside & ~positive
+            ranks = np.zeros(len(labels))
+            ranks[inside] = rankdata(of_row[inside])
+            components[cases] = ranks[cases] - rankdata(of_row[cases])
+            components[controls] = cases.sum() - ranks[controls] + rankdata(of_row[controls])
+            pairs[cases], pairs[controls] = controls.sum(), cases.sum()
+        total = pairs[positive].sum()
+        if total:
+            areas[row] = components[positive].sum() / total
+            centred = (components - areas[row] * pairs) / total
+            for label in (0, 1):
+                of_class = known & (labels == label)
+                summed = np.bincount(cluster[of_class], weights=centred[of_class], minlength=count)
+                clusters = len(np.unique(cluster[of_class]))
+                by_class[label, row] = summed * (clusters / max(clusters - 1, 1)) ** 0.5
+    within = sum(part @ part.T for part in by_class)
+    mixed = by_class[1] @ by_class[0].T  # of clusters with pictures of both classes
+    return areas, np.asarray(within + mixed + mixed.T)
 
 
-def _contrast(labels: Labels, scores: Floats, groups: Sequence[object], signs: Floats) -> tuple[float, float] | None:
-    """A weighted sum of AUROCs and its standard error; None where not all tested the same pictures of both classes."""
-    known = np.isfinite(scores)
-    if not (known == known[0]).all() or len(np.unique(labels[known[0]])) < 2:
-        return None
-    areas, covariance = delong(labels[known[0]], scores[:, known[0]], np.asarray(groups, str)[known[0]].tolist())
-    return float(signs @ areas), max(float(signs @ covariance @ signs), 0.0) ** 0.5
+def delong_test(labels: Labels, first: Answers, second: Answers, groups: Sequence[object]) -> float:
+    """The p-value of no difference between the mean AUROCs of two models' repeats; NaN where there is no variance."""
+    scores = np.concatenate([first.probabilities, second.probabilities])
+    areas, covariance = delong(labels, scores, groups, np.concatenate([first.networks, second.networks]))
+    signs = np.r_[np.ones(len(first.probabilities)), -np.ones(len(second.probabilities))]
+    for half in (signs > 0, signs < 0):
+        signs[half & ~np.isfinite(areas)] = 0.0
+        signs[half] /= max(np.abs(signs[half]).sum(), 1.0)
+    value, error = float(signs @ np.nan_to_num(areas)), max(float(signs @ covariance @ signs), 0.0) ** 0.5
+    return float(2 * norm.sf(abs(value) / error)) if error > 1e-12 else float("nan")
 
 
 def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object]) -> tuple[int, int, float, float]:
@@ -111,10 +114,25 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
     return first, second, exact, float(min(1.0, middle))
 
 
+def drawn_for_pair(
+    labels: Labels, answers: Answers, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Bootstrapped]:
+    """The draws of one side of a pair, 0 or 1, of every metric."""
+    return bootstrap_metrics(
+        labels, answers.probabilities, groups, thresholds=answers.thresholds, networks=answers.networks,
+        draws=draws, seed=seed, side=side,
+    )  # fmt: skip
+
+
+def compare(first: Mapping[str, Bootstrapped], second: Mapping[str, Bootstrapped]) -> dict[str, Comparison]:
+    """The difference of every metric, first less second, from the draws of side 0 and of side 1."""
+    return {name: (first[name] - second[name]).compare(0, metric.needs) for name, metric in all_metrics().items()}
+
+
 def paired_bootstrap(
     labels: Labels,
-    first: tuple[Floats, Floats],
-    second: tuple[Floats, Floats],
+    first: Answers,
+    second: Answers,
     groups: Sequence[object],
     *,
     draws: int = DRAWS,
@@ -124,20 +142,18 @@ def paired_bootstrap(
 
     Args:
         labels: 0 or 1, (N,).
-        first: probabilities and thresholds, each (R, N).
-        second: the same of the other model.
+        first: a model.
+        second: the other one.
         groups: (N,).
         draws: how many.
         seed: of the draws.
     """
-    both = np.isfinite(first[0]) & np.isfinite(second[0])
-    names = list(all_metrics())
-    drawn = [
-        bootstrap(
-            weighted_metrics(labels, np.where(both, scores, np.nan), thresholds, names=names),
-            labels, groups, draws=draws, seed=seed,
+    both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
+    sides = [
+        drawn_for_pair(
+            labels, one._replace(probabilities=np.where(both, one.probabilities, np.nan)), groups,
+            side=side, draws=draws, seed=seed,
         )
-        for scores, thresholds in (first, second)
+        for side, one in enumerate((first, second))
     ]  # fmt: skip
-    difference, clusters = drawn[0] - drawn[1], len(set(np.asarray(groups, str)))
-    return {name: difference.compare(column, clusters) for column, name in enumerate(names)}
+    return compare(*sides)

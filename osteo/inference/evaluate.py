@@ -27,7 +27,7 @@ def name_of(config: EvaluateConfig) -> str:
 
 
 def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats]":
-    """The manifest, and the models' logits of the pictures that are asked about, (models, N).
+    """The manifest, and the models' logits of the pictures that are asked about, (models, N), ties joined.
 
     Raises:
         UserError: the data cannot be had, or nothing is left to ask about.
@@ -35,6 +35,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     import numpy as np
 
     from osteo.data.prepare import prepare
+    from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
     from osteo.inference.model import in_batches
 
@@ -53,7 +54,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
         pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
-        logits.append(in_batches(model.logits, pictures, BATCH))
+        logits.append(join_ties(in_batches(model.logits, pictures, BATCH)))
     return manifest, np.stack(logits)
 
 
@@ -79,6 +80,7 @@ def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequen
     """Every metric with its interval, at the default threshold and at those that validation chose."""
     import pandas as pd
 
+    from osteo.evaluation.bootstrap import format_interval
     from osteo.evaluation.metrics import all_metrics, metric_intervals
     from osteo.inference.answer import threshold_of
 
@@ -89,5 +91,5 @@ def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequen
         if rule == FIXED:  # as in training: of what is not calibrated
             scores = predictions["probability"].to_numpy(float)
         found = metric_intervals(labels, scores[None], groups, thresholds=threshold).values()
-        columns[f"at {rule} ({threshold:.2f})"] = [f"{i.value:.3f} ({i.low:.3f} to {i.high:.3f})" for i in found]
+        columns[f"at {rule} ({threshold:.2f})"] = [format_interval(interval) for interval in found]
     return pd.DataFrame(columns)

@@ -25,6 +25,7 @@ from osteo.config import ExportConfig
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, open_archive
 from osteo.errors import UserError
+from osteo.evaluation.ties import join_ties
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import PICTURES, decode, describe_error
@@ -229,7 +230,7 @@ def compare_int8(exact: Exported, small: Exported, pictures: Sequence[Grey], lab
     known = [index for index, label in enumerate(labels) if label is not None]
     truth = [labels[index] for index in known]
     if len(set(truth)) == 2:
-        first, second = (roc_auc_score(truth, logits[known]) for logits in (before, after))
+        first, second = (roc_auc_score(truth, join_ties(logits[known])) for logits in (before, after))
         lines.append(f"int8: AUROC {first:.4f} before, {second:.4f} after ({len(known)} pictures with a label)")
     for size in (1, 16):
         batch = [pictures[index % len(pictures)] for index in range(size)]

@@ -18,9 +18,9 @@ def runs_of(sweep: Path) -> list[Run]:
 
 
 def leaderboard(sweep: Path) -> pd.DataFrame:
-    """One row per finished run, the best test AUROC first.
+    """One row per finished run, the best AUROC on validation first, by which a run may be chosen.
 
-    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, the metrics as test/..., and the
+    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, val/auroc, the metrics as test/..., and the
     cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
     rows = []
@@ -31,6 +31,7 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
         rows.append(
             {"run": run.directory.name}
             | {key: facts[key] for key in ("backbone", "seed", "fold", "parameters", "epochs", "best_epoch")}
+            | {"val/auroc": metrics["val/auroc"]}
             | {
                 name: value
                 for name, value in metrics.items()
@@ -40,5 +41,5 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     if rows:
-        table = table.sort_values("test/auroc", ascending=False, kind="stable").reset_index(drop=True)
+        table = table.sort_values("val/auroc", ascending=False, kind="stable").reset_index(drop=True)
     return table

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +14,15 @@ from matplotlib.patches import FancyBboxPatch
 
 from osteo.evaluation.metrics import all_metrics
 from osteo.files import whole
-from osteo.records.record import Run
 from osteo.report.paper import HEADINGS
+from osteo.report.results import Result
 from osteo.task import CLASS_NAMES, CLASSES
-from osteo.types import Grey
+from osteo.types import Floats, Grey
 
 BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
 """Okabe and Ito's colours, which most colour-blind readers tell apart."""
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")
+MOST = 6  # models on one figure
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -56,21 +58,16 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def overview(board: pd.DataFrame, runs: Sequence[Run], manifest: pd.DataFrame) -> dict[str, Figure]:
-    """The data set, and what every backbone reaches; the confusion matrix is that of its best run.
+def overview(models: Sequence[Result], manifest: pd.DataFrame) -> dict[str, Figure]:
+    """The data set, and what every model reaches: the values of the page, all folds together, the mean over repeats.
 
     Args:
-        board: the leaderboard, the best run first.
-        runs: those of the board.
-        manifest: of one of them.
+        models: the chosen one first.
+        manifest: of one of their runs.
     """
-    by_name = {run.directory.name: run for run in runs}
-    best = board.drop_duplicates("backbone")
-    matrices = {
-        str(backbone): by_name[str(run)].read_json("metrics.json")["test/confusion_matrix"]
-        for backbone, run in zip(best["backbone"], best["run"], strict=True)
-    }
-    return {"collection": collection(manifest), "metrics": bars(board), "confusion": confusion(matrices)}
+    drawn = models[:MOST]
+    matrices = {result.system.name: result.confusion for result in drawn}
+    return {"collection": collection(manifest), "metrics": bars(drawn), "confusion": confusion(matrices)}
 
 
 def collection(manifest: pd.DataFrame) -> Figure:
@@ -146,40 +143,40 @@ def _draw(axes: Axes, panel: Panel) -> None:
         spine.set(visible=True, color=colour, linewidth=1.8)
 
 
-def bars(board: pd.DataFrame) -> Figure:
-    """Accuracy, macro precision, recall and F1 of every run side by side; where seeds differ, their mean."""
+def bars(models: Sequence[Result]) -> Figure:
+    """Accuracy, macro precision, recall and F1 of every model side by side, with 95 % intervals."""
     with rc_context(STYLE):
-        titles = {f"test/{name}": all_metrics()[name].title for name in HEADINGS}
-        means = board.groupby("backbone", sort=False)[list(titles)].mean()
+        titles = {name: all_metrics()[name].title for name in HEADINGS}
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.add_subplot()
-        width = 0.8 / len(means)
-        for number, (backbone, row) in enumerate(means.iterrows()):
-            places = np.arange(len(titles)) + (number - (len(means) - 1) / 2) * width
-            colour = COLOURS[number % len(COLOURS)]
-            drawn = axes.bar(places, row.to_numpy(float), width * 0.92, label=str(backbone), color=colour)
-            axes.bar_label(drawn, fmt="%.2f", fontsize=7, padding=2)
-        axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.1))
-        axes.set_ylabel("on the test split")
+        width = 0.8 / len(models)
+        for number, result in enumerate(models):
+            places = np.arange(len(titles)) + (number - (len(models) - 1) / 2) * width
+            value, low, high = np.array([result.intervals[name] for name in titles]).T
+            drawn = axes.bar(places, value, width * 0.92, label=result.system.name, color=COLOURS[number])
+            axes.bar_label(drawn, fmt="%.2f", fontsize=7, label_type="center", color="white")
+            axes.errorbar(places, value, np.nan_to_num([value - low, high - value]), fmt="none", ecolor=INK, lw=0.8)
+        axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.05))
+        axes.set_ylabel("on test pictures")
         axes.set_yticks(np.linspace(0, 1, 6))
-        axes.legend(frameon=False, ncols=min(4, len(means)), loc="upper center", bbox_to_anchor=(0.5, 1.18))
+        longest = max((result.system.name for result in models), key=len)
+        figure.legend(frameon=False, ncols=2 if len(longest) > 20 else 4, loc="outside upper center")
         return figure
 
 
-def confusion(matrices: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
-    """Confusion matrices side by side, truth down, prediction across, with counts and shares of the true class."""
+def confusion(matrices: Mapping[str, Floats]) -> Figure:
+    """Confusion matrices side by side, truth down, call across: pictures, and shares of the true class."""
     with rc_context(STYLE):
         figure = Figure(figsize=(2.5 * len(matrices) + 0.4, 2.7), layout="constrained")
         for place, (title, matrix) in enumerate(matrices.items()):
-            counts = np.asarray(matrix, float)
-            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1e-9)
             axes = figure.add_subplot(1, len(matrices), place + 1)
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            for (row, column), count in np.ndenumerate(counts):
+            for (row, column), count in np.ndenumerate(matrix):
                 colour = "white" if shares[row, column] > 0.55 else INK
-                text = f"{int(count)}\n{shares[row, column]:.0%}"
+                text = f"{count:.1f}".removesuffix(".0") + f"\n{shares[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=colour)
-            axes.set(title=title, xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
+            axes.set(title=fill(title, 24), xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
             axes.set_xticklabels(CLASS_NAMES, fontsize=8)
             axes.set_yticklabels(CLASS_NAMES if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
             if place == 0:

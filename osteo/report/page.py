@@ -16,7 +16,8 @@ from osteo.config import Config, ReportConfig
 from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
-from osteo.errors import UserError
+from osteo.errors import UserError, counted, unknown
+from osteo.evaluation.bootstrap import FEWEST, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, read_experiment, validate
 from osteo.files import write_table, write_text
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
-    "roc_pr": "ROC and precision-recall curves, the mean over repeats, with pointwise 95 % bands.",
+    "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
     "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
@@ -49,7 +50,9 @@ SECTIONS = {
 LIMITS = [
     "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
     " would change the networks too; the range over repeats shows a part of that.",
-    "A repeat pools the predictions of several networks, one per fold, whose probabilities need not be on one scale.",
+    "Networks of different folds need not put their probabilities on one scale: AUROC, average precision and curves"
+    " compare the pictures of one network and are averaged, those of a mean over repeats within each repeat's folds;"
+    " counts are of all pictures, each called by its own network.",
     "The Mendeley labels follow T-scores of quantitative ultrasound, not of DXA; how the Kaggle labels came about is"
     " not published.",
     "Archives are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
@@ -94,6 +97,8 @@ class Report:
             "notes": self.results.experiment.notes,
             "audit": self.audit,
             "limits": self.limits,
+            "primary": all_metrics()[self.results.primary].title,
+            "fewest": FEWEST,
             "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
                 "run": best.directory.name,
@@ -121,7 +126,7 @@ class Report:
         """The tables that are files too, by their names."""
         return {
             **self.paper_tables,
-            **{name: self.tables[name] for name in ("comparison", "between", "thresholds", "subgroups")},
+            **{name: self.tables[name] for name in ("comparison", "between", "exploratory", "thresholds", "subgroups")},
         }
 
     def write(self) -> dict[str, Path]:
@@ -168,6 +173,8 @@ def read_report(config: ReportConfig) -> Report:
     """
     if not config.runs:
         raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
+    if config.primary not in all_metrics():
+        raise unknown("primary", config.primary, all_metrics())
     directory = Path(config.runs).expanduser()
     board = leaderboard(directory)
     if board.empty:
@@ -176,8 +183,9 @@ def read_report(config: ReportConfig) -> Report:
     experiment = read_experiment(runs, sensitivity=config.sensitivity)
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
-        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity
-    )
+        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity,
+        primary=config.primary,
+    )  # fmt: skip
     setting = read_config(results.best.system.best_run.directory / "config.yaml")
     return compose(directory, setting, board, results, inspect_pictures(setting, results, config))
 
@@ -197,6 +205,8 @@ def compose(
     runs = [run for result in results.models for run in result.system.runs]
     manifest = results.best.system.best_run.read_manifest()
     leaks, contradictions, audit = data_findings(runs, manifest)
+    sanity = pictures.sanity.sentence if pictures.sanity else ""
+    sentences = verdict(results, leaks, contradictions, trials=trials_of(directory), sanity=sanity)
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
@@ -216,13 +226,13 @@ def compose(
             "decision": plots.decision(results),
         },
         tables=_tables(results, board, manifest, pictures.clinical),
-        paper_figures=figures.overview(board, runs, manifest),
+        paper_figures=figures.overview(results.models, manifest),
         paper_tables={
             "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
-            "table2": paper.table_2(board),
+            "table2": paper.table_2(results.models),
             "costs": paper.costs(board),
         },
-        verdict=[*verdict(results, leaks, contradictions), *([PHANTOM] if is_phantom else [])],
+        verdict=[*sentences, *([PHANTOM] if is_phantom else [])],
         audit=audit,
         limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
     )
@@ -235,8 +245,8 @@ def _tables(
     return {
         "comparison": rows.comparison_table(results),
         "methods": rows.methods_table(results),
-        "between": rows.tests_table(results.between),
-        "shortcut": rows.tests_table(results.against_shortcut),
+        "between": rows.primary_table(results),
+        "exploratory": rows.exploratory_table(results),
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
         "subgroups": rows.subgroup_table(results, results.best, clinical),
@@ -246,6 +256,16 @@ def _tables(
         "versions": _versions(runs),
         "hashes": _hashes(results, manifest),
     }
+
+
+def trials_of(directory: Path) -> str:
+    """What a search chose from: its trials, and how many of them it ended early; empty where there was no search."""
+    if not (directory / "search.json").exists():
+        return ""
+    runs = runs_of(directory)
+    done = [run for run in runs if run.state == "done"]
+    pruned = sum(bool(run.read_json("environment.json").get("pruned")) for run in done)
+    return f"a search of {counted(len(runs), 'trial')}, {pruned} ended early, {len(runs) - len(done)} without a result"
 
 
 def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
@@ -327,7 +347,7 @@ def model_card(report: Report, system: System) -> str:
     elif model["pretrained"]:
         start = "timm's pretrained weights"
     reached = pd.DataFrame(
-        {"metric": metric.title, "95 % interval": rows.format_interval(result.intervals[metric.name])}
+        {"metric": metric.title, "95 % interval": format_interval(result.intervals[metric.name])}
         for metric in all_metrics().values()
     )
     sensitivity = report.results.sensitivity
@@ -351,7 +371,7 @@ def model_card(report: Report, system: System) -> str:
         audit=report.audit,
         design=report.results.experiment.design,
         reached=reached,
-        shortcut=rows.format_interval(report.results.shortcut.intervals["auroc"]),
+        shortcut=format_interval(report.results.shortcut.intervals["auroc"]),
         validated=validate(run.read_table("predictions.csv"), sensitivity=sensitivity),
         rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
         limits=report.limits,

@@ -1,7 +1,10 @@
 """The paper's tables from our records, beside its own numbers."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
+from osteo.report.results import Result
 from osteo.task import CLASS_NAMES
 
 HEADINGS = {"accuracy": "Accuracy", "precision_macro": "Precision", "recall_macro": "Recall", "f1_macro": "F1-score"}
@@ -37,19 +40,19 @@ def table_1(manifest: pd.DataFrame, *, variants: int, augment_val: bool) -> pd.D
     return rows.rename_axis("Sets").reset_index()
 
 
-def table_2(board: pd.DataFrame) -> pd.DataFrame:
-    """Metrics down, backbones across; of a backbone that the paper reports, its value and the difference beside ours.
+def table_2(models: Sequence[Result]) -> pd.DataFrame:
+    """Metrics down, models across; of a backbone that the paper reports, its value and the difference beside ours.
 
-    Where a backbone ran several times, the mean.
+    Ours are the values of the page: all folds of a repeat together, and the mean over repeats.
     """
     columns: dict[str, list[object]] = {"Metrics": list(HEADINGS.values())}
-    for backbone, rows in board.groupby("backbone", sort=False):
-        ours = [float(rows[f"test/{name}"].mean()) for name in HEADINGS]
-        columns[f"{backbone}"] = [f"{value:.4f}" for value in ours]
-        if reported := TABLE_2.get(str(backbone)):
-            columns[f"{backbone}, paper"] = [f"{reported[name]:.4f}" for name in HEADINGS]
-            differences = [value - reported[name] for value, name in zip(ours, HEADINGS, strict=True)]
-            columns[f"{backbone}, difference"] = [f"{value:+.4f}" for value in differences]
+    for result in models:
+        name, ours = result.system.name, [result.intervals[metric].value for metric in HEADINGS]
+        columns[name] = [f"{value:.4f}" for value in ours]
+        if reported := TABLE_2.get(result.system.backbone):
+            columns[f"{name}, paper"] = [f"{reported[metric]:.4f}" for metric in HEADINGS]
+            differences = [value - reported[metric] for value, metric in zip(ours, HEADINGS, strict=True)]
+            columns[f"{name}, difference"] = [f"{value:+.4f}" for value in differences]
     return pd.DataFrame(columns)
 
 

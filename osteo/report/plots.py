@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
 from osteo.evaluation.metrics import all_metrics
-from osteo.report.figures import COLOURS, STYLE
+from osteo.report.figures import COLOURS, MOST, STYLE
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import Results
 from osteo.task import POSITIVE
@@ -22,7 +23,6 @@ from osteo.types import Floats, Statistic
 GRID = np.linspace(0.0, 1.0, 101)
 LIMITS = np.linspace(0.05, 0.95, 91)  # probabilities above which a picture may be called
 BINS = 6  # of the reliability curve, each with the same number of pictures
-MOST = 6  # models on one figure
 SOFT = "#888888"
 
 
@@ -45,7 +45,7 @@ def forest(results: Results) -> Figure:
         ):
             for place, (_, kind, interval) in enumerate(rows[metric]):
                 colour = {"model": COLOURS[0], "ensemble": COLOURS[2], "shortcut": COLOURS[3]}.get(kind, SOFT)
-                axes.plot(interval[1:], [place, place], color=colour, lw=2)
+                axes.plot(interval[1:], [place, place], color=colour, lw=2)  # nothing where it has no ends
                 axes.plot(interval.value, place, "o", color=colour, ms=5)
             axes.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{title} with 95 % interval")
             axes.axvline(0.5, color=SOFT, lw=0.8, ls=":")
@@ -62,7 +62,9 @@ def roc_and_pr(results: Results) -> Figure:
         figure = Figure(figsize=(9.5, 4.4), layout="constrained")
         roc, pr = figure.subplots(1, 2)
         for number, result in enumerate(drawn):
-            value, low, high = _bands(results, curves.roc_and_pr(labels, result.system.probabilities, GRID))
+            value, low, high = _bands(
+                results, curves.roc_and_pr(labels, result.system.probabilities, GRID, result.system.networks)
+            )
             for axes, part in ((roc, slice(0, len(GRID))), (pr, slice(len(GRID), None))):
                 _line(axes, GRID, value[part], low[part], high[part], COLOURS[number], result.system.name)
         roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
@@ -91,14 +93,15 @@ def reliability(results: Results) -> Figure:
                 (result.system.calibrated, "after temperature", COLOURS[0]),
             ):
                 known = scores[np.isfinite(scores)]
-                edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)))
-                edges[-1] += 1e-9
+                edges = np.quantile(known, np.linspace(0, 1, BINS + 1))
+                edges[-1] += 1e-9  # before equal ones go: where all pictures have one probability, one bin is left
+                edges = np.unique(edges)
                 value, low, high = _bands(results, curves.reliability(labels, scores, edges))
                 middle = [known[(known >= a) & (known < b)].mean() for a, b in pairwise(edges)]
                 bars = np.nan_to_num(np.clip([value - low, high - value], 0, None))
                 axes.errorbar(middle, value, bars, color=colour, marker="o", ms=4, lw=1.3, capsize=2, label=name)
             axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-            axes.set(title=result.system.name, xlim=(0, 1), ylim=(0, 1), xlabel="probability")
+            axes.set(title=fill(result.system.name, 32), xlim=(0, 1), ylim=(0, 1), xlabel="probability")
         panels[0].set_ylabel(f"share with {POSITIVE}")
         panels[0].legend(frameon=False, loc="upper left")
         return figure

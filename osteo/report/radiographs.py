@@ -1,6 +1,7 @@
 """What a report says of the radiographs themselves: samples, predictions, mistakes, and where the networks look."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -32,7 +33,9 @@ from osteo.types import Grey, ReadFile, Singles
 
 SAMPLES, PREDICTIONS = 5, 12  # pictures of each class, and of the best run's test split
 EXPLAINED = 400  # pictures that get a Grad-CAM, at most
-RANDOMISED = 12  # pictures of each run whose map is compared with an untrained network's
+RANDOMISED = 40  # untrained networks whose maps are compared with the model's, shared out among its runs
+COMPARED = 4  # pictures of each run with which that is done
+RANDOM_SEED = 1_000_000  # of the first of them: no run starts from the weights that one of these seeds draws
 BATCH = 32
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,8 @@ class PictureFindings:
     mistakes: list[Mistake] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
     """where the networks look"""
+    sanity: gradcam.Sanity | None = None
+    """whether the maps depend on what was learnt; None where there are no maps"""
     note: str = ""
     """why something is missing"""
     clinical: pd.DataFrame | None = None
@@ -106,14 +111,14 @@ def _explain(
     note = ""
     try:
         log.info("computing where %s looks", system.name)
-        maps, correlations = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
+        maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
     except UserError as error:
-        maps, correlations, note = {}, [], str(error)
+        maps, sanity, note = {}, None, str(error)
     if not config.pictures:
         wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
-    sentences = gradcam.findings(measured, pictures, correlations) if measured else []
-    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, note, clinical)
+    sentences = gradcam.findings(measured, pictures, sanity) if measured else []
+    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, sanity, note, clinical)
 
 
 def _mistakes(wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles]) -> list[Mistake]:
@@ -135,24 +140,26 @@ def _confidence(probability: float) -> str:
 
 
 def grad_cams(
-    runs: Sequence[Run], first: Sequence[str], sha256: Mapping[str, str], store: Store
-) -> tuple[dict[str, Singles], list[float]]:
-    """Grad-CAM of test pictures by the network that tested them, by image_id, (S, S).
+    runs: Sequence[Run], first: Sequence[str], sha256: Mapping[str, str], store: Store, *, seed: int = RANDOM_SEED
+) -> tuple[dict[str, Singles], gradcam.Sanity | None]:
+    """Grad-CAM of test pictures by the network that tested them, by image_id, (S, S), and their sanity check.
 
-    Also how a map and an untrained network's correlate (Spearman), for some pictures of each run.
+    Each run's network is compared with other untrained ones, on some of its pictures; None where there is no map.
 
     Args:
         runs: of one model.
         first: pictures that get a map in any case.
         sha256: of the other pictures too, by image_id.
         store: holds them.
+        seed: of the first untrained network.
 
     Raises:
         UserError: the backbone has no feature map, or a checkpoint is gone.
     """
     maps: dict[str, Singles] = {}
     correlations: list[float] = []
-    for run in runs:
+    compared, each = 0, math.ceil(RANDOMISED / len(runs))
+    for number, run in enumerate(runs):
         predictions = run.read_table("predictions.csv")
         tested = [i for i in predictions.loc[predictions["split"] == "test", "image_id"] if i not in maps]
         chosen = [i for i in tested if i in first]
@@ -166,9 +173,10 @@ def grad_cams(
             cams = gradcam.grad_cam(network, pictures)
             maps |= dict(zip(chosen[start : start + BATCH], cams.numpy(), strict=True))
             if start == 0:
-                untrained = gradcam.grad_cam(network.untrained(), pictures[:RANDOMISED])
-                correlations += gradcam.agreement(cams[:RANDOMISED], untrained)
-    return maps, correlations
+                untrained = (network.untrained(seed=seed + number * each + n) for n in range(each))
+                correlations += gradcam.compare_randomised(network, untrained, pictures[:COMPARED])
+                compared += len(pictures[:COMPARED])
+    return maps, gradcam.Sanity(tuple(correlations), compared) if maps else None
 
 
 def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Figure]:

@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from osteo.evaluation.bootstrap import Comparison, Interval, proportion
-from osteo.evaluation.metrics import all_metrics, metric_intervals, weighted_metrics
+from osteo.evaluation.bootstrap import Bootstrapped, Comparison, Interval, proportion
+from osteo.evaluation.metrics import all_metrics, measure, metric_intervals
+from osteo.evaluation.selection import Selected, best_on_test
 from osteo.evaluation.systems import Experiment, System
-from osteo.evaluation.tests import delong_interval, delong_test, mcnemar, paired_bootstrap
-from osteo.task import THRESHOLD
-from osteo.types import Floats
+from osteo.evaluation.tests import compare, delong_test, drawn_for_pair, holm, mcnemar
+from osteo.types import Floats, Mask
+
+PAIRWISE = 10  # models that are all compared with each other; of more, the chosen one with each
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,10 @@ class Result:
     system: System
     intervals: dict[str, Interval]
     """by metric, of the cluster bootstrap"""
+    pooled: Interval | None
+    """AUROC of all pairs, also of pictures that different networks tested; None where one network tested them all"""
     wilson: dict[str, Interval]
-    """of accuracy, sensitivity and specificity, as if every picture stood for itself"""
-    delong: Interval | None
-    """of the AUROC"""
+    """of accuracy, sensitivity and specificity; empty where pictures share a group and do not stand for themselves"""
     by_repeat: pd.DataFrame
     """one row per repeat, one column per metric"""
     confusion: Floats
@@ -39,11 +42,21 @@ class Paired:
     second: str
     by_metric: dict[str, Comparison]
     """of the paired cluster bootstrap"""
-    delong: Comparison | None
+    delong: float
+    """p-value of the AUROC; NaN where there is no variance"""
     votes: tuple[int, int]
     """groups on which the first, or the second, was right more often"""
     mcnemar: float
     mcnemar_mid: float
+
+
+class PrimaryTest(NamedTuple):
+    """One test of the primary endpoint."""
+
+    pair: Paired
+    comparison: Comparison
+    p: float
+    """after Holm's correction over the whole family"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,16 @@ class Results:
     seed: int
     prevalence: float
     sensitivity: float
+    primary: str
+    """name of the metric that is the primary endpoint"""
     ranked: list[Result]
-    """models first, then ensembles, then the shortcut; within a kind the best AUROC first"""
+    """models first, the best on validation first; then ensembles, then the shortcut"""
     between: list[Paired]
-    """every pair of models"""
+    """every pair of models; of many models the chosen one and each other"""
     against_shortcut: list[Paired]
-    """every model and the shortcut"""
+    """every model, or of many the chosen one, and the shortcut"""
+    on_test: Selected | None
+    """the model that the test pictures would have chosen; None where there is one model"""
 
     @property
     def models(self) -> list[Result]:
@@ -69,7 +86,7 @@ class Results:
 
     @property
     def best(self) -> Result:
-        """The model with the highest AUROC."""
+        """The model that validation chooses; its test pictures had no part in the choice."""
         return self.models[0]
 
     @property
@@ -77,44 +94,83 @@ class Results:
         """What width and height reach."""
         return self.ranked[-1]
 
+    @property
+    def family(self) -> list[PrimaryTest]:
+        """Every test of the primary endpoint, with Holm's correction over all of them that could be made."""
+        pairs = [*self.between, *self.against_shortcut]
+        comparisons = [pair.by_metric[self.primary] for pair in pairs]
+        made = [number for number, comparison in enumerate(comparisons) if np.isfinite(comparison.p)]
+        corrected = dict(zip(made, holm([comparisons[number].p for number in made]), strict=True))
+        return [
+            PrimaryTest(pair, comparison, corrected.get(number, float("nan")))
+            for number, (pair, comparison) in enumerate(zip(pairs, comparisons, strict=True))
+        ]
+
 
 def compute(
-    experiment: Experiment, *, draws: int, seed: int, prevalence: float, sensitivity: float
+    experiment: Experiment, *, draws: int, seed: int, prevalence: float, sensitivity: float, primary: str = "auroc"
 ) -> Results:  # fmt: skip
     """Intervals of every system, and tests between the models and against the shortcut."""
-    order = {"model": 0, "ensemble": 1, "shortcut": 2}
-    ranked = [_result(experiment, system, draws, seed) for system in experiment.systems]
-    ranked.sort(key=lambda result: (order[result.system.kind], -result.intervals["auroc"].value))
-    models = [result.system for result in ranked if result.system.kind == "model"]
-    pairs = [_pair(experiment, first, second, draws, seed) for first, second in combinations(models, 2)]
-    shortcut = ranked[-1].system
-    against = [_pair(experiment, model, shortcut, draws, seed) for model in models]
-    return Results(experiment, draws, seed, prevalence, sensitivity, ranked, pairs, against)
+    sign = 1.0 if all_metrics()[primary].direction == "max" else -1.0
+
+    def place(system: System) -> tuple[int, float]:
+        value = sign * system.validation.get(primary, 0.0)
+        return ["model", "ensemble", "shortcut"].index(system.kind), -value if np.isfinite(value) else np.inf
+
+    systems = sorted(experiment.systems, key=place)
+    ranked = [_result(experiment, system, draws, seed) for system in systems]
+    models, shortcut = [system for system in systems if system.kind == "model"], systems[-1]
+    pairs = _Pairs(experiment, draws, seed)
+    few = len(models) <= PAIRWISE
+    between = [pairs(*pair) for pair in (combinations(models, 2) if few else ((models[0], m) for m in models[1:]))]
+    against = [pairs(model, shortcut) for model in (models if few else models[:1])]
+    on_test = None
+    if len(models) > 1:
+        tested = [model.answers() for model in models]
+        on_test = best_on_test(
+            experiment.labels, tested, experiment.groups, metric=primary, draws=draws, seed=seed
+        )  # fmt: skip
+    return Results(experiment, draws, seed, prevalence, sensitivity, primary, ranked, between, against, on_test)
 
 
 def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Result:
-    labels = experiment.labels
-    intervals = metric_intervals(labels, system.probabilities, experiment.groups, draws=draws, seed=seed)
-    once = np.ones((1, len(labels)))
+    labels, scores, networks = experiment.labels, system.probabilities, system.networks
+    drawn = {"draws": draws, "seed": seed}
     rows = [
-        dict(zip(all_metrics(), weighted_metrics(labels, row[None])(once)[0], strict=True)) | {"repeat": name}
-        for name, row in zip(experiment.repeats, system.probabilities, strict=True)
-        if np.isfinite(row).any()
+        measure(labels, of_repeat[None], networks=of_networks[None]) | {"repeat": name}
+        for name, of_repeat, of_networks in zip(experiment.repeats, scores, networks, strict=True)
+        if np.isfinite(of_repeat).any()
     ]
+    is_split = any(len(np.unique(row[row >= 0])) > 1 for row in networks)
+    pooled = metric_intervals(labels, scores, experiment.groups, names=["auroc"], **drawn)["auroc"]
     right = system.right(labels)
     known, share = np.isfinite(right).any(axis=0), np.nan_to_num(mean_over_repeats(right))
-    counted = {"accuracy": known, "sensitivity": known & (labels == 1), "specificity": known & (labels == 0)}
-    wilson = {name: proportion(round(float(share[which].sum())), int(which.sum())) for name, which in counted.items()}
     matrix = [[float((side * (labels == truth) * known).sum()) for side in sides]
               for truth, sides in ((0, (share, 1 - share)), (1, (1 - share, share)))]  # fmt: skip
     return Result(
         system,
-        intervals,
-        wilson,
-        delong_interval(labels, system.probabilities[np.isfinite(system.probabilities).any(axis=1)], experiment.groups),
+        metric_intervals(labels, scores, experiment.groups, networks=networks, **drawn),
+        pooled if is_split else None,
+        _wilson(experiment, right),
         pd.DataFrame(rows),
         np.asarray(matrix),
     )
+
+
+def _wilson(experiment: Experiment, right: Floats) -> dict[str, Interval]:
+    """Of the mean over repeats, each of which is measured on what it tested, as every other value is."""
+    labels = experiment.labels
+    tested = np.asarray(np.isfinite(right).any(axis=0))
+    if len({group for group, is_in in zip(experiment.groups, tested, strict=True) if is_in}) < tested.sum():
+        return {}
+    found = {}
+    for name, of_class in (("accuracy", tested), ("sensitivity", labels == 1), ("specificity", labels == 0)):
+        rows = [row[of_class & np.isfinite(row)] for row in right]
+        shares = [float(row.mean()) for row in rows if len(row)]
+        if shares:
+            trials = int((tested & of_class).sum())
+            found[name] = proportion(float(np.mean(shares)) * trials, trials)
+    return found
 
 
 def mean_over_repeats(values: Floats) -> Floats:
@@ -124,19 +180,26 @@ def mean_over_repeats(values: Floats) -> Floats:
         return np.asarray(np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0))
 
 
-def _pair(experiment: Experiment, first: System, second: System, draws: int, seed: int) -> Paired:
-    labels, groups = experiment.labels, experiment.groups
-    limits = np.full_like(first.probabilities, THRESHOLD)
-    both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
-    rows = both.any(axis=1)
-    delong = delong_test(
-        labels,
-        np.where(both, first.probabilities, np.nan)[rows],
-        np.where(both, second.probabilities, np.nan)[rows],
-        groups,
-    )
-    for_first, for_second, exact, mid_p = mcnemar(first.right(labels), second.right(labels), groups)
-    by_metric = paired_bootstrap(
-        labels, (first.probabilities, limits), (second.probabilities, limits), groups, draws=draws, seed=seed
-    )
-    return Paired(first.name, second.name, by_metric, delong, (for_first, for_second), exact, mid_p)
+class _Pairs:
+    """Compares systems; the draws of one are kept for its next pair."""
+
+    def __init__(self, experiment: Experiment, draws: int, seed: int) -> None:
+        self.experiment, self.draws, self.seed = experiment, draws, seed
+        self.kept: dict[tuple[str, int, bytes], dict[str, Bootstrapped]] = {}
+
+    def __call__(self, first: System, second: System) -> Paired:
+        labels, groups = self.experiment.labels, self.experiment.groups
+        both = np.isfinite(first.probabilities) & np.isfinite(second.probabilities)
+        by_metric = compare(self._drawn(first, 0, both), self._drawn(second, 1, both))
+        delong = delong_test(labels, first.answers(both), second.answers(both), groups)
+        for_first, for_second, exact, mid_p = mcnemar(first.right(labels), second.right(labels), groups)
+        return Paired(first.name, second.name, by_metric, delong, (for_first, for_second), exact, mid_p)
+
+    def _drawn(self, system: System, side: int, both: Mask) -> dict[str, Bootstrapped]:
+        key = system.name, side, both.tobytes()
+        if key not in self.kept:
+            self.kept[key] = drawn_for_pair(
+                self.experiment.labels, system.answers(both), self.experiment.groups, side=side,
+                draws=self.draws, seed=self.seed,
+            )  # fmt: skip
+        return self.kept[key]

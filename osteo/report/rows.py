@@ -1,45 +1,37 @@
 """The tables of a report, from its results."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import pandas as pd
 
 from osteo.evaluation import curves
-from osteo.evaluation.bootstrap import Interval, bootstrap
+from osteo.evaluation.bootstrap import bootstrap, format_interval
 from osteo.evaluation.calibration import calibration_error
 from osteo.evaluation.metrics import all_metrics, metric_intervals
 from osteo.evaluation.systems import Experiment
-from osteo.evaluation.tests import holm
-from osteo.report.results import Paired, Result, Results, mean_over_repeats
+from osteo.report.results import Result, Results, mean_over_repeats
 from osteo.task import POSITIVE, RULES, THRESHOLD
 
 SMALLEST = 10  # pictures of a subgroup that has a row
 MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgroup, and of the terminal
 
 
-def format_interval(interval: Interval | None, digits: int = 3) -> str:
-    """An interval as text: value (low to high)."""
-    if interval is None or not np.isfinite(interval.value):
-        return "-"
-    value, low, high = (f"{number:.{digits}f}" for number in interval)
-    return f"{value} ({low} to {high})"
-
-
-def p_value(p: float | None) -> str:
+def p_value(p: float) -> str:
     """A p-value as journals print it."""
-    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    if not np.isfinite(p):
+        return "-"
+    digits = 4 if abs(p - 0.05) < 0.0005 else 3  # so that 0.0498 does not read as 0.050
+    return "< 0.001" if p < 0.001 else f"{p:.{digits}f}"
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """One row per system: metrics with intervals of the cluster bootstrap."""
-    metrics = all_metrics().values()
+    """One row per system: metrics with intervals of the cluster bootstrap, the primary endpoint first."""
+    metrics = sorted(all_metrics().values(), key=lambda metric: metric.name != results.primary)
     return pd.DataFrame(
         {
             "system": result.system.name,
+            **{metric.title: format_interval(result.intervals[metric.name]) for metric in metrics},
             "pictures": result.system.tested,
             "repeats": result.system.repeats,
-            **{metric.title: format_interval(result.intervals[metric.name]) for metric in metrics},
         }
         for result in results.ranked
     )
@@ -64,12 +56,10 @@ def numbers_table(results: Results) -> pd.DataFrame:
 
 
 def methods_table(results: Results) -> pd.DataFrame:
-    """What other methods say of the same values: Wilson, DeLong, and the range over repeats and over runs."""
+    """The same values in other ways: all pictures pooled, the range over repeats and over runs, Wilson's interval."""
     rows, metrics = [], all_metrics()
     for result in results.ranked:
-        row = {"system": result.system.name}
-        row |= {f"{metrics[name].title}, Wilson": format_interval(interval) for name, interval in result.wilson.items()}
-        row["AUROC, DeLong"] = format_interval(result.delong)
+        row = {"system": result.system.name, "AUROC, pooled over networks": format_interval(result.pooled)}
         for name in ("auroc", "accuracy"):
             values = result.by_repeat[name]
             title, is_repeated = metrics[name].title, len(values) > 1 and result.system.kind == "model"
@@ -77,34 +67,43 @@ def methods_table(results: Results) -> pd.DataFrame:
             runs = [run.read_json("metrics.json")[f"test/{name}"] for run in result.system.runs]
             known = [value for value in runs if value is not None]
             row[f"{title}, by run"] = f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else "-"
+        row |= {f"{metrics[name].title}, Wilson": format_interval(interval) for name, interval in result.wilson.items()}
+        rows.append(row)
+    table = pd.DataFrame(rows).fillna("-")
+    return table.loc[:, (table != "-").any()]
+
+
+def primary_table(results: Results) -> pd.DataFrame:
+    """One row per test of the primary endpoint: the difference with its interval, and p with Holm's correction."""
+    title = all_metrics()[results.primary].title
+    return pd.DataFrame(
+        {
+            "first": test.pair.first,
+            "second": test.pair.second,
+            f"{title}, difference": format_interval(test.comparison.difference),
+            "p": p_value(test.comparison.p),
+            "p, Holm": p_value(test.p),
+        }
+        for test in results.family
+    )
+
+
+def exploratory_table(results: Results) -> pd.DataFrame:
+    """One row per pair: what else was compared, with p-values that nothing corrects for their number."""
+    metrics, primary = all_metrics(), results.primary
+    rows = []
+    for pair in [*results.between, *results.against_shortcut]:
+        row = {"first": pair.first, "second": pair.second}
+        for name in ("auroc", "accuracy"):
+            title, comparison = metrics[name].title, pair.by_metric[name]
+            if name != primary:
+                row[f"{title}, difference"] = format_interval(comparison.difference)
+                row[f"{title}, p"] = p_value(comparison.p)
+        row["AUROC, DeLong p"] = p_value(pair.delong)
+        row["right more often"] = f"{pair.votes[0]} to {pair.votes[1]}"
+        row["McNemar exact p"], row["McNemar mid-p"] = p_value(pair.mcnemar), p_value(pair.mcnemar_mid)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def tests_table(pairs: Sequence[Paired]) -> pd.DataFrame:
-    """One row per pair: differences with intervals, p-values, and these after Holm's correction within the column."""
-    columns: dict[str, Callable[[Paired], float | None]] = {
-        "AUROC, bootstrap p": lambda pair: pair.by_metric["auroc"].p,
-        "AUROC, DeLong p": lambda pair: pair.delong.p if pair.delong else None,
-        "accuracy, bootstrap p": lambda pair: pair.by_metric["accuracy"].p,
-        "accuracy, McNemar exact p": lambda pair: pair.mcnemar,
-        "McNemar mid-p": lambda pair: pair.mcnemar_mid,
-    }
-    table = pd.DataFrame(
-        {
-            "first": [pair.first for pair in pairs],
-            "second": [pair.second for pair in pairs],
-            "AUROC, difference": [format_interval(pair.by_metric["auroc"].difference) for pair in pairs],
-            "accuracy, difference": [format_interval(pair.by_metric["accuracy"].difference) for pair in pairs],
-            "right more often": [f"{pair.votes[0]} to {pair.votes[1]}" for pair in pairs],
-        }
-    )
-    for name, read in columns.items():
-        p_values = [read(pair) for pair in pairs]
-        table[name] = [p_value(p) for p in p_values]
-        if all(p is not None for p in p_values) and len(p_values) > 1:
-            table[f"{name}, Holm"] = [p_value(p) for p in holm([p for p in p_values if p is not None])]
-    return table
 
 
 def calibration_table(results: Results) -> pd.DataFrame:
@@ -136,14 +135,22 @@ def thresholds_table(results: Results) -> pd.DataFrame:
             thresholds = system.thresholds[rule]
             statistic = curves.decisions(experiment.labels, system.calibrated, thresholds, results.prevalence)
             drawn = bootstrap(statistic, experiment.labels, experiment.groups, draws=results.draws, seed=results.seed)
+            calls = metric_intervals(
+                experiment.labels, system.calibrated, experiment.groups, thresholds=thresholds,
+                names=("accuracy", "f1_macro"), draws=results.draws, seed=results.seed,
+            )  # fmt: skip
             chosen = thresholds[np.isfinite(thresholds)]
-            names = ("sensitivity", "specificity", "PPV", "NPV")
+            names = {"sensitivity": (1,), "specificity": (0,), "PPV": (0, 1), "NPV": (0, 1)}
             rows.append(
                 {
                     "system": system.name,
                     "threshold by": title.format(sensitivity=results.sensitivity),
                     "threshold": f"{chosen.min():.2f}" + (f" to {chosen.max():.2f}" if np.ptp(chosen) > 0 else ""),
-                    **{name: format_interval(drawn.interval(column)) for column, name in enumerate(names)},
+                    **{
+                        name: format_interval(drawn.interval(column, needs))
+                        for column, (name, needs) in enumerate(names.items())
+                    },
+                    **{all_metrics()[name].title: format_interval(interval) for name, interval in calls.items()},
                 }
             )
     return pd.DataFrame(rows)
@@ -192,6 +199,7 @@ def subgroup_table(results: Results, result: Result, clinical: pd.DataFrame | No
                 result.system.probabilities[:, inside],
                 [group for group, is_in in zip(experiment.groups, inside, strict=True) if is_in],
                 names=MAIN,
+                networks=result.system.networks[:, inside],
                 draws=results.draws,
                 seed=results.seed,
             )

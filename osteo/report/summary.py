@@ -34,7 +34,10 @@ def show_runs(directory: Path) -> bool:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
         console.print(results_table(board))
-        console.print(f"[dim]precision, recall and F1 are macro averages; test split; threshold {THRESHOLD}[/dim]")
+        console.print(
+            "[dim]one row per run, the best AUROC on validation first; the other metrics are of its test pictures at a"
+            f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages[/dim]"
+        )
     failed = {run.directory.name: run.status() for run in runs if run.status()["state"] != "done"}
     if failed:
         table = Table("run", "state", "error", title="not done", title_justify="left")
@@ -67,7 +70,7 @@ def show_report(report: "Report") -> None:
     console.print(as_table(tables["table2"], title="Table 2: ours, the paper's, and the difference"))
     console.print(as_table(tables["costs"], title="cost"))
     main = ["system", *(all_metrics()[name].title for name in MAIN)]
-    console.print(as_table(tables["comparison"][main], title="with 95 % intervals"))
+    console.print(as_table(tables["comparison"][main], title="all folds, mean over repeats, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
@@ -79,6 +82,7 @@ def results_table(board: pd.DataFrame) -> Table:
 
     metrics = all_metrics()
     columns = {key: key for key in FACTS if key in board}
+    columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
     for key in board:
         kind, _, name = str(key).partition("/")
         if kind == "test":
@@ -98,7 +102,7 @@ def results_table(board: pd.DataFrame) -> Table:
 def _cell(key: str, value: object) -> str:
     if value is None or pd.isna(value):  # type: ignore[call-overload]
         return "-"
-    if key.startswith("test/"):
+    if key.startswith(("test/", "val/")):
         return f"{value:.3f}"
     if key == "parameters":
         return f"{float(str(value)) / 1e6:.1f} M"

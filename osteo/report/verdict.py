@@ -1,29 +1,34 @@
-"""A report's results in words."""
+"""A report's results in words, as a careful reader would sum them up."""
 
-from osteo.evaluation.bootstrap import proportion
-from osteo.evaluation.tests import holm
+import numpy as np
+
+from osteo.errors import counted
+from osteo.evaluation.bootstrap import FEWEST, Interval, clusters_of, format_interval, number_clusters, proportion
+from osteo.evaluation.metrics import all_metrics
 from osteo.report.paper import TABLE_2, TEST_PICTURES
-from osteo.report.results import Results
-from osteo.report.rows import format_interval
+from osteo.report.results import PrimaryTest, Results
+from osteo.report.rows import p_value
+from osteo.task import CLASS_NAMES
+
+APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
 
 
-def verdict(results: Results, leaks: int, contradictions: int) -> list[str]:
+def verdict(
+    results: Results, leaks: int, contradictions: int, *, trials: str = "", sanity: str = ""
+) -> list[str]:  # fmt: skip
     """What is known and what is not, in words.
 
     Args:
         results: of the sweep.
         leaks: sets of pictures of one exposure or patient on more than one side of a split.
         contradictions: sets of used files with the same bytes and different labels.
+        trials: what a search chose from; empty where there was none.
+        sanity: what the maps' sanity check found wrong; empty where nothing.
     """
-    best, experiment = results.best, results.experiment
-    where = f"{best.system.tested} test pictures ({experiment.design})"
-    lines = [
-        f"{best.system.name} reaches an AUROC of {format_interval(best.intervals['auroc'], 2)} and an accuracy of"
-        f" {format_interval(best.intervals['accuracy'], 2)} on {where}; 95 % intervals."
-    ]
-    lines += _ranking(results)
-    lines.append(_beside_shortcut(results))
-    lines.append(_beside_paper(results))
+    lines = [*_headline(results, trials), *_doubts(results), *_ranking(results)]
+    lines += [_beside_shortcut(results), _beside_paper(results)]
+    if sanity:
+        lines.append(sanity)
     if leaks:
         lines.append(
             f"The split leaks: {leaks} sets of pictures of one exposure or one patient stand on more than one side, so"
@@ -37,52 +42,148 @@ def verdict(results: Results, leaks: int, contradictions: int) -> list[str]:
     return lines
 
 
-def _ranking(results: Results) -> list[str]:
-    if not results.between:
-        return []
-    pairs = results.between
-    corrected = holm([pair.by_metric["auroc"].p for pair in pairs])
-    first = results.best.system.name
+def _headline(results: Results, trials: str) -> list[str]:
+    best, experiment, primary = results.best, results.experiment, all_metrics()[results.primary]
+    others = [name for name in ("auroc", "accuracy") if name != primary.name]
+    parts = [_reached(results, name) for name in (primary.name, *others)]
+    lines = [
+        f"{best.system.name} reaches {' and '.join(parts)} on {best.system.tested} test pictures"
+        f" ({experiment.design}); 95 % intervals."
+    ]
+    tests = len(results.family)
+    chosen = f"It was chosen among {len(results.models)} models" if len(results.models) > 1 else "It is the only model"
+    chosen += trials and f" ({trials})"
+    chosen += f" by its {primary.title} on validation; " if len(results.models) > 1 else "; "
+    lines.append(
+        f"{chosen}the primary endpoint is the {primary.title}, whose {counted(tests, 'test')} are corrected together"
+        " (Holm); everything else is exploratory."
+        if tests > 1
+        else f"{chosen}the primary endpoint is the {primary.title}; everything else is exploratory."
+    )
+    if results.on_test is not None:
+        selected = results.on_test
+        lines.append(
+            f"The best {primary.title} on test is that of {results.models[selected.number].system.name},"
+            f" {format_interval(selected.naive, 2)}; corrected for its choice among {len(results.models)} by these very"
+            f" pictures it is {format_interval(selected.corrected, 2)}."
+        )
+    return lines
+
+
+def _reached(results: Results, name: str) -> str:
+    title = all_metrics()[name].title
+    article = "an" if title[0].lower() in "aeio" or title[:1] == "F" else "a"
+    return f"{article} {title} of {format_interval(results.best.intervals[name], 2)}"
+
+
+def _doubts(results: Results) -> list[str]:
+    """What makes the first figures less than they seem."""
+    best, experiment = results.best, results.experiment
+    auroc, accuracy = best.intervals["auroc"], best.intervals["accuracy"]
     lines = []
-    for pair, p in zip(pairs, corrected, strict=True):
-        if first == pair.first:
-            difference = format_interval(pair.by_metric["auroc"].difference, 2)
-            conclusion = "is significant" if p < 0.05 else "is not significant"
-            note = ", corrected for the number of pairs" if len(pairs) > 1 else ""
+    if experiment.notes:
+        lines.append("The experiment is incomplete: these figures are of what was tested so far.")
+    if unknown := _too_few(results):
+        lines.append(unknown)
+    if best.pooled is not None and abs(best.pooled.value - auroc.value) >= APART:
+        lines.append(
+            f"Over all pictures, whichever network tested them, its AUROC is {format_interval(best.pooled, 2)}: the"
+            " networks' probabilities are not on one scale, so pictures are compared within a network only."
+        )
+    if auroc.low <= 0.5 <= auroc.high:
+        lines.append("That AUROC is no evidence of more than chance (0.50).")
+    negatives, positives = best.confusion.sum(axis=0)
+    if min(negatives, positives) == 0.0:
+        lines.append(f"It calls every picture {CLASS_NAMES[int(positives > 0)]}.")
+    share = float(best.confusion.sum(axis=1).max() / best.confusion.sum())
+    if accuracy.value <= share + 0.005:
+        lines.append(f"Its accuracy is no better than always calling the larger class, which has {share:.2f}.")
+    elif accuracy.low <= share:
+        lines.append(f"Its accuracy is not significantly above the share of the larger class, {share:.2f}.")
+    if "cross-validation" in experiment.design:
+        lines.append(
+            "The intervals are conditional on the trained networks: other training pictures would change those, too."
+        )
+    return lines
+
+
+def _too_few(results: Results) -> str:
+    experiment = results.experiment
+    cases, controls = clusters_of(experiment.labels, number_clusters(experiment.groups))
+    few = [
+        f"{len(groups)} with {name}"
+        for groups, name in zip((controls, cases), CLASS_NAMES, strict=True)
+        if len(groups) < FEWEST
+    ]
+    if not few:
+        return ""
+    return (
+        f"Too few patients or exposures were tested ({' and '.join(few)}; at least {FEWEST} are needed): what"
+        ' depends on them has no interval, which a "-" stands for.'
+    )
+
+
+def _ranking(results: Results) -> list[str]:
+    family = [test for test in results.family if test.pair in results.between]
+    first, title = results.best.system.name, all_metrics()[results.primary].title
+    lines = []
+    for test in family:
+        if first in (test.pair.first, test.pair.second):
+            difference, other = test.comparison.difference, test.pair.second
+            if first == test.pair.second:
+                difference, other = _turned(difference), test.pair.first
+            ahead = "lead over" if _is_better(results, difference.value) else "difference from"
             lines.append(
-                f"Its lead over {pair.second} in AUROC, {difference}, {conclusion} (paired bootstrap,"
-                f" p {_is(p)}{note})."
+                f"Its {ahead} {other} in {title}, {format_interval(difference, 2)}, {_conclusion(test)}"
+                f" (paired bootstrap, {_is(test)})."
             )
-    if all(p >= 0.05 for p in corrected):
+    if family and all(not test.p < 0.05 for test in family):
         lines.append("These pictures cannot rank the models.")
     return lines
 
 
-def _is(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+def _turned(difference: Interval) -> Interval:
+    return Interval(-difference.value, -difference.high, -difference.low)
+
+
+def _is_better(results: Results, difference: float) -> bool:
+    return difference > 0 if all_metrics()[results.primary].direction == "max" else difference < 0
+
+
+def _conclusion(test: PrimaryTest) -> str:
+    return "is significant" if test.p < 0.05 else "is not significant"
+
+
+def _is(test: PrimaryTest) -> str:
+    if not np.isfinite(test.p):
+        return "too few to test"
+    text = p_value(test.p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _beside_shortcut(results: Results) -> str:
-    pair = next(pair for pair in results.against_shortcut if pair.first == results.best.system.name)
-    p = pair.by_metric["auroc"].p
+    name = results.best.system.name
+    test = next(t for t in results.family if t.pair in results.against_shortcut and t.pair.first == name)
     intervals = results.shortcut.intervals
-    auroc, accuracy = (format_interval(intervals[name], 2) for name in ("auroc", "accuracy"))
+    auroc, accuracy = (format_interval(intervals[metric], 2) for metric in ("auroc", "accuracy"))
     start = (
         f"A forest that sees only a picture's width and height reaches an AUROC of {auroc} and an accuracy of"
-        f" {accuracy} on the same folds;"
+        f" {accuracy} on the same pictures;"
     )
-    is_ahead = pair.by_metric["auroc"].difference.value > 0
-    if p < 0.05 and is_ahead:
-        return f"{start} {pair.first} is significantly better (p {_is(p)})."
-    return f"{start} {pair.first} is not significantly better (p {_is(p)}), so it need not have seen any bone."
+    if test.p < 0.05:
+        better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
+        return f"{start} {name} is significantly {better} ({_is(test)})."
+    behind = _is_better(results, -test.comparison.difference.value)
+    better = "behind that, though not significantly" if behind else "not significantly better"
+    return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
 
 
 def _beside_paper(results: Results) -> str:
     reported = max(TABLE_2, key=lambda name: TABLE_2[name]["accuracy"])
     accuracy = TABLE_2[reported]["accuracy"]
-    interval = proportion(round(accuracy * TEST_PICTURES), TEST_PICTURES)
-    ours = results.best.intervals["accuracy"]
+    interval, ours = proportion(round(accuracy * TEST_PICTURES), TEST_PICTURES), results.best.intervals["accuracy"]
+    beside = f", ours is {ours.low:.2f} to {ours.high:.2f}" if np.isfinite(ours.low) else ""
     return (
         f"The paper reports an accuracy of {accuracy:.3f} for {reported} on {TEST_PICTURES} pictures; their 95 %"
-        f" interval is {interval.low:.2f} to {interval.high:.2f}, ours is {ours.low:.2f} to {ours.high:.2f}."
+        f" interval is {interval.low:.2f} to {interval.high:.2f}{beside}."
     )

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from osteo.config import OptimizerConfig
 from osteo.errors import UserError
-from osteo.evaluation.metrics import training_metrics
+from osteo.evaluation.torch_metrics import training_metrics
 from osteo.task import direction
 from osteo.training.losses import make_loss, smooth
 from osteo.training.network import Network
@@ -110,7 +110,8 @@ class Classifier(LightningModule):
             negative, positive = self.class_weights
             losses = losses * (negative + (positive - negative) * batch.labels)
         metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
-        metrics.update(logits.detach().sigmoid(), batch.labels.long())
+        scores = logits.detach()
+        metrics.update(logits=scores, preds=scores.sigmoid(), target=batch.labels.long())
         mean.update(losses.detach())
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
         self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
