@@ -27,6 +27,7 @@ BENCHMARKS = {
     "decode": "preparing pictures against a plain PIL loop",
     "channels": "the backbones on one grey channel against RGB",
     "audit": "an audit of 20 000 phantoms",
+    "duplicates": "copies found by what was done to them",
     "coverage": "intervals and tests against a known truth",
     "folds": "the AUROC of all pairs and of those within a fold, where networks differ by an offset",
     "selection": "the best of ten models on test, as measured and corrected",

@@ -93,7 +93,10 @@ def test_altered_copies_are_found_with_what_was_done_to_them(found: tuple[dict, 
     assert facts.pop(("kaggle/normal/4n.png", "kaggle/normal/same pixels.png")) == (True, False, False)
     assert facts.pop(("kaggle/normal/mirrored.png", "kaggle/osteoporosis/3.JPEG")) == (False, True, True)
     assert facts.pop(("kaggle/normal/from mendeley.png", mendeley)) == (True, False, True)
-    assert set(facts) <= {("kaggle/normal/6.jpg", "kaggle/normal/tiny.png")}
+    assert facts.pop(("kaggle/normal/5nn.png", "kaggle/normal/inverted.png")) == (False, False, False)
+    assert facts == {("kaggle/normal/6.jpg", "kaggle/normal/tiny.png"): (False, False, False)}
+    changes = {tuple(Path(name).name for name in names): p["change"] for names, p in pairs.items() if p["change"]}
+    assert changes == {("mirrored.png", "3.JPEG"): "mirrored", ("5nn.png", "inverted.png"): "inverted"}
 
 
 def test_odd_pictures_are_flagged(found: tuple[dict, str]) -> None:

@@ -1,82 +1,82 @@
 """Copies that were altered are found, and strangers are not joined."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from benchmarks.duplicates import CHANGES, EXPORTED, measure_phantoms, patient, planted, thumbnail
+from osteo.config import AugmentConfig, DataConfig
 from osteo.data.duplicates import SIDE, find_pairs
-from osteo.data.phantom import draw
+from osteo.data.prepare import prepare
+from osteo.data.store import square
+from osteo.training.augment import paper_twins
 
 Grey = np.ndarray
 
-
-def patient(number: int) -> Grey:
-    rng = np.random.default_rng([7, number])
-    height = int(rng.integers(400, 560))
-    return draw(rng, rng.uniform(-4.0, 1.0), height=height, width=int(height * rng.uniform(0.45, 1.0)))
-
-
-def recoded(picture: Grey, rng: np.random.Generator) -> Grey:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))]
-    return cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_GRAYSCALE)
+LIES = {
+    "horizontal flip": "mirrored", "vertical flip": "upside down", "rotation by 90 degrees": "rotated by 90 degrees",
+    "rotation by 45 degrees": "rotated by 45 degrees", "rotation by 180 degrees": "rotated by 180 degrees",
+    "inverted grey": "inverted",
+}  # fmt: skip
+"""How a copy lies to its original, where that is another way."""
+USUAL = ("re-encoded", "resized", "cropped by up to 5 %", "brighter or darker", "horizontal flip",
+         "cropped, resized, re-encoded", "brighter, cropped, re-encoded")  # fmt: skip
 
 
-def resized(picture: Grey, rng: np.random.Generator) -> Grey:
-    factor = rng.uniform(0.5, 0.9)
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+@pytest.fixture(scope="module")
+def patients() -> list[Grey]:
+    return [patient(number) for number in range(12)]
 
 
-def cropped(picture: Grey, rng: np.random.Generator) -> Grey:
-    top, bottom, left, right = (rng.uniform(0.0, 0.05, 4) * np.repeat(picture.shape, 2)).astype(int)
-    return picture[top : picture.shape[0] - bottom, left : picture.shape[1] - right]
-
-
-def brighter(picture: Grey, rng: np.random.Generator) -> Grey:
-    changed = (picture / 255.0) ** rng.uniform(0.75, 1.35) * rng.uniform(0.85, 1.1) * 255.0 + rng.uniform(-10, 10)
-    return np.clip(changed, 0, 255).astype(np.uint8)
-
-
-def mirrored(picture: Grey, rng: np.random.Generator) -> Grey:
-    return picture[:, ::-1]
-
-
-CHANGES: list[tuple[Callable, ...]] = [
-    (recoded,), (resized,), (cropped,), (brighter,), (mirrored,), (cropped, resized, recoded),
-    (brighter, cropped, recoded),
-]  # fmt: skip
-
-
-def altered(picture: Grey, changes: tuple[Callable, ...], seed: int) -> Grey:
-    rng = np.random.default_rng([8, seed])
-    for change in changes:
-        picture = change(picture, rng)
-    return picture
-
-
-def thumbnail(picture: Grey) -> Grey:
-    return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-
-
-@pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: " ".join(c.__name__ for c in changes))
-def test_each_kind_of_copy_is_found(changes: tuple[Callable, ...]) -> None:
-    originals = [patient(number) for number in range(12)]
-    copies = [altered(originals[number], changes, number) for number in range(4)]
-    pairs = find_pairs(np.stack([thumbnail(picture) for picture in originals + copies]))
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_kind_of_copy_is_found(name: str, patients: list[Grey]) -> None:
+    thumbnails = [thumbnail(picture) for picture in patients]
+    copies = []
+    for number in range(4):
+        thumbnails[number], copy = planted(patients[number], name, number)
+        copies.append(copy)
+    pairs = find_pairs(np.stack(thumbnails + copies))
     assert [(pair.first, pair.second) for pair in pairs] == [(number, 12 + number) for number in range(4)]
-    assert all(pair.mirrored == (mirrored in changes) for pair in pairs)
+    change = LIES.get(name.removeprefix(EXPORTED), "")
+    assert {pair.change for pair in pairs} == {change}
+    assert {pair.mirrored for pair in pairs} == {change in ("mirrored", "upside down")}
 
 
-def test_many_copies_of_one_picture_are_connected() -> None:
-    originals = [patient(number) for number in range(3)]
-    copies = [altered(originals[0], CHANGES[seed % 4], seed) for seed in range(12)]
-    pairs = find_pairs(np.stack([thumbnail(picture) for picture in originals + copies]))
-    joined = {0}
+def joined(start: int, pairs: list) -> set[int]:
+    group = {start}
     for _ in range(len(pairs)):
-        joined |= {n for pair in pairs if {pair.first, pair.second} & joined for n in pair[:2]}
-    assert joined == {0, *range(3, 15)}
+        group |= {n for pair in pairs if {pair.first, pair.second} & group for n in pair[:2]}
+    return group
+
+
+def test_many_copies_of_one_picture_are_connected(patients: list[Grey]) -> None:
+    copies = [planted(patients[0], USUAL[seed % 4], seed)[1] for seed in range(12)]
+    pairs = find_pairs(np.stack([thumbnail(picture) for picture in patients[:3]] + copies))
+    assert joined(0, pairs) == {0, *range(3, 15)}
+
+
+def test_the_papers_variants_become_one_group_per_original(patients: list[Grey], tmp_path: Path) -> None:
+    exported = [square(picture, 224, "pad") for picture in patients]
+    twins = paper_twins(AugmentConfig())
+    variants = [[picture, *(twin(picture) for twin in twins.values())] for picture in exported]
+    pairs = find_pairs(np.stack([thumbnail(variant) for of_one in variants for variant in of_one]))
+    for number in range(12):
+        assert joined(7 * number, pairs) == set(range(7 * number, 7 * number + 7))
+    for number, of_one in enumerate(variants):
+        folder = tmp_path / "exported" / ("normal", "osteoporosis")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, variant in zip(("original", *twins), of_one, strict=True):
+            cv2.imwrite(str(folder / f"{number}, {name}.png"), variant)
+    for clean in (False, True):
+        manifest = prepare(DataConfig("folder", root=str(tmp_path / "exported"), clean=clean, image_size=32)).manifest
+        used = manifest[manifest["split"] != "excluded"]
+        original = used["image_id"].str.extract(r"(\d+), ", expand=False)
+        assert len(used) == (12 if clean else 84)
+        assert (used.groupby(original)["split"].nunique() == 1).all()
+        assert used["group"].nunique() == original.nunique() == 12
 
 
 def test_nothing_and_blank_pictures_have_no_pairs() -> None:
@@ -89,9 +89,17 @@ def test_nothing_and_blank_pictures_have_no_pairs() -> None:
 def test_500_copies_among_2000_patients() -> None:
     with ThreadPoolExecutor() as pool:
         originals = list(pool.map(patient, range(2000)))
-    copies = [altered(originals[number], CHANGES[number % len(CHANGES)], number) for number in range(500)]
-    pairs = find_pairs(np.stack([thumbnail(picture) for picture in originals + copies]))
+    copies = [planted(originals[number], USUAL[number % len(USUAL)], number)[1] for number in range(500)]
+    pairs = find_pairs(np.stack([thumbnail(picture) for picture in originals] + copies))
     found = {(pair.first, pair.second) for pair in pairs}
-    planted = {(number, 2000 + number) for number in range(500)}
-    assert found - planted == set(), "strangers were joined"
-    assert len(found & planted) >= 495
+    expected = {(number, 2000 + number) for number in range(500)}
+    assert found - expected == set(), "strangers were joined"
+    assert len(found & expected) >= 495
+
+
+@pytest.mark.slow
+def test_20_copies_of_each_kind_among_2000_patients() -> None:
+    found = measure_phantoms()
+    assert found.pop("none")["false"] == 0, "patients were joined"
+    assert {name: row["found"] for name, row in found.items() if row["found"] < 18} == {}
+    assert {name: row["false"] for name, row in found.items() if row["false"]} == {}

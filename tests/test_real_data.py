@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.duplicates import measure_real
 from osteo.config import DataConfig
 from osteo.data.manifest import copies
 from osteo.data.prepare import prepare
@@ -28,6 +29,18 @@ def test_what_is_known_of_the_files_is_found() -> None:
     assert (len(same), len(contradictory)) == (13, 7)
     assert store.unreadable == {}
     assert (manifest.groupby("group")["split"].nunique() == 1).all()
+
+
+@pytest.mark.slow
+def test_copies_of_real_knees_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTEO_REAL", str(KAGGLE))
+    found = measure_real()
+    assert found.pop("none")["false"] == 7, "the altered copies that are there"
+    assert {name: row["found"] for name, row in found.items() if row["found"] < 18} == {}
+    # a shin so bright that hardly anything but white is left of it is taken for another one
+    assert {name: row["false"] for name, row in found.items() if row["false"]} == {
+        "exported, brightness and contrast": 1
+    }
 
 
 def test_training_on_real_files_leaves_a_whole_record(osteo: Callable) -> None:

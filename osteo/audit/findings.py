@@ -36,6 +36,9 @@ class Exposure:
     second: str
     similarity: float
     mirrored: bool
+    """from left to right or upside down"""
+    change: str
+    """how one lies to the other, in words: "mirrored", "rotated by 90 degrees", "inverted", ... or nothing"""
     same_pixels: bool
     contradictory: bool
     """their labels differ"""
@@ -146,7 +149,7 @@ def audit_dataset(
     pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
-    manifest = table.assign_groups(manifest, [(first, second) for first, second, *_ in pairs])
+    manifest = table.assign_groups(manifest, [(pair.first, pair.second) for pair in pairs])
     usable = prepare.decodable(manifest)
     log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
@@ -156,7 +159,7 @@ def audit_dataset(
     measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     used = manifest
     if config.clean:
-        used = table.clean(manifest, [pair[:2] for pair in pairs], prepare.t_scores(manifest, sources))
+        used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], prepare.t_scores(manifest, sources))
     used = assign_splits(used, config.split) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     return Audit(
@@ -174,16 +177,13 @@ def audit_dataset(
     )
 
 
-def _exposures(pairs: Iterable[tuple[str, str, float, bool]], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:
+def _exposures(pairs: Iterable[prepare.SameExposure], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:
     labels = manifest.set_index("image_id")["class_name"]
     return [
         Exposure(
-            first,
-            second,
-            similarity,
-            mirrored,
-            same_pixels=similarity > 0.99 and np.array_equal(decode(read(first)), decode(read(second))),
-            contradictory=labels[first] != labels[second],
+            *pair,
+            same_pixels=pair.similarity > 0.99 and np.array_equal(decode(read(pair.first)), decode(read(pair.second))),
+            contradictory=labels[pair.first] != labels[pair.second],
         )
-        for first, second, similarity, mirrored in pairs
+        for pair in pairs
     ]

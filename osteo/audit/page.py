@@ -24,12 +24,12 @@ LEAKS = {
 def conclusions(audit: Audit) -> list[str]:
     """What was found, in sentences, the worst first."""
     contradictory = [pair for pair in audit.exposures if pair.contradictory]
-    mirrored = sum(pair.mirrored for pair in audit.exposures)
+    moved = sum(bool(pair.change) for pair in audit.exposures)
     lines = [
         f"Contradictory labels: {counted(len(audit.contradictory), 'set')} of identical files and"
         f" {counted(len(contradictory), 'pair')} of altered copies with two different classes.",
         f"Copies: {counted(len(audit.exact), 'set')} of identical files and {counted(len(audit.exposures), 'pair')} of"
-        f" altered copies ({mirrored} mirrored).",
+        f" altered copies ({moved} mirrored, rotated or inverted).",
     ]
     leaking = [leak_title(name, sets) for name, sets in audit.leaks.items() if sets]
     lines += [f"The split leaks: {title} on more than one side." for title in leaking]
@@ -79,7 +79,7 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 
 def _remarks(pair: Exposure) -> str:
-    remarks = {"CONTRADICTORY": pair.contradictory, "mirrored": pair.mirrored, "same pixels": pair.same_pixels}
+    remarks = {"CONTRADICTORY": pair.contradictory, pair.change: pair.change, "same pixels": pair.same_pixels}
     return ", ".join(remark for remark, applies in remarks.items() if applies)
 
 
@@ -121,7 +121,7 @@ def render_page(audit: Audit) -> str:
         {
             "figures": [figure(pair.first), figure(pair.second)],
             "contradictory": pair.contradictory,
-            "note": f"similarity {pair.similarity:.3f}" + (", mirrored" if pair.mirrored else "")
+            "note": f"similarity {pair.similarity:.3f}" + (f", {pair.change}" if pair.change else "")
             + (", same pixels" if pair.same_pixels else ""),
         }
         for pair in altered[:MAX_SETS]
@@ -143,7 +143,7 @@ def render_page(audit: Audit) -> str:
             ("Identical files", "Files with the same bytes.", groups, len(identical)),
             (
                 "Altered copies",
-                "One exposure, re-encoded, resized, cropped, brighter or mirrored.",
+                "One exposure, whatever was done to a copy: resized, equalised, turned, inverted, ...",
                 pairs,
                 len(altered),
             ),

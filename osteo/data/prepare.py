@@ -15,7 +15,7 @@ from osteo.checks import check, check_data
 from osteo.config import DATA_SETS, DataConfig, PhantomConfig
 from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
-from osteo.data.duplicates import SAME, SIDE, find_pairs
+from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
@@ -25,7 +25,7 @@ from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
 
-PAIRS_VERSION = 4  # raise it when find_pairs changes what it returns
+PAIRS_VERSION = 5  # raise it when find_pairs changes what it returns
 
 
 class Prepared(NamedTuple):
@@ -75,7 +75,7 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     pairs = []
     if config.clean or config.split.grouped:
         thumbnails = open_thumbnails(manifest, read, cache)
-        pairs = [(first, second) for first, second, *_ in same_exposures(manifest, thumbnails, cache)]
+        pairs = [(pair.first, pair.second) for pair in same_exposures(manifest, thumbnails, cache)]
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
         manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
@@ -138,28 +138,37 @@ def open_thumbnails(manifest: pd.DataFrame, read: ReadFile, cache: Path) -> Stor
     return open_store(decodable(manifest), read, cache, image_size=SIDE, fit="resize", twins=False)
 
 
-def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> list[tuple[str, str, float, bool]]:
+class SameExposure(NamedTuple):
+    """Two files of one exposure, the first in alphabetical order first."""
+
+    first: str
+    """image_id"""
+    second: str
+    similarity: float
+    mirrored: bool
+    change: str
+    """how one lies to the other; see `osteo.data.duplicates.Pair`"""
+
+
+def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> list[SameExposure]:
     """Pairs of one exposure in different files, found once and then read back.
 
     Args:
         manifest: names the pictures.
         thumbnails: as `open_thumbnails` gives them.
         cache: folder in which the pairs are kept.
-
-    Returns:
-        Two image_ids, the first in alphabetical order first, their similarity and whether one is mirrored.
     """
     shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
-    recipe = f"{PAIRS_VERSION}:{SAME}:{','.join(shas)}"
+    recipe = f"{PAIRS_VERSION}:{','.join(shas)}"
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if not kept.exists():
         log.info("comparing %d pictures", len(shas))
         plane = thumbnails.pictures[0]  # mapped: not copied where all of it is used
         found = find_pairs(plane if not thumbnails.unreadable else plane[[thumbnails.rows[sha] for sha in shas]])
-        write_json(kept, [[shas[p.first], shas[p.second], p.similarity, p.mirrored] for p in found])
+        write_json(kept, [[shas[p.first], shas[p.second], *p[2:]] for p in found])
     names = decodable(manifest).sort_values("image_id").drop_duplicates("sha256").set_index("sha256")["image_id"]
     pairs = json.loads(kept.read_text(encoding="utf-8"))
-    return [(*sorted((names[a], names[b])), similarity, mirrored) for a, b, similarity, mirrored in pairs]
+    return [SameExposure(*sorted((names[a], names[b])), *rest) for a, b, *rest in pairs]
 
 
 def t_scores(manifest: pd.DataFrame, sources: dict[str, Source]) -> dict[str, float]:
