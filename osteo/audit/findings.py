@@ -182,7 +182,7 @@ def _exposures(pairs: Iterable[prepare.SameExposure], manifest: pd.DataFrame, re
     return [
         Exposure(
             *pair,
-            same_pixels=pair.similarity > 0.99 and np.array_equal(decode(read(pair.first)), decode(read(pair.second))),
+            same_pixels=pair.similarity > 0.95 and np.array_equal(decode(read(pair.first)), decode(read(pair.second))),
             contradictory=labels[pair.first] != labels[pair.second],
         )
         for pair in pairs
