@@ -243,6 +243,25 @@ def test_one_patient_with_all_cases_says_nothing_of_cases() -> None:
     assert np.isnan(pair.difference.low)
 
 
+def test_untested_pictures_are_no_evidence() -> None:
+    """Of 200 pictures a model tested 24: it has the interval that these alone would give."""
+    rng = np.random.default_rng(0)
+    labels, scores = np.arange(200) % 2, rng.random(200)
+    first, second = scores + 0.3 * labels, rng.random(200) + 0.3 * labels
+    some = np.r_[np.ones(24, bool), np.zeros(176, bool)]
+    for one in (first, second):
+        one[~some] = np.nan
+    groups = [f"{number:03d}" for number in range(200)]
+    whole = metric_intervals(labels, first[None], groups)
+    alone = metric_intervals(labels[some], first[None, some], groups[:24])
+    assert whole == alone
+    pair = paired_bootstrap(labels, answers(first), answers(second), groups)
+    assert pair == paired_bootstrap(labels[some], answers(first[some]), answers(second[some]), groups[:24])
+    few = np.where(np.arange(200) < 4, first, np.nan)
+    assert np.isnan(metric_intervals(labels, few[None], groups)["auroc"].low)
+    assert np.isnan(paired_bootstrap(labels, answers(few), answers(second), groups)["accuracy"].p)
+
+
 def test_no_p_is_below_what_a_permutation_of_so_few_could_give() -> None:
     labels, groups = np.array([0] * 4 + [1] * 4), list(range(8))
     right, wrong = labels * 0.8 + 0.1, 0.9 - labels * 0.8

@@ -262,7 +262,7 @@ def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> N
     lines = verdict(compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9), 0, 0)
     assert "It calls every picture osteoporosis." in lines
     assert "Its accuracy is no better than always calling the larger class, which has 0.50." in lines
-    assert "That AUROC is no evidence of more than chance (0.50)." in lines
+    assert "Its AUROC is no evidence of more than chance (0.50)." in lines
     assert "It is the only model; the primary endpoint is the AUROC; everything else is exploratory." in lines
 
 

@@ -21,7 +21,7 @@ from scipy.stats import binomtest, norm, t
 from osteo.types import Floats, Labels, Mask, Statistic
 
 DRAWS = 2000
-FEWEST = 4  # clusters of a class without which nothing is said of it: the least with which p < 0.05 is possible
+FEWEST, FEWEST_IN_ALL = 4, 6  # clusters of a class, and in all: with fewer no permutation has a p below 0.05
 CALLS_PRIOR = 1.0  # clusters of each class that the prior counts for: half called, half not, as Jeffreys' prior has it
 RANKING_PRIOR, RANKING_PAIR_PRIOR = 0.75, 0.2  # the same of metrics that rank pictures, and of their differences
 TAIL = 5  # draws beyond which the tail is taken to be normal
@@ -123,7 +123,7 @@ class Bootstrapped:
             needs: classes that it depends on.
         """
         value, draws = float(self.value[column]), self._finite(column)
-        too_few = sum(self.clusters) < FEWEST or any(self.clusters[label] < FEWEST for label in needs)
+        too_few = sum(self.clusters) < FEWEST_IN_ALL or any(self.clusters[label] < FEWEST for label in needs)
         if not np.isfinite(value) or too_few or len(draws) == 0 or np.ptp(draws) < 1e-12:
             return Interval(value, float("nan"), float("nan"))
         low, high = np.quantile(draws, [self._edge, 1.0 - self._edge])
@@ -150,7 +150,8 @@ class Bootstrapped:
         if beyond <= edge:
             reach = min(reach, float(norm.ppf(edge)))
         p = 2.0 * float(t.cdf(reach / self.stretch, self.freedom))
-        least = 2.0 / comb(sum(self.clusters), min(self.clusters)) if min(self.clusters) else 0.0
+        exchanges = comb(sum(self.clusters), min(self.clusters))  # of the classes, or of the two models in a cluster
+        least = 2.0 / (exchanges if min(self.clusters) >= FEWEST else 2 ** sum(self.clusters))
         return Comparison(interval, float(np.clip(p, least, 1.0)))
 
     def _finite(self, column: int) -> Floats:

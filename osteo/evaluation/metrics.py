@@ -243,9 +243,18 @@ def bootstrap_metrics(
     seed: int = 0,
     side: int | None = None,
 ) -> dict[str, Bootstrapped]:
-    """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`."""
+    """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`.
+
+    Pictures that no repeat tested are no evidence: they count neither as clusters nor for the prior.
+    """
     table = all_metrics()
     names = list(table if names is None else names)
+    tested = np.asarray(np.isfinite(probabilities).any(axis=0))
+    if tested.any() and not tested.all():
+        groups = [group for group, is_in in zip(groups, tested, strict=True) if is_in]
+        thresholds = np.broadcast_to(np.asarray(thresholds, float), probabilities.shape)[:, tested]
+        labels, probabilities = labels[tested], probabilities[:, tested]
+        networks = None if networks is None else networks[:, tested]
     found: dict[str, Bootstrapped] = {}
     for is_ranking in (True, False):
         if kind := [name for name in names if table[name].is_ranking == is_ranking]:

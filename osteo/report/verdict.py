@@ -6,7 +6,7 @@ from osteo.errors import counted
 from osteo.evaluation.bootstrap import FEWEST, Interval, clusters_of, format_interval, number_clusters, proportion
 from osteo.evaluation.metrics import all_metrics
 from osteo.report.paper import TABLE_2, TEST_PICTURES
-from osteo.report.results import PrimaryTest, Results
+from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
 from osteo.task import CLASS_NAMES
 
@@ -44,8 +44,7 @@ def verdict(
 
 def _headline(results: Results, trials: str) -> list[str]:
     best, experiment, primary = results.best, results.experiment, all_metrics()[results.primary]
-    others = [name for name in ("auroc", "accuracy") if name != primary.name]
-    parts = [_reached(results, name) for name in (primary.name, *others)]
+    parts = [_reached(best, name) for name in _leading(results)]
     lines = [
         f"{best.system.name} reaches {' and '.join(parts)} on {best.system.tested} test pictures"
         f" ({experiment.design}); 95 % intervals."
@@ -70,10 +69,15 @@ def _headline(results: Results, trials: str) -> list[str]:
     return lines
 
 
-def _reached(results: Results, name: str) -> str:
+def _leading(results: Results) -> tuple[str, str]:
+    """The primary endpoint and the metric beside it."""
+    return results.primary, "accuracy" if results.primary != "accuracy" else "auroc"
+
+
+def _reached(result: Result, name: str) -> str:
     title = all_metrics()[name].title
     article = "an" if title[0].lower() in "aeio" or title[:1] == "F" else "a"
-    return f"{article} {title} of {format_interval(results.best.intervals[name], 2)}"
+    return f"{article} {title} of {format_interval(result.intervals[name], 2)}"
 
 
 def _doubts(results: Results) -> list[str]:
@@ -91,7 +95,9 @@ def _doubts(results: Results) -> list[str]:
             " networks' probabilities are not on one scale, so pictures are compared within a network only."
         )
     if auroc.low <= 0.5 <= auroc.high:
-        lines.append("That AUROC is no evidence of more than chance (0.50).")
+        lines.append("Its AUROC is no evidence of more than chance (0.50).")
+    elif auroc.high < 0.5:
+        lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
     if min(negatives, positives) == 0.0:
         lines.append(f"It calls every picture {CLASS_NAMES[int(positives > 0)]}.")
@@ -135,9 +141,9 @@ def _ranking(results: Results) -> list[str]:
             ahead = "lead over" if _is_better(results, difference.value) else "difference from"
             lines.append(
                 f"Its {ahead} {other} in {title}, {format_interval(difference, 2)}, {_conclusion(test)}"
-                f" (paired bootstrap, {_is(test)})."
+                f" (paired bootstrap, {_is(test)}{', corrected' if len(results.family) > 1 else ''})."
             )
-    if family and all(not test.p < 0.05 for test in family):
+    if family and all(test.p >= 0.05 for test in family):
         lines.append("These pictures cannot rank the models.")
     return lines
 
@@ -151,12 +157,14 @@ def _is_better(results: Results, difference: float) -> bool:
 
 
 def _conclusion(test: PrimaryTest) -> str:
+    if not np.isfinite(test.p):
+        return "could not be tested"
     return "is significant" if test.p < 0.05 else "is not significant"
 
 
 def _is(test: PrimaryTest) -> str:
     if not np.isfinite(test.p):
-        return "too few to test"
+        return "too few pictures, or none in common"
     text = p_value(test.p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -164,15 +172,13 @@ def _is(test: PrimaryTest) -> str:
 def _beside_shortcut(results: Results) -> str:
     name = results.best.system.name
     test = next(t for t in results.family if t.pair in results.against_shortcut and t.pair.first == name)
-    intervals = results.shortcut.intervals
-    auroc, accuracy = (format_interval(intervals[metric], 2) for metric in ("auroc", "accuracy"))
-    start = (
-        f"A forest that sees only a picture's width and height reaches an AUROC of {auroc} and an accuracy of"
-        f" {accuracy} on the same pictures;"
-    )
+    parts = [_reached(results.shortcut, metric) for metric in _leading(results)]
+    start = f"A forest that sees only a picture's width and height reaches {' and '.join(parts)} on the same folds;"
     if test.p < 0.05:
         better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
         return f"{start} {name} is significantly {better} ({_is(test)})."
+    if not np.isfinite(test.p):
+        return f"{start} whether {name} is better could not be tested."
     behind = _is_better(results, -test.comparison.difference.value)
     better = "behind that, though not significantly" if behind else "not significantly better"
     return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
