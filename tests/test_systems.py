@@ -329,6 +329,14 @@ def test_shuffled_test_labels_change_no_temperature_and_no_threshold(sweep: list
             assert np.array_equal(thresholds, other.thresholds[rule]), rule
 
 
+def test_runs_with_one_class_in_validation_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", "resnet18")
+    table = run.read_table("predictions.csv")
+    run.write_predictions(table[(table["split"] == "test") | (table["label"] == 1)])
+    with pytest.raises(UserError, match="run a has no validation pictures of both classes"):
+        read_experiment([run])
+
+
 def test_runs_without_test_predictions_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
     table = run.read_table("predictions.csv")

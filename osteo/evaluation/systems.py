@@ -199,6 +199,11 @@ class _TestedRun(NamedTuple):
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
         )
+        if set(val["label"]) != {0, 1}:
+            raise UserError(
+                f"run {run.directory.name} has no validation pictures of both classes, by which models are chosen and"
+                " thresholds set; leave it out, or train it on another split"
+            )
         validated = validate(predictions, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
         return _TestedRun(run, settings, (label, kind), run.read_manifest(), test, validated, validation)
