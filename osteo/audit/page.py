@@ -40,7 +40,7 @@ def conclusions(audit: Audit) -> list[str]:
         best = max(works, key=lambda cut: cut.accuracy.value)
         lines.append(
             f"{len(works)} of {counted(len(trivial), 'trivial model')} {'beats' if len(works) == 1 else 'beat'} chance;"
-            f" the best sees only {best.title} and reaches an accuracy of "
+            f" the best sees only {best.title} and reaches an accuracy of"
             f" {format_interval(best.accuracy)}."
         )
     if audit.unreadable or audit.odd:

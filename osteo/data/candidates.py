@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, as shares of the side."""
 WHOLE_BOX: Box = (0.0, 0.0, 1.0, 1.0)
 
-COARSE = 64
+_SEARCHED = 64
 """Side of the normalised pictures that are searched and roughly aligned, in pixels."""
 WHOLE, WITHOUT_PADDING, CONTENT = range(3)
 """Parts of a picture: all of it, without a constant border, and without a border that is nearly constant."""
@@ -68,7 +68,7 @@ class Described(NamedTuple):
     boxes: list[tuple[Box, Box, Box]]
     """of the three parts of each"""
     normalised: list[npt.NDArray[np.float16]]
-    """of each part, (N, COARSE, COARSE)"""
+    """of each part, (N, _SEARCHED, _SEARCHED)"""
 
 
 def _about_centre(linear: Floats, box: Box = WHOLE_BOX) -> Map:
@@ -111,11 +111,13 @@ SEARCHES = _searches()
 def describe(thumbnails: Grey) -> Described:
     """The parts of thumbnails, uint8 (N, S, S), and what is compared of them."""
     boxes = [find_parts(picture) for picture in thumbnails]
-    normalised = [np.empty((len(thumbnails), COARSE, COARSE), np.float16) for _ in range(3)]
+    normalised = [np.empty((len(thumbnails), _SEARCHED, _SEARCHED), np.float16) for _ in range(3)]
     for row, picture in enumerate(thumbnails):
         for part in range(3):
             again = part and boxes[row][part] == boxes[row][0]
-            normalised[part][row] = normalised[0][row] if again else normalise(cut(picture, boxes[row][part], COARSE))
+            normalised[part][row] = (
+                normalised[0][row] if again else normalise(cut(picture, boxes[row][part], _SEARCHED))
+            )
     return Described(boxes, normalised)
 
 
@@ -218,14 +220,14 @@ def _nearest(queries: torch.Tensor, targets: torch.Tensor, start: int, search: S
 
 def _smooth(pictures: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
     """Normalised pictures without detail that a description cannot hold."""
-    width = COARSE / _SIDE / 2
+    width = _SEARCHED / _SIDE / 2
     return np.stack([cv2.GaussianBlur(p.astype(np.float32), (0, 0), width) for p in pictures]).astype(np.float16)
 
 
 def _vectors(smooth: npt.NDArray[np.float16], changed: Map) -> torch.Tensor:
     """Unit vectors (N, 1024) of smoothed pictures that were changed by a map."""
     vectors = np.empty((len(smooth), _SIDE * _SIDE), np.float32)
-    warp = in_pixels(changed, COARSE, _SIDE)
+    warp = in_pixels(changed, _SEARCHED, _SIDE)
     for row, picture in enumerate(smooth):
         vectors[row] = cv2.warpAffine(picture.astype(np.float32), warp, (_SIDE, _SIDE), flags=INVERSE).ravel()
     vectors -= vectors.mean(axis=1, keepdims=True)

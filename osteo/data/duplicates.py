@@ -14,6 +14,7 @@ import numpy as np
 
 from osteo.data.alignment import SAME, Comparison, compare, lost_detail
 from osteo.data.candidates import Candidate, describe, find_candidates
+from osteo.data.manifest import connect
 from osteo.types import Floats, Grey
 
 SIDE = 256
@@ -74,7 +75,7 @@ def _without_detail(
     compared: Sequence[Comparison], same: Sequence[Comparison], lost: Sequence[str]
 ) -> list[Comparison]:
     """The original of every picture without fine detail, where one picture is far more like it than the others."""
-    groups = _groups(len(lost), same)
+    groups = connect(len(lost), [comparison.candidate[:2] for comparison in same])
     known = {group for group, reason in zip(groups, lost, strict=True) if not reason}
     likeness: dict[int, dict[int, Comparison]] = {}  # by picture and by group of its partners
     for comparison in compared:
@@ -92,21 +93,6 @@ def _without_detail(
         if nearest.coarse >= max(_ALIKE[lost[picture]], 1.0 - lacking):
             found.append(nearest)
     return found
-
-
-def _groups(count: int, same: Sequence[Comparison]) -> list[int]:
-    """The number of the group of every picture, where those of one exposure have the same number."""
-    leader = list(range(count))
-
-    def find(picture: int) -> int:
-        while leader[picture] != picture:
-            leader[picture] = leader[leader[picture]]
-            picture = leader[picture]
-        return picture
-
-    for comparison in same:
-        leader[find(comparison.candidate.first)] = find(comparison.candidate.second)
-    return [find(picture) for picture in range(count)]
 
 
 def _as_pair(comparison: Comparison) -> Pair:

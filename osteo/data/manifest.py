@@ -165,7 +165,13 @@ def _connect(
     for key in keys:
         first: dict[str, int] = {}
         edges += [(first.setdefault(value, row), row) for row, value in enumerate(key) if pd.notna(value)]
-    joined = coo_array((np.ones(len(edges)), tuple(np.array(edges or [(0, 0)]).T)), shape=(len(manifest),) * 2)
+    return connect(len(manifest), edges)
+
+
+def connect(count: int, edges: Iterable[tuple[int, int]]) -> npt.NDArray[np.int32]:
+    """Numbers the sets of `count` things that edges join, (count,)."""
+    ends = np.array(list(edges), int).reshape(-1, 2).T
+    joined = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(count, count))
     return np.asarray(connected_components(joined, directed=False)[1], np.int32)
 
 

@@ -10,9 +10,9 @@ Shapes: N pictures, M rows of a draw, R repeats of an experiment, D draws. A rep
 for it; a metric of several repeats is its mean over them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import comb
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -146,11 +146,13 @@ class Bootstrapped:
             return Comparison(interval, float("nan"))
         beyond = min(_share_below(draws), _share_below(-draws))
         edge = min(TAIL / len(draws), self._edge / 2)
-        reach = float(norm.ppf(beyond)) if beyond > edge else -abs(float(draws.mean() / draws.std()))
+        reach = float(norm.ppf(max(beyond, edge)))
         if beyond <= edge:
-            reach = min(reach, float(norm.ppf(edge)))
+            reach = min(reach, -abs(float(draws.mean() / draws.std())))
         p = 2.0 * float(t.cdf(reach / self.stretch, self.freedom))
-        exchanges = comb(sum(self.clusters), min(self.clusters))  # of the classes, or of the two models in a cluster
+        exchanges = math.comb(
+            sum(self.clusters), min(self.clusters)
+        )  # of the classes, or of the two models in a cluster
         least = 2.0 / (exchanges if min(self.clusters) >= FEWEST else 2 ** sum(self.clusters))
         return Comparison(interval, float(np.clip(p, least, 1.0)))
 
@@ -194,17 +196,17 @@ def bootstrap(
         side: 0 or 1 of a pair; None for a value of its own.
     """
     cluster = number_clusters(groups)
-    cases, controls = clusters_of(labels, cluster)
+    controls, cases = clusters_of(labels, cluster)
     clusters = len(controls), len(cases)
     sizes = [_effective(cluster[labels == label]) for label in np.unique(labels)]
     freedom = len(sizes) * (min(sizes) - 1) if is_ranking else sum(sizes) - len(sizes)
     is_pair = side is not None
     prior = (RANKING_PAIR_PRIOR if is_pair else RANKING_PRIOR) if is_ranking else CALLS_PRIOR
     stretch = (min(sizes) / max(min(sizes) - 1, 1)) ** 0.5 if is_ranking and is_pair else 1.0
-    halves = 1 if side is None else _SIDES
+    halves = _SIDES if is_pair else 1
     block = max(1, CELLS // (3 * max(len(labels), 1) * halves))
     streams = [np.random.default_rng([seed, number]) for number in range(4)]
-    left, found = -(-draws // halves), []
+    left, found = math.ceil(draws / halves), []
     while left:
         size = min(block, left)
         left -= size
@@ -251,5 +253,5 @@ def _effective(cluster: Labels) -> float:
 
 
 def clusters_of(labels: Labels, cluster: Labels) -> tuple[Labels, Labels]:
-    """The clusters with pictures of class 1, and of class 0."""
-    return np.unique(cluster[labels == 1]), np.unique(cluster[labels == 0])
+    """The clusters with pictures of class 0, and of class 1."""
+    return np.unique(cluster[labels == 0]), np.unique(cluster[labels == 1])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from osteo.evaluation.bootstrap import rows_of
-from osteo.evaluation.metrics import cumulative_weights, mean_over_networks, pairs
+from osteo.evaluation.metrics import by_network, cumulative_weights, mean_over_networks, pairs
 from osteo.types import Floats, Labels, Statistic
 
 
@@ -21,13 +21,11 @@ def roc_and_pr(labels: Labels, probabilities: Floats, grid: Floats, networks: La
         grid: rising, from 0 to 1, (G,).
         networks: numbers of the networks that tested the pictures, (R, N); null where one tested all of a repeat.
     """
-    rows, repeats = rows_of(labels), []
-    for row, of_repeat in enumerate(probabilities):
-        scores = of_repeat[rows.picture]
-        known = np.isfinite(scores)
-        of_network = np.zeros(len(scores), int) if networks is None else networks[row, rows.picture]
-        if known.any():
-            repeats.append((scores, [known & (of_network == number) for number in np.unique(of_network[known])]))
+    rows = rows_of(labels)
+    of_repeats = by_network(rows, probabilities, networks)
+    repeats = [
+        (scores, parts) for scores, parts in zip(probabilities[:, rows.picture], of_repeats, strict=True) if parts
+    ]
 
     def statistic(weights: Floats) -> Floats:
         total, weights = np.zeros((len(weights), 2 * len(grid))), rows.weigh(weights)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from osteo import parts
-from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, bootstrap, rows_of
+from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, Rows, bootstrap, rows_of
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
@@ -150,28 +150,36 @@ def weighted_metrics(
     chosen = [table[name] for name in (table if names is None else names)]
     rows, limits = rows_of(labels), np.broadcast_to(np.asarray(thresholds, float), probabilities.shape)
     repeats = []
-    for row, of_repeat in enumerate(probabilities):
-        scores = of_repeat[rows.picture]
-        calls = np.where(rows.is_prior, rows.is_called, scores > limits[row, rows.picture])
-        known = np.isfinite(scores)
-        of_network = np.zeros(len(scores), int) if networks is None else networks[row, rows.picture]
-        parts = [known & (of_network == number) for number in np.unique(of_network[known])]
-        if parts:
-            repeats.append((known, parts, scores, calls))
+    for scores, limit, of_networks in zip(
+        probabilities[:, rows.picture], limits[:, rows.picture], by_network(rows, probabilities, networks), strict=True
+    ):
+        if of_networks:
+            calls = np.where(rows.is_prior, rows.is_called, scores > limit)
+            repeats.append((np.isfinite(scores), of_networks, scores, calls))
 
     def statistic(weights: Floats) -> Floats:
         total, weights = np.zeros((len(weights), len(chosen))), rows.weigh(weights)
-        for known, parts, scores, calls in repeats:
-            sizes = [pairs(weights, rows.label, part) for part in parts]
+        for known, of_networks, scores, calls in repeats:
+            sizes = [pairs(weights, rows.label, part) for part in of_networks]
             for column, metric in enumerate(chosen):
                 values = [
                     _of_rows(metric, weights[:, part], rows.label[part], scores[part], calls[part])
-                    for part in (parts if metric.is_ranking else [known])
+                    for part in (of_networks if metric.is_ranking else [known])
                 ]
                 total[:, column] += mean_over_networks(values, sizes) if metric.is_ranking else values[0]
         return total / len(repeats) if repeats else np.full_like(total, np.nan)
 
     return statistic
+
+
+def by_network(rows: Rows, probabilities: Floats, networks: Labels | None) -> list[list[Mask]]:
+    """For each repeat the rows of the pictures that one network tested, (M,) for each; as `weighted_metrics` takes."""
+    numbers = np.zeros(probabilities.shape, int) if networks is None else networks
+    known = np.isfinite(probabilities)
+    return [
+        [(is_known & (of_repeat == number))[rows.picture] for number in np.unique(of_repeat[is_known])]
+        for is_known, of_repeat in zip(known, numbers, strict=True)
+    ]
 
 
 def _of_rows(metric: Metric, weights: Floats, labels: Labels, probabilities: Floats, calls: Mask) -> Floats:

@@ -57,14 +57,13 @@ def best_on_test(
     values = sign * np.array([interval.value for interval in intervals])
     best = int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
     drawn = _draw(labels, groups, draws, seed)
+    statistics = [
+        weighted_metrics(labels, one.probabilities, one.thresholds, names=[metric], networks=one.networks)
+        for one in models
+    ]
     inside, outside = (
-        np.stack(
-            [
-                weighted_metrics(labels, one.probabilities, one.thresholds, names=[metric], networks=one.networks)(w)
-                for one in models
-            ]
-        )[:, :, 0]
-        for w in (drawn, (drawn == 0.0).astype(float))
+        np.stack([statistic(weights)[:, 0] for statistic in statistics])
+        for weights in (drawn, (drawn == 0.0).astype(float))
     )  # (S, D)
     chosen = np.argmax(np.where(np.isfinite(inside), sign * inside, -np.inf), axis=0)
     reached = outside[chosen, np.arange(draws)]
@@ -80,7 +79,7 @@ def _draw(labels: Labels, groups: Sequence[object], draws: int, seed: int) -> Fl
     """How often each picture is drawn, (D, N): clusters with replacement, within each class."""
     cluster = number_clusters(groups)
     rng, counts = np.random.default_rng(seed), np.zeros((draws, int(cluster.max()) + 1))
-    cases, controls = clusters_of(labels, cluster)
+    controls, cases = clusters_of(labels, cluster)
     for members in (cases, np.setdiff1d(controls, cases)):
         if len(members):
             counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)

@@ -1,6 +1,7 @@
 """What a sweep's records say: the intervals of every system, and tests between them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ class Results:
         """What width and height reach."""
         return self.ranked[-1]
 
-    @property
+    @cached_property
     def family(self) -> list[PrimaryTest]:
         """Every test of the primary endpoint, with Holm's correction over all of them that could be made."""
         pairs = [*self.between, *self.against_shortcut]
@@ -142,7 +143,7 @@ def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Re
         if np.isfinite(of_repeat).any()
     ]
     is_split = any(len(np.unique(row[row >= 0])) > 1 for row in networks)
-    pooled = metric_intervals(labels, scores, experiment.groups, names=["auroc"], **drawn)["auroc"]
+    pooled = metric_intervals(labels, scores, experiment.groups, names=["auroc"], **drawn) if is_split else {}
     right = system.right(labels)
     known, share = np.isfinite(right).any(axis=0), np.nan_to_num(mean_over_repeats(right))
     matrix = [[float((side * (labels == truth) * known).sum()) for side in sides]
@@ -150,7 +151,7 @@ def _result(experiment: Experiment, system: System, draws: int, seed: int) -> Re
     return Result(
         system,
         metric_intervals(labels, scores, experiment.groups, networks=networks, **drawn),
-        pooled if is_split else None,
+        pooled.get("auroc"),
         _wilson(experiment, right),
         pd.DataFrame(rows),
         np.asarray(matrix),

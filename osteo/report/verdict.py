@@ -115,7 +115,7 @@ def _doubts(results: Results) -> list[str]:
 
 def _too_few(results: Results) -> str:
     experiment = results.experiment
-    cases, controls = clusters_of(experiment.labels, number_clusters(experiment.groups))
+    controls, cases = clusters_of(experiment.labels, number_clusters(experiment.groups))
     few = [
         f"{len(groups)} with {name}"
         for groups, name in zip((controls, cases), CLASS_NAMES, strict=True)
