@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -230,3 +231,14 @@ def test_an_overlay_keeps_the_picture_where_the_map_is_empty() -> None:
     heated = gradcam.overlay(picture, cam)
     assert (heated[4:] == 100).all()
     assert not (heated[:4] == 100).all()
+
+
+def test_a_share_of_few_pictures_has_no_interval() -> None:
+    table = pd.DataFrame({"image_id": list("abcd"), "label": [0, 0, 1, 1], "group": list("abcd")})
+    measured = {name: gradcam.Attention(0.6 + 0.02 * place, 0.2, 0.7) for place, name in enumerate("abcd")}
+    (sentence,) = gradcam.findings(measured, table, None)
+    assert "in 4 test pictures, 63% lies outside the knee" in sentence
+    many = pd.DataFrame({"image_id": range(40), "label": [0, 1] * 20, "group": range(40)})
+    shares = {number: gradcam.Attention(0.6 + 0.002 * number, 0.2, 0.7) for number in range(40)}
+    (sentence,) = gradcam.findings(shares, many, None)  # type: ignore[arg-type]
+    assert "in 40 test pictures, 64% (63% to 65%) lies outside the knee" in sentence

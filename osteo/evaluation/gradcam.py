@@ -251,9 +251,10 @@ def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: 
     drawn = bootstrap(statistic, labels, list(rows["group"]))
     outside, at_border, area = (drawn.interval(column) for column in range(3))
     border_area = 1.0 - (1.0 - 2 * BORDER) ** 2
+    reach = f" ({outside.low:.0%} to {outside.high:.0%})" if np.isfinite(outside.low) else ""  # else too few pictures
     lines = [
-        f"Of the evidence for {POSITIVE} in {len(values)} test pictures, {outside.value:.0%} ({outside.low:.0%} to"
-        f" {outside.high:.0%}) lies outside the knee: on air, padding, markers or the border. These take"
+        f"Of the evidence for {POSITIVE} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside the"
+        " knee: on air, padding, markers or the border. These take"
         f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
         f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
     ]

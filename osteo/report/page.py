@@ -17,7 +17,7 @@ from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
 from osteo.errors import UserError, counted, unknown
-from osteo.evaluation.bootstrap import FEWEST, format_interval
+from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, read_experiment, validate
 from osteo.files import write_table, write_text
@@ -98,7 +98,7 @@ class Report:
             "audit": self.audit,
             "limits": self.limits,
             "primary": all_metrics()[self.results.primary].title,
-            "fewest": FEWEST,
+            "fewest": (FEWEST, FEWEST_IN_ALL),
             "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
                 "run": best.directory.name,

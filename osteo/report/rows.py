@@ -66,7 +66,9 @@ def methods_table(results: Results) -> pd.DataFrame:
             row[f"{title}, by repeat"] = f"{values.min():.3f} to {values.max():.3f}" if is_repeated else "-"
             runs = [run.read_json("metrics.json")[f"test/{name}"] for run in result.system.runs]
             known = [value for value in runs if value is not None]
-            row[f"{title}, by run"] = f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else "-"
+            row[f"{title}, by run"] = (
+                f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else "-"
+            )
         row |= {f"{metrics[name].title}, Wilson": format_interval(interval) for name, interval in result.wilson.items()}
         rows.append(row)
     table = pd.DataFrame(rows).fillna("-")
