@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import pandas as pd
 
-from osteo.data.sources import Archive, Entry, Folder, is_hidden, open_archive
+from osteo.data.archives import Archive, Entry, Folder, open_archive
+from osteo.data.sources import is_hidden
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
