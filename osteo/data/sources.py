@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from osteo.data.archives import open_archive
-from osteo.data.clinical import SHEETS, read_sheet
-from osteo.errors import UserError, unknown
+from osteo.data.clinical import SHEETS, find_sheet
+from osteo.errors import UserError, printable, unknown
 from osteo.reading.pictures import PICTURES
 from osteo.task import CLASSES
 from osteo.types import ReadFile
@@ -104,8 +104,9 @@ def read_source(
         name, path = entry.name, PurePosixPath(entry.name)
         class_name = class_of(name, classes)
         if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
-            found.clinical = read_sheet(archive.read(name))
-        if class_name is None or is_hidden(name) or path.suffix.lower() not in PICTURES:
+            found.clinical = find_sheet(archive, name)
+        may_hold_pictures = entry.is_folder or path.suffix.lower() in PICTURES
+        if class_name is None or is_hidden(name) or not may_hold_pictures:
             found.strays.append(name)
             continue
         found.pictures.append(
@@ -113,7 +114,7 @@ def read_source(
                 image_id=f"{source}/{name}",
                 source=source,
                 name=name,
-                path=f"{root.rstrip('/')}/{name}",
+                path=f"{printable(root.rstrip('/'))}/{name}",
                 class_name=class_name,
                 patient=patient_of(name),
                 refused=entry.refused,
