@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from osteo.errors import printable_lines
+from osteo.errors import printable, printable_lines
 from osteo.files import write_text
 
 
@@ -39,10 +39,10 @@ def as_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
 
 
 def cell(value: object) -> str:
-    """A number to three digits, a missing value as a dash, anything else as it is."""
+    """A number to three digits, a missing value as a dash, anything else as it is, where it can be printed."""
     if pd.isna(value):  # type: ignore[call-overload]
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(value)
 
 
 def as_markdown(frame: pd.DataFrame) -> str:
