@@ -1,13 +1,11 @@
 """The clinical sheet of the Mendeley archive, a table of its own: nothing of it goes into a manifest, a log or W&B."""
 
-import io
 import re
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-import openpyxl
 import pandas as pd
 
+from osteo.reading.tables import read_sheets
 from osteo.task import CLASSES
 
 NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
@@ -29,40 +27,47 @@ COLUMNS = {  # by our name: how the sheet's heading begins, in lower case, witho
     "family_history": "family history of osteoporosis",
 }
 NUMBERS = ("age", "t_score", "z_score", "menopause_age", "height", "weight", "bmi")
-SHEETS = {".xlsx"}
+SHEETS = {".xlsx", ".csv"}
 
 
 def read_sheet(content: bytes) -> pd.DataFrame | None:
-    """Reads a workbook, one row per patient, indexed by the patient's pseudonym in upper case.
+    """Reads a workbook or CSV file, one row per patient, indexed by the patient's pseudonym in upper case.
 
     Returns:
         The columns of `COLUMNS`, numbers as float (age in years, height in m, weight in kg, T- and Z-score in standard
-        deviations) and words in lower case; rows without a patient are dropped. None where this is no clinical sheet.
+        deviations) and words in lower case; rows without a patient are dropped. None where this is no clinical sheet,
+        that is, where no sheet has a patient and anything of the rest.
     """
     try:
-        book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    for sheet in book.worksheets:
-        rows = list(sheet.iter_rows(values_only=True))
-        headings = [_normalised(cell) for cell in rows[0]] if rows else []
-        if "patient id" not in headings:
-            continue
-        table = pd.DataFrame(index=range(len(rows) - 1))
-        for name, start in COLUMNS.items():
-            place = next((i for i, heading in enumerate(headings) if heading.startswith(start)), None)
-            cells = [row[place] if place is not None else None for row in rows[1:]]
-            if name in NUMBERS:
-                table[name] = pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce").astype(float)
-            else:
-                table[name] = pd.Series([_normalised(cell) or None for cell in cells], dtype="string")
-        known = table[table["patient"].notna()].drop_duplicates("patient")
-        return known.assign(patient=known["patient"].str.upper()).set_index("patient")
+        for rows in read_sheets(content):
+            if (table := _clinical(rows)) is not None:
+                return table
+    except ValueError:  # a table of another kind, or none
+        pass
     return None
 
 
-def _normalised(cell: object) -> str:
-    return re.sub(r"[\s:]+", " ", "" if cell is None else str(cell)).strip().lower()
+def _clinical(rows: Iterator[list[str]]) -> pd.DataFrame | None:
+    headings = [_normalised(cell) for cell in next(rows, [])]
+    starts = {name: next((i for i, h in enumerate(headings) if h.startswith(start)), None)
+              for name, start in COLUMNS.items()}  # fmt: skip
+    if COLUMNS["patient"] not in headings or sum(place is not None for place in starts.values()) < 2:
+        return None
+    body = list(rows)
+    table = pd.DataFrame(index=range(len(body)))
+    for name, place in starts.items():
+        cells = [row[place] if place is not None and place < len(row) else "" for row in body]
+        if name in NUMBERS:
+            table[name] = pd.to_numeric(pd.Series([cell.replace(",", ".") for cell in cells]), errors="coerce")
+            table[name] = table[name].astype(float)
+        else:
+            table[name] = pd.Series([_normalised(cell) or None for cell in cells], dtype="string")
+    known = table[table["patient"].notna()].drop_duplicates("patient")
+    return known.assign(patient=known["patient"].str.upper()).set_index("patient")
+
+
+def _normalised(cell: str) -> str:
+    return re.sub(r"[\s:]+", " ", cell).strip().lower()
 
 
 def who_class(t_score: float) -> str:
