@@ -1,12 +1,17 @@
 """The clinical sheet of the Mendeley archive, a table of its own: nothing of it goes into a manifest, a log or W&B."""
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-from osteo.reading.tables import read_sheets
+from osteo.data.archives import Archive
+from osteo.reading.pictures import Unusable, describe_error
+from osteo.reading.tables import LARGEST_TABLE, NO_WORKBOOK, WORKBOOK, read_sheets
 from osteo.task import CLASSES
+
+log = logging.getLogger(__name__)
 
 NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
 
@@ -30,38 +35,50 @@ NUMBERS = ("age", "t_score", "z_score", "menopause_age", "height", "weight", "bm
 SHEETS = {".xlsx", ".csv"}
 
 
+def find_sheet(archive: Archive, name: str) -> pd.DataFrame | None:
+    """What `read_sheet` makes of a file in an archive; one that cannot be used is named in a warning."""
+    try:
+        content = archive.read(name, LARGEST_TABLE + 1)
+        if name.lower().endswith(".xlsx") and not content.startswith(WORKBOOK):
+            raise Unusable(NO_WORKBOOK)
+        return read_sheet(content)
+    except (OSError, Unusable) as error:
+        log.warning("set aside %s: %s", name, describe_error(error))
+        return None
+
+
 def read_sheet(content: bytes) -> pd.DataFrame | None:
     """Reads a workbook or CSV file, one row per patient, indexed by the patient's pseudonym in upper case.
 
     Returns:
         The columns of `COLUMNS`, numbers as float (age in years, height in m, weight in kg, T- and Z-score in standard
-        deviations) and words in lower case; rows without a patient are dropped. None where this is no clinical sheet,
-        that is, where no sheet has a patient and anything of the rest.
+        deviations) and words in lower case; rows without a patient are dropped. None where this is no clinical sheet:
+        nothing in it names the patient and one thing more.
+
+    Raises:
+        Unusable: it is no table, is damaged, or is larger than any sheet of patients.
     """
-    try:
-        for rows in read_sheets(content):
-            if (table := _clinical(rows)) is not None:
-                return table
-    except ValueError:  # a table of another kind, or none
-        pass
-    return None
+    tables = (_table(rows) for rows in read_sheets(content))
+    return next((table for table in tables if table is not None), None)
 
 
-def _clinical(rows: Iterator[list[str]]) -> pd.DataFrame | None:
+def _table(rows: Iterator[list[str]]) -> pd.DataFrame | None:
     headings = [_normalised(cell) for cell in next(rows, [])]
-    starts = {name: next((i for i, h in enumerate(headings) if h.startswith(start)), None)
-              for name, start in COLUMNS.items()}  # fmt: skip
-    if COLUMNS["patient"] not in headings or sum(place is not None for place in starts.values()) < 2:
+    places = {
+        name: [place for place, heading in enumerate(headings) if heading.startswith(start)]
+        for name, start in COLUMNS.items()
+    }
+    if COLUMNS["patient"] not in headings or sum(map(bool, places.values())) < 2:
         return None
-    body = list(rows)
-    table = pd.DataFrame(index=range(len(body)))
-    for name, place in starts.items():
-        cells = [row[place] if place is not None and place < len(row) else "" for row in body]
+    cells = list(rows)
+    table = pd.DataFrame(index=range(len(cells)))
+    for name, found in places.items():
+        column = [row[found[0]] if found and found[0] < len(row) else "" for row in cells]
         if name in NUMBERS:
-            table[name] = pd.to_numeric(pd.Series([cell.replace(",", ".") for cell in cells]), errors="coerce")
-            table[name] = table[name].astype(float)
+            numbers = pd.Series([cell.replace(",", ".") for cell in column], dtype=object)
+            table[name] = pd.to_numeric(numbers, errors="coerce").astype(float)
         else:
-            table[name] = pd.Series([_normalised(cell) or None for cell in cells], dtype="string")
+            table[name] = pd.Series([_normalised(cell) or None for cell in column], dtype="string")
     known = table[table["patient"].notna()].drop_duplicates("patient")
     return known.assign(patient=known["patient"].str.upper()).set_index("patient")
 

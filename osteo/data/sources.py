@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from osteo.data.archives import Archive, Entry, open_archive
-from osteo.data.clinical import SHEETS, read_sheet
-from osteo.errors import UserError, counted, unknown
+from osteo.data.clinical import SHEETS, find_sheet
+from osteo.errors import UserError, counted, printable, unknown
 from osteo.reading.labels import Label, LabelFile, check_patients, patient_in, warn_of
+from osteo.reading.pictures import Unusable
 from osteo.reading.reader import looks_like_picture
 from osteo.task import CLASSES
 from osteo.types import ReadFile
@@ -77,15 +78,18 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(archive: Archive, entry: Entry) -> bool:
-    """Whether a file is meant to be read, by its suffix or else by its first bytes; see `looks_like_picture`."""
+    """Whether a file is meant to be read, by its suffix or else by its first bytes; see `looks_like_picture`.
+
+    So is what cannot be opened: nobody knows, and it is named with its reason.
+    """
     if is_hidden(entry.name):
         return False
-    if entry.refused or looks_like_picture(entry.name, b""):
-        return looks_like_picture(entry.name, b"")
+    if entry.is_folder or looks_like_picture(entry.name, b""):
+        return True
     try:
-        return looks_like_picture(entry.name, archive.read(entry.name, HEAD))
-    except Exception:  # noqa: BLE001 - what a damaged zip makes of zipfile and its decompressors
-        return False
+        return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
+    except (OSError, Unusable):
+        return True
 
 
 def read_source(
@@ -115,7 +119,7 @@ def read_source(
     entries, unnamed = [], []
     for entry in archive.entries():
         if found.clinical is None and PurePosixPath(entry.name).suffix.lower() in SHEETS and not entry.refused:
-            found.clinical = read_sheet(archive.read(entry.name))
+            found.clinical = find_sheet(archive, entry.name)
         if labels is None and class_of(entry.name, classes) is None:
             found.strays.append(entry.name)
             if looks_like_picture(entry.name, b"") and not is_hidden(entry.name):
@@ -126,28 +130,40 @@ def read_source(
             found.strays.append(entry.name)
     if labels is None:
         _warn_of_folders(unnamed, [entry.name for entry in entries], classes or {})
-        stated = {entry.name: Label(class_of(entry.name, classes) or "", patient_of(entry.name)) for entry in entries}
+        stated = {entry.name: Label(class_of(entry.name, classes) or "") for entry in entries}
     else:
-        stated = labels.match([entry.name for entry in entries], (source, root))
-        _warn_of_folder_and_label(stated, classes, labels.option)
+        stated = _match(entries, labels, classes, (source, root))
     found.strays += [entry.name for entry in entries if entry.name not in stated]
     entries = [entry for entry in entries if entry.name in stated]
-    for entry in entries:
-        label = stated[entry.name]
+    for name, refused in ((entry.name, entry.refused) for entry in entries):
+        class_name, patient, split = stated[name]
         found.pictures.append(
             Picture(
-                image_id=f"{source}/{entry.name}",
+                image_id=f"{source}/{name}",
                 source=source,
-                name=entry.name,
-                path=f"{root.rstrip('/')}/{entry.name}",
-                class_name=label.class_name,
-                patient=label.patient or patient_of(entry.name),
-                refused=entry.refused,
-                split=label.split,
+                name=name,
+                path=f"{printable(root.rstrip('/'))}/{name}",
+                class_name=class_name,
+                patient=patient or patient_of(name),
+                refused=refused,
+                split=split,
             )
         )
     found.stamp = "\n".join(f"{p.path}:{entry.stamp}" for p, entry in zip(found.pictures, entries, strict=True))
     return found
+
+
+def _match(
+    entries: list[Entry], labels: LabelFile, classes: Mapping[str, str] | None, prefixes: tuple[str, str]
+) -> dict[str, Label]:
+    """What the table says of each picture that it names, by name; warns of what does not fit."""
+    for entry in entries:
+        if entry.is_folder:
+            log.warning("set aside %s: %s", entry.name, entry.refused)
+    stated = labels.match([entry.name for entry in entries if not entry.is_folder], prefixes)
+    other = [name for name, label in stated.items() if class_of(name, classes) not in (None, label.class_name)]
+    warn_of(other, f"have another class in {labels.option} than their folder's, and the file counts")
+    return stated
 
 
 def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str, str]) -> None:
@@ -163,11 +179,6 @@ def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str,
     present = {part.strip().casefold() for name in named for part in PurePosixPath(name).parts[:-1]}
     if absent := sorted(classes.keys() - present):
         log.warning("data.classes names folders that hold no picture: %s", ", ".join(absent))
-
-
-def _warn_of_folder_and_label(stated: Mapping[str, Label], classes: Mapping[str, str] | None, option: str) -> None:
-    other = [name for name, label in stated.items() if class_of(name, classes) not in (None, label.class_name)]
-    warn_of(other, f"have another class in {option} than their folder's, and the file counts")
 
 
 def read_mendeley(root: str) -> Source:

@@ -14,7 +14,7 @@ from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
-from osteo.reading.pictures import Unusable
+from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.reader import read_picture
 from osteo.types import Grey
 
@@ -60,7 +60,8 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     """
     path = Path(given).expanduser()
     if path.is_file() and path.suffix.lower() != ".zip":
-        return Folder(path.parent), [Entry(path.name, "", "")]
+        folder = Folder(path.parent)
+        return folder, [folder.entry(path.name)]
     archive = open_archive(given, "input")
     entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
     pictures = [entry for entry in entries if is_picture(archive, entry)]
@@ -82,6 +83,8 @@ def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[M
             yield Opened(entry.name, read_picture(archive.read(entry.name), size))
         except Unusable as error:
             yield Opened(entry.name, None, str(error).splitlines()[0])
+        except PermissionError as error:
+            yield Opened(entry.name, None, describe_error(error))
         except (OSError, RuntimeError):
             yield Opened(entry.name, None, "cannot be read")
 
