@@ -19,7 +19,8 @@ from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import write_table
 from osteo.reading.labels import SPLIT_NAMES
-from osteo.reading.pictures import describe_error, header
+from osteo.reading.pictures import describe_error
+from osteo.reading.reader import read_header
 from osteo.task import CLASS_NAMES, CLASSES
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
         try:
             content = source.read(picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
-            row["width"], row["height"], row["format"], row["mode"] = header(content)
+            row["width"], row["height"], row["format"], row["mode"] = read_header(content)
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:
