@@ -162,7 +162,7 @@ def _match(
             log.warning("set aside %s: %s", entry.name, entry.refused)
     stated = labels.match([entry.name for entry in entries if not entry.is_folder], prefixes)
     other = [name for name, label in stated.items() if class_of(name, classes) not in (None, label.class_name)]
-    warn_of(other, f"have another class in {labels.option} than their folder's, and the file counts")
+    warn_of(other, f"{labels.option} has another class than the folder for {{}}: the file counts")
     return stated
 
 

@@ -103,8 +103,9 @@ class LabelFile:
                 f"{self.option} names none of the {len(places.names)} pictures"
                 + (f", such as {places.names[0]}; its first row names '{self.rows[0].picture}'" if places.names else "")
             )
-        warn_of(spare, f"of {self.option} name no picture that is there", "row")
-        warn_of([name for name in places.names if name not in found], f"have no row in {self.option}: left out")
+        warn_of(spare, f"{self.option} has {{}} without a picture", "row")
+        left_out = [name for name in places.names if name not in found]
+        warn_of(left_out, f"{self.option} has no row with a class for {{}}: left out")
         return {name: row.label for name, row in found.items()}
 
 
@@ -265,10 +266,10 @@ def check_patients(patients: Mapping[str, str], option: str) -> None:
         raise UserError(
             f"{option} finds no patient in any of {counted(len(patients), 'picture')}, such as {unknown[0]}"
         )
-    warn_of(unknown, f"have no patient by {option}: each counts as one of its own")
+    warn_of(unknown, f"{option} finds no patient in {{}}: each counts as one of its own")
 
 
-def warn_of(names: list[str], what: str, noun: str = "picture") -> None:
-    """One warning that counts things and names the first; nothing where there are none."""
+def warn_of(names: list[str], message: str, noun: str = "picture") -> None:
+    """Logs a warning with the number of things, of which it names the first, at `{}`; nothing where there are none."""
     if names:
-        log.warning("%s %s, %s first", counted(len(names), noun), what, names[0])
+        log.warning("%s", message.replace("{}", f"{counted(len(names), noun)} ({names[0]} first)"))
