@@ -161,12 +161,8 @@ def test_words_that_may_be_names_of_patients_stand_in_no_message(sourced: Callab
 def test_a_pattern_finds_patients_and_keeps_their_pictures_together(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = write(
-        tmp_path / "data",
-        **{f"{c}/{p}{c[0]}_{side}.png": png(100 * len(c) + 10 * p + len(side) * ord(side)) for c in ("normal", "osteoporosis")
-           for p in range(6) for side in ("l", "R")},
-        **{"normal/other.png": png(1000)},
-    )  # fmt: skip
+    names = [f"{c}/{p}{c[0]}_{side}" for c in ("normal", "osteoporosis") for p in range(6) for side in ("l", "R")]
+    root = write(tmp_path / "data", **{f"{name}.png": png(i) for i, name in enumerate([*names, "normal/other"])})
     config = configured(root, {"patient": r"(\d\w)_[^/]*$"})
     table = assign_groups(build_manifest(read_sources(config, tmp_path), tmp_path / "cache"))
     assert set(table["patient"]) == {f"{p}{c}" for p in range(6) for c in "NO"} | {""}
