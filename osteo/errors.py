@@ -35,6 +35,11 @@ def printable(text: object) -> str:
     return UNPRINTABLE.sub(_escape, str(text))
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines, each of them printable."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _escape(found: re.Match[str]) -> str:
     number = ord(found[0])
     if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte that is not UTF-8

@@ -11,7 +11,7 @@ import pandas as pd
 from osteo.config import SplitConfig
 from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
 from osteo.errors import UserError, unknown
-from osteo.reading.tables import read_table
+from osteo.reading.tables import read_users_table
 from osteo.task import CLASS_NAMES
 
 log = logging.getLogger(__name__)
@@ -110,13 +110,13 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
     """The split of every image_id in a CSV file.
 
     Args:
-        path: of the file, with the columns image_id and split; see `read_table`.
+        path: of the file, with the columns image_id and split; see `read_users_table`.
         option: that named it, for errors.
 
     Raises:
         UserError: no such file, a column is missing, or a split has an unknown name.
     """
-    table = read_table(path, option)
+    table = read_users_table(path, option)
     if missing := {"image_id", "split"} - set(table.columns):
         raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
     given = table.dropna(subset=["split"]).drop_duplicates("image_id").set_index("image_id")["split"].to_dict()

@@ -14,7 +14,7 @@ from osteo.checks import LABEL_COLUMNS, named_pairs, patient_pattern
 from osteo.config import DataConfig
 from osteo.errors import UserError, counted
 from osteo.reading.pictures import PICTURES_AND_DICOM
-from osteo.reading.tables import read_table
+from osteo.reading.tables import read_users_table
 from osteo.task import CLASSES, POSITIVE
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def read_labels(data: DataConfig) -> LabelFile:
     """
     path = Path(str(data.labels)).expanduser()
     option = f"data.labels={path.name}"
-    table = read_table(path, option)
+    table = read_users_table(path, option)
     columns = _find_columns(table, data, option)
     if table.empty:
         raise UserError(f"{option} has no row below its headings")

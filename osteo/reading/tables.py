@@ -14,6 +14,7 @@ import openpyxl
 import pandas as pd
 
 from osteo.errors import UserError
+from osteo.files import unquoted
 from osteo.reading.pictures import Unusable
 
 SEPARATORS = ",;\t"
@@ -31,7 +32,7 @@ WORKBOOK, NO_WORKBOOK = b"PK\x03\x04", "not a workbook, or damaged"
 TOO_LARGE = "larger than a sheet with one row per patient can be; save it as CSV"
 
 
-def read_table(path: Path, option: str) -> pd.DataFrame:
+def read_users_table(path: Path, option: str) -> pd.DataFrame:
     """Reads a user's table.
 
     Args:
@@ -176,7 +177,7 @@ def _framed(rows: Iterator[list[str]]) -> pd.DataFrame:
     width = len(headings)
     cells = []
     for number, row in enumerate(rows, 2):
-        stripped = [cell.strip() or None for cell in row]
+        stripped = [unquoted(cell.strip()) or None for cell in row]
         if any(stripped[width:]):
             raise Unusable(f"more cells in row {number} than headings")
         cells.append(stripped[:width] + [None] * (width - len(stripped)))
