@@ -25,6 +25,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
 COLOUR = ("LA", "RGB", "RGBA", "RGBX", "RGBa")
 """Modes with several channels, in the order that OpenCV takes them to have."""
 ORIENTATION = 0x0112  # the tag that says how a picture is to be turned
+NOT_READ = "more than eight bits per channel, stored in a way that is not read"
 TRUNCATED = "truncated, or not as large as it says"
 LARGEST_FILE = 512 * 2**20  # bytes; a radiograph of 50 million pixels at 16 bits has a fifth of this
 REDUCED = {
@@ -102,7 +103,10 @@ def decode(content: bytes, size: int = 0) -> Grey:
             if grey is not None:
                 return np.asarray(grey, np.uint8)
         if deep and mode in COLOUR:
-            return _upright(_decode_deep(content, alpha=mode in ("LA", "RGBA")), image)
+            if kind == "TIFF" and image.tag_v2.get(284) == 2:  # type: ignore[attr-defined]
+                raise Unusable(NOT_READ)  # planes one behind the other: OpenCV and Pillow make noise of them
+            grey = _decode_deep(content, alpha=mode in ("LA", "RGBA"))
+            return grey if kind == "TIFF" else _upright(grey, image)  # of TIFF, OpenCV has turned it
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith(("I", "F")):
             white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
@@ -112,6 +116,8 @@ def decode(content: bytes, size: int = 0) -> Grey:
             with_alpha = image.convert("RGBA")
             flat = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), with_alpha)
             return np.asarray(flat.convert("RGB").convert("L"), np.uint8)
+        if image.mode in ("1", "L"):
+            return np.asarray(image.convert("L"), np.uint8)
         return np.asarray(image.convert("RGB").convert("L"), np.uint8)
 
 
@@ -195,7 +201,7 @@ def _decode_deep(content: bytes, *, alpha: bool) -> Grey:
     """Grey of a picture with several channels of more than eight bits, of which Pillow would drop all but eight."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        raise Unusable("more than eight bits per channel, stored in a way that is not read")
+        raise Unusable(NOT_READ)
     grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if pixels.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
     if alpha and pixels.shape[2] == 4:
         for row, opacity in zip(grey, pixels[..., 3], strict=True):
