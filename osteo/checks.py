@@ -83,7 +83,7 @@ def _check_archives(data: DataConfig) -> None:
             raise UserError(f"data.{key}={place}: no such file or folder")
     if data.download and not {"kaggle", "mendeley"} & set(used):
         raise UserError(f"data.download=true goes with the two archives, not with data={data.name}")
-    if data.split.test_source and len(used) == 1:
+    if data.split.test_source == data.name and len(used) == 1:
         raise UserError(
             f"data.split.test_source={data.split.test_source} leaves nothing to train on:"
             f" data={data.name} is a single source"
