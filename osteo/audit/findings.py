@@ -23,7 +23,7 @@ from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
-USUAL_MODES = ("L", "RGB")
+USUAL_MODES = ("L", "RGB", "MONOCHROME1", "MONOCHROME2")
 TINY = 100  # pixels
 
 
