@@ -18,10 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from osteo.app import choices
 from osteo.app.extras import check_extras
-from osteo.app.jobs import C, FailFast, Task, remove_empty, run_job
+from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
 from osteo.app.plugins import load_named
-from osteo.app.resume import check_processes, resumed
+from osteo.app.resume import check_processes, check_unchanged, resumed
+from osteo.app.words import readable
 from osteo.errors import UserError, diagnose
 from osteo.files import display_path
 from osteo.records.record import Run
@@ -41,14 +42,18 @@ class SweepStart(Callback):
     """Holds the directory of this process's sweep, and refuses one that holds another's."""
 
     begun: ClassVar[list[Path]] = []
+    goes_on: ClassVar[bool] = False
+    """whether the sweep is taken up; no override says so, since they name directories (hydra.job.override_dirname)"""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first job; it drops an exception of a callback, but not an exit."""
         directory = Path(config.hydra.sweep.dir)
-        if runs_of(directory) and not config.get("resume"):
-            hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
-            fail(config.hydra.job.name, UserError(f"{display_path(directory)} holds runs already; {hint}"))
         try:
+            if SweepStart.goes_on:
+                check_unchanged(directory, config)
+            elif runs_of(directory):
+                hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
+                raise UserError(f"{display_path(directory)} holds runs already; {hint}")
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()
         except OSError as error:
@@ -83,6 +88,8 @@ class Application(Generic[C]):
             self.outcomes.append(run_job(raw, self.task, self.directory, sweep))
         except UserError as error:
             self.mistakes.append(error)
+            if isinstance(error, UnrecordedError) and not str(settings.launcher["_target_"]).endswith("BasicLauncher"):
+                raise  # this is a copy, whose mistakes nobody sees
         self.busy = False
 
 
@@ -104,6 +111,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         sys.argv[1:] = without_null_groups(sys.argv[1:])
         load_named(sys.argv[1:])
         choices.register(schema)
+        sys.argv[1:] = readable(sys.argv[1:], schema)
+        SweepStart.goes_on = any(argument.startswith("resume=") for argument in sys.argv[1:])
         sys.argv[1:] = resumed(sys.argv[1:])
         check_processes(sys.argv[1:])
         check_extras(sys.argv[1:])
@@ -166,7 +175,7 @@ def _exit(command: str, application: Application[Any], code: int, finish: Callab
             application.outcomes.append(finish(directory))
         except OSError as error:
             fail(command, UserError(str(diagnose(error))))
-    sys.exit(code or int(not all(application.outcomes)))
+    sys.exit(code or int(bool(application.mistakes) or not all(application.outcomes)))
 
 
 def fail(command: str, error: UserError) -> NoReturn:

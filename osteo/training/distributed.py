@@ -21,7 +21,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins.layer_sync import LayerSync
-from omegaconf import OmegaConf
 from torch import Tensor, distributed, nn
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import (
@@ -80,10 +79,8 @@ def launch(train: Train, config: Config, job: Job) -> None:
 def with_batch(config: Config, job: Job, size: int, times: int) -> tuple[Config, Job]:
     """The same run with batches of another size, so many per optimiser step, as its record will say."""
     trainer = replace(config.trainer, accumulate_grad_batches=times)
-    changed = {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}}
-    text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(job.config_yaml), changed))
     config = replace(config, data=replace(config.data, batch_size=size), trainer=trainer)
-    return config, replace(job, config_yaml=text)
+    return config, job.changed(data={"batch_size": size}, trainer={"accumulate_grad_batches": times})
 
 
 def _start_processes(train: Train, config: Config, job: Job) -> None:
