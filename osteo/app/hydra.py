@@ -28,13 +28,37 @@ from osteo.files import display_path
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
 from osteo.task import direction
-from osteo.training.ranks import rank
+from osteo.training.ranks import follow, rank
 
 log = logging.getLogger(__name__)
 
+CLAIMED: list[Path] = []
+"""Directories that this process has made to have them for itself."""
+
+
+def claimed(given: str | None, default: str) -> str:
+    """The directory that was given; else one by date and time, made here, that no run begun in the same second has."""
+    if given:
+        return given
+    path, number = Path(default), 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                path = Path(f"{default}-{number}")
+            else:
+                CLAIMED.append(path)
+                return str(path)
+    except OSError:
+        return default  # Hydra says what is wrong with it
+
+
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
-# started in another process knows it too
-OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
+# started in another process knows it too, and in its configuration's cache, so that a sweep has one for all jobs
+OmegaConf.register_new_resolver("either", claimed, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
 
 
@@ -75,6 +99,8 @@ class Application(Generic[C]):
     """of the last job in this process"""
     mistakes: list[UserError] = field(default_factory=list)
     outcomes: list[bool] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
+    """the one that has begun the sweep"""
     busy: bool = False
     """whether an error is a job's; else it is Hydra's, which makes the directories"""
 
@@ -83,12 +109,15 @@ class Application(Generic[C]):
         settings = HydraConfig.get()
         sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
         self.directory = Path(settings.runtime.output_dir)
+        launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
+        if launcher == "JoblibLauncher" and os.getpid() != self.process:
+            follow(self.process)
         self.busy = True
         try:
             self.outcomes.append(run_job(raw, self.task, self.directory, sweep))
         except UserError as error:
             self.mistakes.append(error)
-            if isinstance(error, UnrecordedError) and not str(settings.launcher["_target_"]).endswith("BasicLauncher"):
+            if isinstance(error, UnrecordedError) and launcher != "BasicLauncher":
                 raise  # this is a copy, whose mistakes nobody sees
         self.busy = False
 
@@ -138,7 +167,9 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     finally:
         for held in SweepStart.begun:
             Run(held).release()
-            remove_empty(held)
+        for made in (*SweepStart.begun, *CLAIMED):
+            remove_empty(made)
+        CLAIMED.clear()
     _exit(command, application, code, finish)
 
 

@@ -10,8 +10,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import parent_process
-from threading import Thread
 from types import MethodType
 from typing import Any
 
@@ -36,7 +34,7 @@ from osteo.errors import MachineError, OutOfMemoryError, UserError, diagnose
 from osteo.files import cache_dir
 from osteo.records.record import Job
 from osteo.training import hardware
-from osteo.training.ranks import launched, rank, record_of
+from osteo.training.ranks import follow, launched, rank, record_of
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +150,7 @@ def _work(
 ) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "NODE_RANK": 0}
     os.environ.update(place, **{name: str(value) for name, value in ranks.items()})
-    Thread(target=_follow_parent, daemon=True).start()
+    follow()
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
         function(*arguments)
@@ -165,14 +163,6 @@ def _work(
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _follow_parent() -> None:
-    """Ends this process with the one that has spawned it, which may be killed, so that no two work on one run."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def environment() -> ClusterEnvironment:

@@ -1,7 +1,11 @@
 """Which of a training's processes this is; costs nothing to import."""
 
 import os
+import time
+from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from osteo.records.record import Run
@@ -42,3 +46,23 @@ class Follower(Run):
 def record_of(directory: Path) -> Run:
     """The run in a directory, which only the first process of a training writes."""
     return Follower(directory) if rank() else Run(directory)
+
+
+@cache
+def follow(process: int | None = None) -> None:
+    """Ends this process with the one that has started it, which may be killed, so that no two work on one run.
+
+    Args:
+        process: its id, where it is joblib's kind of process, which knows its parent by that alone.
+    """
+    Thread(target=_follow, args=(process,), daemon=True).start()
+
+
+def _follow(process: int | None) -> None:
+    if process is None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+    while process is not None and os.getppid() == process:
+        time.sleep(1.0)
+    os._exit(1)
