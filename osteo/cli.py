@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from osteo.errors import unknown
-from osteo.streams import finish_streams, keep_streams
+from osteo.app.streams import finish_streams, keep_streams
+from osteo.errors import printable, unknown
 
 COMMANDS = {
     "prepare": "read the archives, decode every picture once, and show what is used",
@@ -66,7 +66,7 @@ def _main(arguments: list[str]) -> None:
         print(f"osteo {version('osteo')}")
         return
     if arguments[0] not in COMMANDS:
-        print(f"osteo: {unknown('command', arguments[0], COMMANDS)}", file=sys.stderr)
+        print(f"osteo: {printable(unknown('command', arguments[0], COMMANDS))}", file=sys.stderr)
         sys.exit(2)
     _run(arguments[0], arguments[1:])
 

@@ -9,7 +9,7 @@ from osteo import parts
 from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.config import RerunConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, printable
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
     recorded = replace(read_config(record.directory / "config.yaml"), trial=None)
-    if before := recorded.trainer.extended_from:
-        log.warning("the run was given more epochs (%s before), which its repetition has from the start", before)
+    if planned := recorded.trainer.extended_from:
+        log.warning("the run was given more epochs (%s before), which its repetition has from the start", planned)
     parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
     for name, before, now in environment_changes(record.read_json("environment.json"), environment()):
@@ -55,7 +55,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     columns = ["image_id", "logit"]
     same = record.read_table("predictions.csv")[columns].equals(repetition.read_table("predictions.csv")[columns])
     for name in changed:
-        print(f"{name}: {first[name]} before, {second.get(name)} now")
+        print(f"{printable(name)}: {first[name]} before, {second.get(name)} now")
     if not changed:
         print(f"all {len(first)} metrics are identical, {'and the logits too' if same else 'but the logits are not'}")
     return not changed and same
