@@ -66,6 +66,8 @@ class SearchSweeper(Sweeper):
         config = loader.load_sweep_config(self.config, fixed)
         if "trial" not in config or {"trainer.monitor", "trial"} & set(space):
             raise UserError("hydra/sweeper=search goes with osteo train, and cannot search trainer.monitor or trial")
+        if any("hydra.sweep.subdir" in str(word) for word in self.config.hydra.overrides.hydra):
+            raise UserError("hydra/sweeper=search finds its runs by their numbers; leave hydra.sweep.subdir out")
         sweep, trainer = Path(config.hydra.sweep.dir), config.trainer
         name = settings.study or group_of(config.logger.wandb, sweep)
         study = search.Search(sweep, name, space, settings, trainer.monitor, trainer.max_epochs)

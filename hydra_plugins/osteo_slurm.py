@@ -11,7 +11,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -71,8 +71,10 @@ class SlurmLauncher(Launcher):
         except KeyboardInterrupt:
             log.warning("the jobs go on without this process; scancel %s ends them", name)
             raise
-        sweep = Path(self.config.hydra.sweep.dir)
-        return [self._returned(job, ended[job.job_id], sweep / str(n)) for job, n in zip(jobs, numbers, strict=True)]
+        return [
+            self._returned(job, ended[job.job_id], number, overrides)
+            for job, number, overrides in zip(jobs, numbers, job_overrides, strict=True)
+        ]
 
     def _wait(self, jobs: "Sequence[Job[JobReturn]]") -> dict[str, bool]:
         """Whether each job has left its result; one that has left the queue without it was ended by the cluster."""
@@ -96,7 +98,14 @@ class SlurmLauncher(Launcher):
                     gone_since.pop(job.job_id, None)
         return ended
 
-    def _returned(self, job: "Job[JobReturn]", has_result: bool, directory: Path) -> JobReturn:
+    def _directory(self, number: int, overrides: Sequence[str]) -> Path:
+        """Where a job has its record."""
+        config = self.job.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+
+    def _returned(self, job: "Job[JobReturn]", has_result: bool, number: int, overrides: Sequence[str]) -> JobReturn:
         from osteo.records.record import Run
 
         error = job.exception() if has_result else "ended by the cluster"
@@ -104,7 +113,7 @@ class SlurmLauncher(Launcher):
             outcome = job.results()[0]
             assert isinstance(outcome, JobReturn)
             return outcome
-        reason = str(error).strip().splitlines()[-1]
+        reason, directory = str(error).strip().splitlines()[-1], self._directory(number, overrides)
         log.error("job %s: %s; its log is %s", directory.name, reason, job.paths.stdout.name)
         if not (directory / "status.json").exists():
             Run(directory).set_status("failed", f"{reason}, before it began")

@@ -3,7 +3,9 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 
+from osteo.app.streams import finish_streams, keep_streams
 from osteo.errors import printable, unknown
 
 COMMANDS = {
@@ -44,7 +46,14 @@ commands:
 
 def main() -> None:
     """Runs `osteo COMMAND ...`; every command is a Hydra application."""
-    arguments = sys.argv[1:]
+    keep_streams()
+    try:
+        _main(sys.argv[1:])
+    finally:
+        finish_streams()
+
+
+def _main(arguments: list[str]) -> None:
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         _complete(arguments)
         return
@@ -63,11 +72,30 @@ def main() -> None:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    if command in POSITIONAL and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-        quoted = arguments[0].replace("\\", "\\\\").replace("'", "\\'")
-        arguments = [f"{POSITIONAL[command]}='{quoted}'", *arguments[1:]]
+    if command in POSITIONAL and arguments and _is_path(command, arguments[0]):
+        from osteo.app.words import quoted
+
+        arguments = [f"{POSITIONAL[command]}={quoted(arguments[0])}", *arguments[1:]]
     sys.argv = [f"osteo {command}", *arguments]
     importlib.import_module(f"osteo.commands.{command}").main()
+
+
+def _is_path(command: str, argument: str) -> bool:
+    """Whether an argument is no key=value, though a path may have an equals sign in it: `runs/lr=0.1`."""
+    key, equals, _ = argument.partition("=")
+    if not equals:
+        return not argument.startswith(("-", "+", "~")) or argument.startswith("~/")
+    if key.lstrip("+~").partition(".")[0] in _keys(command) or key.startswith("hydra"):
+        return False
+    return Path(argument).exists() or "/" in key
+
+
+def _keys(command: str) -> list[str]:
+    from dataclasses import fields
+
+    from osteo import config
+
+    return [entry.name for entry in fields(getattr(config, f"{command.capitalize()}Config"))]
 
 
 def _complete(arguments: list[str]) -> None:

@@ -171,6 +171,9 @@ class TrainerConfig:
     """Lightning's own names, and what decides the best epoch."""
 
     max_epochs: int = option(20, "epochs", low=1)
+    extended_from: list[int] = option(
+        [], "epochs that the run was to have before `resume=RUN trainer.max_epochs=N` gave it more, which sets this"
+    )
     accelerator: str = option("auto", "device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = option("auto", "how many devices, or which")
     num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)

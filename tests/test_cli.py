@@ -1,10 +1,18 @@
 """What a user types, and what the terminal answers."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from osteo.app.hydra import claimed
+from osteo.app.words import quoted, readable, unquoted
+from osteo.config import Config
 
 
 def test_help_lists_the_commands(osteo: Callable) -> None:
@@ -170,3 +178,95 @@ def test_flags_of_hydra_that_exclude_each_other_are_one_line(osteo: Callable) ->
     done = osteo("train", "-m", "--cfg", "job")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "Only one of --run, --multirun, --cfg" in done.err
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("output_dir=a[1]", "output_dir='a[1]'"),
+        ("output_dir=Knie Röntgen", "output_dir='Knie Röntgen'"),
+        ("output_dir=lr=0.1", "output_dir='lr=0.1'"),
+        ("output_dir=1e3", "output_dir='1e3'"),
+        ("output_dir=it's", r"output_dir='it\'s'"),
+        ("data.root=~/knees(2)", "data.root='~/knees(2)'"),
+        ("output_dir=runs/a-1", "output_dir=runs/a-1"),
+        ("output_dir='a b'", "output_dir='a b'"),
+        ("output_dir=s-${seed}", "output_dir=s-${seed}"),
+        ("output_dir=null", "output_dir=null"),
+        ("model.backbone=a,b", "model.backbone=a,b"),
+        ("optimizer.lr=1e-3", "optimizer.lr=1e-3"),
+        ("data=folder", "data=folder"),
+        ("experiment=1", "experiment=1"),
+        ("hydra.sweep.subdir=ü", "hydra.sweep.subdir=ü"),
+    ],
+)
+def test_texts_that_hydra_would_not_read_are_quoted(given: str, read: str) -> None:
+    assert readable([given], Config) == [read]
+
+
+@pytest.mark.parametrize("text", ["a=b/ü [1], {2}", "it's", "back\\slash", "end\\", "${seed}", r"\'"])
+def test_a_quoted_text_stands_for_itself(text: str) -> None:
+    assert unquoted(quoted(text)) == text
+    value = OverridesParser.create().parse_override(f"output_dir={quoted(text)}").value()
+    assert OmegaConf.create({"output_dir": value, "seed": 3}).output_dir == text
+
+
+def test_a_path_may_have_an_equals_sign(osteo: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    for given in ("runs/lr=0.1", "Knie Röntgen [1]", "a=b", "./seed=3", "~/none"):
+        assert (
+            osteo("status", given).err == f"osteo status: runs={given} holds no run; give a sweep or a run directory\n"
+        )
+    assert "key 'seed' is unknown" in osteo("status", "seed=3").err
+    done = osteo("evaluate", "a=b/best.ckpt")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("output_dir=a,b", """for one text with a comma type 'output_dir="a,b"', for a sweep -m"""),
+        (
+            "data.classes=[gesund:normal,künstlich:normal]",
+            """and all of it for the shell: 'data.classes=["...","..."]'""",
+        ),
+    ],
+)
+def test_what_cannot_be_read_says_how_to_quote(osteo: Callable, override: str, hint: str) -> None:
+    done = osteo("train", override)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert hint in done.err
+
+
+def test_streams_that_are_closed_end_nothing(tmp_path: Path) -> None:
+    """Closed by the shell, by a reader that has seen enough, or a disk that is full."""
+    osteo = f"{sys.executable} -m osteo"
+    script = "import sys; from osteo.cli import main; sys.argv = ['osteo', '--help']; main(); print('x' * 10**6)"
+    code = f'{sys.executable} -c "{script}"'
+    shell = ["bash", "-o", "pipefail", "-c"]
+    for line, status, err in (
+        (f"{code} | head -1", 0, ""),
+        (f"{code} 2>&- | head -1", 0, ""),
+        (f"{osteo} nonsense 2>&-", 2, ""),
+        (f"{osteo} >&-", 2, ""),
+        (
+            f"{osteo} --version > /dev/full",
+            1,
+            "osteo: what was to be shown cannot be written: No space left on device\n",
+        ),
+    ):
+        done = subprocess.run([*shell, line], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (status, err), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_begun_in_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    default = str(tmp_path / "outputs/2027-01-01/12-00-00")
+    assert [claimed("mine", default), claimed(None, default), claimed(None, default), claimed("", default)] == [
+        "mine", default, f"{default}-2", f"{default}-3",
+    ]  # fmt: skip
+    assert sorted(path.name for path in Path(default).parent.iterdir()) == ["12-00-00", "12-00-00-2", "12-00-00-3"]
+    (tmp_path / "file").touch()
+    assert claimed(None, str(tmp_path / "file/run")) == str(
+        tmp_path / "file/run"
+    )  # a line later says that it cannot be

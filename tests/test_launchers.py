@@ -126,3 +126,28 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
         assert records[2].state == "done"
         assert stamps == [(r.directory / "metrics.json").stat().st_mtime_ns for r in records if r != records[2]]
         assert json.loads((tmp_path / "s/2/metrics.json").read_text())["test/auroc"] >= 0
+
+
+WORKERS = """
+import os, sys, time
+from joblib import Parallel, delayed
+from osteo.training.ranks import follow
+
+def work(parent):
+    follow(parent)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+Parallel(n_jobs=2)(delayed(work)(os.getpid()) for _ in range(2))
+"""
+
+
+def test_the_processes_of_a_sweep_end_with_it_when_it_is_killed(tmp_path: Path) -> None:
+    """SIGTERM is no other: a sweep has no handler for it."""
+    parent = subprocess.Popen([sys.executable, "-c", WORKERS], cwd=tmp_path, text=True, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+    assert all(worker.is_running() for worker in workers)
+    parent.kill()
+    parent.wait()
+    slurm.wait_until(lambda: not any(worker.is_running() for worker in workers), 10, "the end of the workers")

@@ -11,7 +11,10 @@ import pytest
 from osteo.data.phantom import write_archives
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-ELSEWHERE = {"osteo serve": "test_serve_live.py", "slurm": "test_launchers.py", "torchrun": "test_distributed.py"}
+ELSEWHERE = {
+    "osteo serve": "test_serve_live.py", "slurm": "test_launchers.py", "torchrun": "test_distributed.py",
+    "resume=RUN": "test_resume.py",
+}  # fmt: skip
 """What waits for a person or needs a cluster has tests of its own."""
 SMALL = [
     "data.image_size=64", "data.batch_size=8", "trainer.max_epochs=1", "trainer.limit_train_batches=2",

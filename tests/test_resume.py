@@ -9,16 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import SGD
 
 from benchmarks.faults import differs, harness
+from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
 from osteo.training.callbacks import newest
 from osteo.training.module import Classifier
+from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))
@@ -226,3 +232,102 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     for row in harness(2, 1, tmp_path):
         assert (row["lost"], row["torn files"], row["differ"]) == (0, 0, "-"), row
         assert row["kills"] >= 1
+
+
+def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
+    short = [*words, "logger.wandb.mode=disabled", "optimizer.schedule=constant"]
+    assert osteo("train", *short, "trainer.max_epochs=4", "output_dir=whole").code == 0
+    assert osteo("train", *short, "trainer.max_epochs=2", "output_dir=run").code == 0
+    record = Run(tmp_path / "run")
+    before, files = record.read_table("history.csv"), {path: path.read_bytes() for path in record.directory.iterdir()
+                                                       if path.suffix in (".csv", ".json")}  # fmt: skip
+    for epochs, message in ((2, "was to have 2 epochs; trainer.max_epochs=2 must be larger"), (0, "is too small")):
+        refused = osteo("train", "resume=run", f"trainer.max_epochs={epochs}")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert message in refused.err or "must be larger" in refused.err
+        assert {path: path.read_bytes() for path in files} == files
+    done = osteo("train", "resume=run", "trainer.max_epochs=4")
+    assert done.code == 0, done.err
+    assert "going on after last.ckpt" in done.out
+    after = record.read_table("history.csv")
+    assert list(after["epoch"]) == [0, 1, 2, 3]
+    pd.testing.assert_frame_equal(after[:2], before)
+    assert differs(Run(tmp_path / "whole"), record) == []  # constant rate: as if it had been begun with four
+    trainer = record.read_config()["trainer"]
+    assert (trainer["max_epochs"], trainer["extended_from"]) == (4, [2])
+    assert (record.state, record.read_json("environment.json")["epochs"]) == ("done", 4)
+    for name in ("last.ckpt", "previous.ckpt"):
+        (record.checkpoints / name).write_bytes(b"")
+    refused = osteo("train", "resume=run", "trainer.max_epochs=5")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "has no checkpoint that can be read (last.ckpt, previous.ckpt), so it cannot be given more" in refused.err
+    assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "poly"])
+def test_a_longer_schedule_is_entered_at_its_step(name: str) -> None:
+    def training(steps: int) -> tuple[SGD, object]:
+        optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.9)
+        settings = asdict(OptimizerConfig(lr=0.1, schedule=name))
+        return optimizer, make_schedule(optimizer, settings, steps=steps, epochs=steps // 2, mode="min")
+
+    def rates(optimizer: SGD, schedule: object, steps: range) -> list[tuple[float, float]]:
+        found = []
+        for step in steps:
+            found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+            optimizer.step()
+            schedule.step_update(step + 1) if isinstance(schedule, Scheduler) else schedule.step()
+        return found
+
+    whole = rates(*training(20), range(20))
+    optimizer, schedule = training(10)
+    rates(optimizer, schedule, range(10))
+    longer, entered = training(20)
+    longer.load_state_dict(optimizer.state_dict())
+    enter(entered, 10)
+    assert rates(longer, entered, range(10, 20)) == whole[10:]
+
+
+def test_a_run_without_its_status_goes_on_as_it_was_configured(
+    osteo: Callable, words: list[str], tmp_path: Path
+) -> None:
+    words = [*words, "logger.wandb.mode=disabled", "trainer.max_epochs=2"]
+    assert osteo("train", *words, "output_dir=run").code == 0
+    record, before = Run(tmp_path / "run"), (tmp_path / "run/config.yaml").read_bytes()
+    metrics = (tmp_path / "run/metrics.json").read_bytes()
+    (tmp_path / "run/status.json").unlink()
+    refused = osteo("train", *words, "output_dir=run")
+    assert "run holds a run already; choose another output_dir, or go on with it" in refused.err
+    done = osteo("train", "resume=run")
+    assert done.code == 0, done.err
+    assert record.state == "done"
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    assert (tmp_path / "run/metrics.json").read_bytes() == metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("status.json", "", "run/status.json is damaged; delete it, and resume goes on with the run after its last"),
+        ("status.json", "[]", "run/status.json is damaged; delete it"),
+        ("status.json", '{"state": "finished"}', "run/status.json is damaged; delete it"),
+        ("config.yaml", "", "run/config.yaml is damaged (it has no augment), and nothing says how the run was"),
+        ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged (it has no augment)"),
+        ("config.yaml", "seed: [", "run/config.yaml is no configuration of osteo train"),
+        ("config.yaml", "seed: many\n", "run/config.yaml is no configuration of osteo train"),
+        ("multirun.yaml", "", "run/multirun.yaml is damaged (it holds no sweep)"),
+        ("multirun.yaml", "hydra: [", "run/multirun.yaml is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_trained(
+    osteo: Callable, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    files = {"config.yaml": OmegaConf.to_yaml(OmegaConf.structured(Config)), name: content}
+    files.setdefault("status.json", '{"state": "running", "error": null, "id": "0"}')
+    for path, text in files.items():
+        (tmp_path / "run" / path).write_text(text)
+    done = osteo("train", "resume=run")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err
+    assert {path: (tmp_path / "run" / path).read_text() for path in files} == files

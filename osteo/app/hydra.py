@@ -18,22 +18,47 @@ from omegaconf.errors import OmegaConfBaseException
 
 from osteo.app import choices
 from osteo.app.extras import check_extras
-from osteo.app.jobs import C, FailFast, Task, remove_empty, run_job
+from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
 from osteo.app.plugins import load_named
-from osteo.app.resume import check_processes, resumed
+from osteo.app.resume import check_processes, check_unchanged, resumed
+from osteo.app.words import readable
 from osteo.errors import UserError, diagnose, printable
 from osteo.files import display_path
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
 from osteo.task import direction
-from osteo.training.ranks import rank
+from osteo.training.ranks import follow, rank
 
 log = logging.getLogger(__name__)
 
+CLAIMED: list[Path] = []
+"""Directories that this process has made to have them for itself."""
+
+
+def claimed(given: str | None, default: str) -> str:
+    """The directory that was given; else one by date and time, made here, that no run begun in the same second has."""
+    if given:
+        return given
+    path, number = Path(default), 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                path = Path(f"{default}-{number}")
+            else:
+                CLAIMED.append(path)
+                return str(path)
+    except OSError:
+        return default  # Hydra says what is wrong with it
+
+
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
-# started in another process knows it too
-OmegaConf.register_new_resolver("either", lambda given, default: given or default, replace=True)
+# started in another process knows it too, and in its configuration's cache, so that a sweep has one for all jobs
+OmegaConf.register_new_resolver("either", claimed, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
 
 
@@ -41,14 +66,18 @@ class SweepStart(Callback):
     """Holds the directory of this process's sweep, and refuses one that holds another's."""
 
     begun: ClassVar[list[Path]] = []
+    goes_on: ClassVar[bool] = False
+    """whether the sweep is taken up; no override says so, since they name directories (hydra.job.override_dirname)"""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first job; it drops an exception of a callback, but not an exit."""
         directory = Path(config.hydra.sweep.dir)
-        if runs_of(directory) and not config.get("resume"):
-            hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
-            fail(config.hydra.job.name, UserError(f"{display_path(directory)} holds runs already; {hint}"))
         try:
+            if SweepStart.goes_on:
+                check_unchanged(directory, config)
+            elif runs_of(directory):
+                hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
+                raise UserError(f"{display_path(directory)} holds runs already; {hint}")
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()
         except OSError as error:
@@ -70,6 +99,8 @@ class Application(Generic[C]):
     """of the last job in this process"""
     mistakes: list[UserError] = field(default_factory=list)
     outcomes: list[bool] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
+    """the one that has begun the sweep"""
     busy: bool = False
     """whether an error is a job's; else it is Hydra's, which makes the directories"""
 
@@ -78,11 +109,16 @@ class Application(Generic[C]):
         settings = HydraConfig.get()
         sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
         self.directory = Path(settings.runtime.output_dir)
+        launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
+        if launcher == "JoblibLauncher" and os.getpid() != self.process:
+            follow(self.process)
         self.busy = True
         try:
             self.outcomes.append(run_job(raw, self.task, self.directory, sweep))
         except UserError as error:
             self.mistakes.append(error)
+            if isinstance(error, UnrecordedError) and launcher != "BasicLauncher":
+                raise  # this is a copy, whose mistakes nobody sees
         self.busy = False
 
 
@@ -104,6 +140,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         sys.argv[1:] = without_null_groups(sys.argv[1:])
         load_named(sys.argv[1:])
         choices.register(schema)
+        sys.argv[1:] = readable(sys.argv[1:], schema)
+        SweepStart.goes_on = any(argument.startswith("resume=") for argument in sys.argv[1:])
         sys.argv[1:] = resumed(sys.argv[1:])
         check_processes(sys.argv[1:])
         check_extras(sys.argv[1:])
@@ -129,7 +167,9 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     finally:
         for held in SweepStart.begun:
             Run(held).release()
-            remove_empty(held)
+        for made in (*SweepStart.begun, *CLAIMED):
+            remove_empty(made)
+        CLAIMED.clear()
     _exit(command, application, code, finish)
 
 
@@ -166,7 +206,7 @@ def _exit(command: str, application: Application[Any], code: int, finish: Callab
             application.outcomes.append(finish(directory))
         except OSError as error:
             fail(command, UserError(str(diagnose(error))))
-    sys.exit(code or int(not all(application.outcomes)))
+    sys.exit(code or int(bool(application.mistakes) or not all(application.outcomes)))
 
 
 def fail(command: str, error: UserError) -> NoReturn:

@@ -2,9 +2,9 @@
 
 import gc
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from osteo import parts
+from osteo.app import taking_up
 from osteo.checks import check
 from osteo.config import Config
 from osteo.errors import LostDeviceError, MachineError, UserError, diagnose
 from osteo.files import display_path
 from osteo.records.locks import LOCK
-from osteo.records.record import Job, Run, read_config
+from osteo.records.record import Job, Run
 from osteo.training.ranks import rank, record_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ Task = Callable[[C, Job], bool]
 
 class FailFast(BaseException):
     """Ends a sweep before its end; Hydra lets it pass because it is no Exception."""
+
+
+class UnrecordedError(UserError):
+    """The mistake of a job that could leave no record of its own, so that the sweep itself must end with it."""
 
 
 def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | None) -> bool:
@@ -42,18 +47,21 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
         Exception: anything else that ended a single run.
     """
     record = record_of(directory)
-    is_foreign = record.has_status  # an earlier run's, not ours to change
+    is_foreign = record.has_begun  # an earlier run's, not ours to change
     config: Any = None
     try:
         config = OmegaConf.to_object(raw)
         parts.load(getattr(config, "plugins", []))  # a launcher's process has not seen the command line
         job = _job_of(raw, directory, sweep)
-        # the second: the cluster may have requeued the job
+        # the second: the sweep is taken up, or the cluster has requeued the job
         if isinstance(config, Config) and (config.resume is not None or sweep is not None):
-            if is_foreign and record.state == "done":
+            state = taking_up.state_of(record)
+            if sweep is not None:
+                taking_up.check_same_job(record, raw)
+            if state == "done" and not taking_up.asks_for_epochs(config):
                 log.info("%s is done", display_path(directory))
                 return True
-            config, job = _take_up(record, config, job)
+            config, job = taking_up.take_up(record, config, job)
             is_foreign = False
         check(config)
         return task(config, job)
@@ -80,11 +88,13 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         KeyboardInterrupt: the user's.
         FailFast: the sweep ends with it.
     """
-    name = record.directory.name
+    name = os.path.relpath(record.directory, sweep) if sweep else record.directory.name
     trouble = diagnose(error)
     reason, state = _describe(trouble)
     has_begun = not is_foreign and record.has_status
-    if has_begun or (sweep is not None and not is_foreign):
+    if has_begun and (stands := record.status()["state"]) in ("done", "interrupted"):
+        state = stands  # it was taken up, and this came before it went on: nothing of it is lost
+    if (has_begun or (sweep is not None and not is_foreign)) and state != "done":
         _note_failure(record, state, reason)
     elif not is_foreign:
         _forget(record)
@@ -101,7 +111,7 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
     if has_begun and isinstance(trouble, MachineError):
         reason = f"interrupted: {reason}; go on with it: osteo train resume={display_path(record.directory)}"
     if is_expected or sweep is not None:
-        raise UserError(reason) from error
+        raise (UnrecordedError if sweep is not None and is_foreign else UserError)(reason) from error
 
 
 def _note_failure(record: Run, state: str, reason: str) -> None:
@@ -109,24 +119,6 @@ def _note_failure(record: Run, state: str, reason: str) -> None:
         record.set_status(state, reason)
     except OSError as error:  # it stands as running, though nobody works on it: that is interrupted
         log.error("%s: the end of the run could not be noted (%s)", display_path(record.directory), error.strerror)
-
-
-def _take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
-    """What to do with a job of a run or sweep that is taken up: go on with it, or begin it anew."""
-    if not record.has_status:
-        return config, job  # it had not begun
-    record.hold()
-    if not (record.directory / "config.yaml").exists():  # it failed before it began
-        record.clear()
-        return config, job
-    if record.state not in ("interrupted", "running") and job.sweep is not None:
-        log.info("%s had failed (%s); it begins anew", display_path(record.directory), record.status()["error"])
-        record.clear()
-        return config, job
-    recorded = (record.directory / "config.yaml").read_text(encoding="utf-8")
-    before, place = read_config(record.directory / "config.yaml"), display_path(record.directory)
-    parts.check_named(before.plugins, place, f"osteo train resume={place}")
-    return before, replace(job, config_yaml=recorded, goes_on=True)
 
 
 def _describe(error: BaseException) -> tuple[str, str]:

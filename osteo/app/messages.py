@@ -42,8 +42,18 @@ def describe_mistake(error: Exception, schema: type[Any]) -> str:
     if match := re.match(r"Error merging override (\S+)", text):
         return f"{match[1]}: {_first_line(cause or error)}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}' as key=value: {_first_line(error)}"
+        return f"cannot read '{error.override}' as key=value: {_first_line(error)}{_how_to_quote(error.override)}"
+    if text.startswith("Ambiguous value"):
+        key, _, value = text.split("'")[1].partition("=")
+        return f"{_first_line(error)}; for one text with a comma type '{key}=\"{value}\"', for a sweep -m"
     return f"{_first_line(error)}: {_first_line(cause)}" if cause else _first_line(error)
+
+
+def _how_to_quote(override: str | None) -> str:
+    key, _, value = (override or "").partition("=")
+    if value.startswith(("[", "{")) and not {"'", '"'} & set(value):
+        return f'; quote the texts within, and all of it for the shell: \'{key}=["...","..."]\''
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

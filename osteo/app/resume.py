@@ -5,18 +5,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from osteo import parts
 from osteo.app.plugins import named
+from osteo.app.words import quoted, unquoted
 from osteo.errors import UserError
 from osteo.files import display_path
+from osteo.records.sweep import SWEEP
 from osteo.training.ranks import launched
 
-_REPLAYED = re.compile(r"hydra[./](launcher|sweeper|sweep|job\.name)\b")
+EPOCHS = "trainer.max_epochs="
+"""The one override that a run may be given when it is taken up."""
+_REPLAYED = re.compile(
+    r"hydra(/(launcher|sweeper)=|\.(launcher|sweeper|sweep)\.|\.job\.(name|chdir|config\.override_dirname)\b|\.verbose=)"
+)
 """Settings of Hydra that a sweep is resumed with; others, such as callbacks, could name any code."""
-_TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")
-_OURS = ("output_dir=", "resume=", "hydra.mode=", "hydra.sweep.dir=")
+_TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([^'\",}\s]*)")
+_STRINGS = re.compile(r"\$\{(oc\.env:\w+(,[\w.]+)?|hydra\.[\w.]+)\}")
+"""Interpolations that cannot bring a node with a `_target_`."""
+_RESET = ("resume=", "hydra.mode=", "hydra.sweep.dir=")
 """Overrides that resuming sets anew."""
 
 
@@ -30,23 +40,86 @@ def resumed(arguments: list[str]) -> list[str]:
     given = [argument for argument in arguments if argument.startswith("resume=")]
     if not given:
         return arguments
-    directory = Path(given[-1].removeprefix("resume=").strip("'\"")).expanduser()
+    directory = Path(unquoted(given[-1].removeprefix("resume="))).expanduser()
     others, config_dir = _split_config_dir([a for a in arguments if a not in given and a not in ("-m", "--multirun")])
     plugins = [a for a in others if a.startswith("plugins=")]
-    if others := [a for a in others if a not in plugins]:
+    epochs = [a for a in others if a.startswith(EPOCHS)]
+    if others := [a for a in others if a not in (*plugins, *epochs)]:
         raise UserError(f"resume goes on with what was recorded, so {others[0]} cannot be changed; leave it out")
-    quoted = "'" + str(directory).replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if (directory / "multirun.yaml").exists():
-        recorded = OmegaConf.load(directory / "multirun.yaml").hydra
-        kept = _replayable([*recorded.overrides.task, *recorded.overrides.hydra], directory)
-        parts.check_named(named(kept), display_path(directory), f"osteo train resume={display_path(directory)}")
-        kept = [override for override in kept if not override.startswith("plugins=")]
-        made_again = [f"plugins=[{','.join(named(plugins))}]"] if plugins else []
-        folder = config_dir or _recorded_config_dir(recorded, directory)
-        return ["-m", *folder, *kept, *made_again, f"hydra.sweep.dir={quoted}", f"resume={quoted}"]
+    if (directory / SWEEP).exists():
+        if epochs:
+            raise UserError(f"{epochs[0]} is for one run at a time: osteo train resume={display_path(directory / '0')}")
+        return _resumed_sweep(directory, named(plugins), config_dir)
     if (directory / "config.yaml").exists():
-        return [*plugins, f"hydra.run.dir={quoted}", f"resume={quoted}"]
-    raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep (multirun.yaml)")
+        return [*plugins, *epochs, f"hydra.run.dir={quoted(str(directory))}", f"resume={quoted(str(directory))}"]
+    raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep ({SWEEP})")
+
+
+def _resumed_sweep(directory: Path, plugins: Sequence[str], config_dir: list[str]) -> list[str]:
+    """The command line of a sweep, its overrides as they were typed: interpolations are resolved job by job."""
+    recorded = recorded_sweep(directory)
+    overrides = [word for kind in ("task", "hydra") for word in _words(recorded, f"hydra.overrides.{kind}")]
+    kept = _replayable(overrides, directory)
+    parts.check_named(named(kept), display_path(directory), f"osteo train resume={display_path(directory)}")
+    kept = [override for override in kept if not override.startswith("plugins=")]
+    made_again = [f"plugins=[{','.join(plugins)}]"] if plugins else []
+    folder = config_dir or _recorded_config_dir(recorded, directory)
+    return ["-m", *folder, *kept, *made_again, f"hydra.sweep.dir={quoted(str(directory))}"]
+
+
+def recorded_sweep(directory: Path) -> DictConfig:
+    """The configuration of a sweep, unresolved.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        recorded = OmegaConf.load(directory / SWEEP)
+        if isinstance(recorded, DictConfig) and OmegaConf.select(recorded, "hydra.overrides.task") is not None:
+            return recorded
+        reason = "it holds no sweep"
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    raise UserError(
+        f"{display_path(directory / SWEEP)} is damaged ({reason}), so that it is not known which jobs the sweep has;"
+        f" go on with its runs one by one (osteo train resume={display_path(directory)}/0), or begin a new sweep"
+    )
+
+
+def check_unchanged(directory: Path, composed: DictConfig) -> None:
+    """Refuses to go on with a sweep whose jobs would be others now, since a file of its configuration has changed.
+
+    Raises:
+        UserError: one line with the first key that differs.
+    """
+    before = OmegaConf.to_container(recorded_sweep(directory))
+    now = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(composed)))
+    for config in (before, now):
+        assert isinstance(config, dict)
+        for key in ("plugins", "output_dir", "resume"):
+            config.pop(key, None)
+        config["hydra"] = {"sweeper": config.get("hydra", {}).get("sweeper")}
+    if change := _first_change(before, now, ""):
+        key, first, second = change
+        raise UserError(
+            f"{display_path(directory)} was begun with {key}={first}, and a file of its configuration has {second} now;"
+            " put it back, or begin a new sweep"
+        )
+
+
+def _first_change(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+    """The first key that both have and that differs: what another version of osteo adds is no change."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (key, before, now)
+    changes = (_first_change(before[name], now[name], f"{key}.{name}".lstrip(".")) for name in before if name in now)
+    return next((change for change in changes if change), None)
+
+
+def _words(recorded: DictConfig, key: str) -> list[str]:
+    node = OmegaConf.select(recorded, key)
+    words = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_list(node) else []
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 def _replayable(overrides: Sequence[str], directory: Path) -> list[str]:
@@ -55,13 +128,27 @@ def _replayable(overrides: Sequence[str], directory: Path) -> list[str]:
     Raises:
         UserError: one names code, which no sweep of ours has recorded: the directory may come from elsewhere.
     """
-    kept = [override for override in overrides if not override.lstrip("+~").startswith(_OURS)]
+    kept = [override for override in overrides if not override.lstrip("+~").startswith(_RESET)]
     for override in kept:
-        foreign = [path for path in _TARGET.findall(override) if path.partition(".")[0] not in parts.trusted_roots()]
-        is_hydra = override.lstrip("+~").startswith("hydra")
-        if foreign or (is_hydra and ("_target_" in override or not _REPLAYED.match(override))):
+        if _names_code(override.lstrip("+~")):
             raise UserError(f"{display_path(directory)} records {override}, which names code to run; begin a new sweep")
     return kept
+
+
+def _names_code(override: str) -> bool:
+    """Whether an override could make Hydra call something that is not ours.
+
+    What callbacks and loggers name is looked at again when a job is composed; what Hydra itself builds, here alone.
+    """
+    roots, (key, _, value) = parts.trusted_roots(), override.partition("=")
+    if any(path.partition(".")[0] not in roots for path in _TARGET.findall(override)) or "@hydra" in key:
+        return True
+    if not key.startswith("hydra"):
+        return False
+    hidden = key.startswith(("hydra.launcher", "hydra.sweeper")) and "${" in _STRINGS.sub("", value)
+    if key.startswith("hydra.sweeper.params"):  # strings, which become overrides of jobs
+        hidden = (hidden and key == "hydra.sweeper.params") or "hydra" in override[len("hydra") :]
+    return "_target_" in override or not _REPLAYED.match(override) or hidden
 
 
 def _split_config_dir(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -74,20 +161,25 @@ def _split_config_dir(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments, []
 
 
-def _recorded_config_dir(recorded: Any, directory: Path) -> list[str]:
+def _recorded_config_dir(recorded: DictConfig, directory: Path) -> list[str]:
     """The folder of YAML files that a sweep was begun with, where it had one.
 
     Raises:
-        UserError: it is gone.
+        UserError: it is gone, or it came with the sweep, so that it may name code.
     """
-    sources = OmegaConf.select(recorded, "runtime.config_sources") or []
-    folders = [source["path"] for source in sources if source["provider"] == "command-line"]
-    if folders and not Path(folders[0]).is_dir():
+    sources = OmegaConf.select(recorded, "hydra.runtime.config_sources") or []
+    folders = [Path(source["path"]) for source in sources if source["provider"] == "command-line"]
+    if not folders:
+        return []
+    again = f"osteo train resume={display_path(directory)} --config-dir FOLDER"
+    if not folders[0].is_dir():
         raise UserError(
-            f"{display_path(directory)} was begun with --config-dir {Path(folders[0]).name}, which is gone; give it"
-            f" again: osteo train resume={display_path(directory)} --config-dir FOLDER"
+            f"{display_path(directory)} was begun with --config-dir {folders[0].name}, which is gone; give it again:"
+            f" {again}"
         )
-    return ["--config-dir", folders[0]] if folders else []
+    if not folders[0].is_absolute() or folders[0].resolve().is_relative_to(directory.resolve()):
+        raise UserError(f"{display_path(directory)} was begun with a --config-dir of its own; name it again: {again}")
+    return ["--config-dir", str(folders[0])]
 
 
 def check_processes(arguments: list[str]) -> None:

@@ -32,6 +32,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     record = Run(Path(config.run).expanduser())
     if not (record.directory / "metrics.json").exists():
         raise UserError(f"run={config.run} is not a finished run (it has no metrics.json)")
+    if record.has_status and record.state != "done":  # its metrics are those of fewer epochs
+        raise UserError(f"run={config.run} is {record.state}; go on with it first: osteo train resume={config.run}")
     if record.read_json("environment.json").get("pruned"):
         raise UserError(
             f"run={config.run} was stopped early by its search; only a run that reached its end can be repeated"
@@ -39,6 +41,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
     recorded = replace(read_config(record.directory / "config.yaml"), trial=None)
+    if planned := recorded.trainer.extended_from:
+        log.warning("the run was given more epochs (%s before), which its repetition has from the start", planned)
     parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
     for name, before, now in environment_changes(record.read_json("environment.json"), environment()):

@@ -201,7 +201,7 @@ class _TestedRun(NamedTuple):
         )
         if set(val["label"]) != {0, 1}:
             raise UserError(
-                f"run {run.directory.name} has no validation pictures of both classes, by which models are chosen and"
+                f"run {run.name} has no validation pictures of both classes, by which models are chosen and"
                 " thresholds set; leave it out, or train it on another split"
             )
         validated = validate(predictions, sensitivity=sensitivity)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-STATUS = "status.json"
+STATUS, CONFIG = "status.json", "config.yaml"
 STATES = ("running", "done", "failed", "interrupted")
 """What status.json says; the last: cut off by a signal or by the machine, and goes on when it is resumed."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
@@ -37,6 +37,13 @@ class Run:
     """A run directory."""
 
     directory: Path
+    sweep: Path | None = field(default=None, compare=False)
+    """the sweep that it was found in"""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables: its path in its sweep, else the name of its directory."""
+        return self.directory.relative_to(self.sweep).as_posix() if self.sweep else self.directory.name
 
     @property
     def checkpoints(self) -> Path:
@@ -54,17 +61,22 @@ class Run:
         Raises:
             UserError: the directory holds a run already, or cannot be written.
         """
-        if self.has_status:
+        if self.has_begun:
             raise UserError(
                 f"{display_path(self.directory)} holds a run already; choose another output_dir, or go on with it:"
                 f" osteo train resume={display_path(self.directory)}"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_text(self.directory / "config.yaml", config_yaml)
+            write_text(self.directory / CONFIG, config_yaml)
             self.set_status("running")
         except OSError as error:
             raise UserError(f"output_dir {display_path(self.directory)} cannot be written: {error.strerror}") from error
+
+    def go_on(self, config_yaml: str) -> None:
+        """Marks the run as running again, with the configuration that it has now."""
+        self.set_status("running")
+        write_text(self.directory / CONFIG, config_yaml)
 
     def clear(self) -> None:
         """Removes what a failed run has left, its log and its W&B files aside."""
@@ -91,6 +103,16 @@ class Run:
     def has_status(self) -> bool:
         """Whether the directory holds a run at all."""
         return (self.directory / STATUS).exists()
+
+    @property
+    def has_config(self) -> bool:
+        """Whether the directory holds a configuration."""
+        return (self.directory / CONFIG).exists()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the directory holds a run, or what is left of one whose status was deleted."""
+        return self.has_status or self.has_config
 
     def status(self) -> dict[str, Any]:
         """What status.json says: state, error, and an id that no other run has."""
@@ -150,7 +172,7 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """The configuration, as plain values."""
-        content = OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+        content = OmegaConf.to_container(OmegaConf.load(self.directory / CONFIG))
         assert isinstance(content, dict)
         return {str(key): value for key, value in content.items()}
 
@@ -203,10 +225,17 @@ class Job:
     config_yaml: str
     goes_on: bool = False
     """whether the directory holds the beginning of the run"""
+    is_extended: bool = False
+    """whether it is to have more epochs than it was begun with"""
     launcher: str = "BasicLauncher"
     """what started it: BasicLauncher, JoblibLauncher or SlurmLauncher"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
+
+    def changed(self, **settings: Any) -> "Job":
+        """The same job with other settings, by group, as its record will say."""
+        text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(self.config_yaml), settings))
+        return replace(self, config_yaml=text)
 
 
 def read_config(path: Path) -> Config:

@@ -1,20 +1,45 @@
 """The runs of a sweep, and its leaderboard."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from osteo.records.record import Run
+from osteo.records.record import STATUS, Run
 
+SWEEP = "multirun.yaml"
+"""What Hydra writes into the directory of a sweep: its configuration, and the overrides as they were typed."""
+APART = ("wandb", "slurm", "figures", "tables")
+"""Folders of a sweep that hold no run."""
+DEEPEST = 8
+"""folders between a sweep and a run, so that links in a circle end"""
 COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
 
 
 def runs_of(sweep: Path) -> list[Run]:
-    """The runs of a sweep, or the single run, in the order of their numbers."""
-    if (sweep / "status.json").exists():
+    """The runs of a sweep, or the single run, in the order of their numbers.
+
+    What a sweep calls its jobs may have slashes in it (`hydra.sweep.subdir`), so they are searched in all its folders.
+    """
+    if (sweep / STATUS).exists():
         return [Run(sweep)]
-    found = [path.parent for path in sweep.glob("*/status.json")]
-    return [Run(path) for path in sorted(found, key=lambda path: (not path.name.isdigit(), path.name.zfill(9)))]
+    deepest = DEEPEST if (sweep / SWEEP).exists() else 1
+    return sorted((Run(path, sweep) for path in _below(sweep, deepest)), key=lambda run: _in_order(run.name))
+
+
+def _below(folder: Path, deepest: int) -> Iterator[Path]:
+    """The run directories below a folder; not those of another sweep, nor what lies within a run."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.is_dir() or path.name in APART or path.name.startswith("."):
+            continue
+        if (path / STATUS).exists():
+            yield path
+        elif deepest > 1 and not (path / SWEEP).exists():
+            yield from _below(path, deepest - 1)
+
+
+def _in_order(name: str) -> list[tuple[bool, str]]:
+    return [(not part.isdigit(), part.zfill(9)) for part in name.split("/")]
 
 
 def leaderboard(sweep: Path) -> pd.DataFrame:
@@ -29,7 +54,7 @@ def leaderboard(sweep: Path) -> pd.DataFrame:
             continue  # the second: an evaluation
         metrics, facts = run.read_json("metrics.json"), run.read_json("environment.json")
         rows.append(
-            {"run": run.directory.name}
+            {"run": run.name}
             | {key: facts[key] for key in ("backbone", "seed", "fold", "parameters", "epochs", "best_epoch")}
             | {"val/auroc": metrics["val/auroc"]}
             | {

@@ -101,7 +101,7 @@ class Report:
             "fewest": (FEWEST, FEWEST_IN_ALL),
             "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
             "record": {
-                "run": best.directory.name,
+                "run": best.name,
                 "configuration": OmegaConf.to_yaml(OmegaConf.create(public(configuration))),
                 "osteo": best.read_json("environment.json")["osteo"],
             },
@@ -179,7 +179,7 @@ def read_report(config: ReportConfig) -> Report:
     board = leaderboard(directory)
     if board.empty:
         raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
-    runs = [run for run in runs_of(directory) if run.directory.name in set(board["run"])]
+    runs = [run for run in runs_of(directory) if run.name in set(board["run"])]
     experiment = read_experiment(runs, sensitivity=config.sensitivity)
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
@@ -322,7 +322,7 @@ def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
     hashes = [("data", data_sha256(manifest))]
     for result in results.models:
         run = result.system.best_run
-        hashes.append((f"{result.system.name}, run {run.directory.name}", file_sha256(run.best_checkpoint)))
+        hashes.append((f"{result.system.name}, run {run.name}", file_sha256(run.best_checkpoint)))
     return pd.DataFrame(hashes, columns=["of", "SHA-256"])
 
 
@@ -354,7 +354,7 @@ def model_card(report: Report, system: System) -> str:
     return render(
         "model_card.md.jinja",
         name=system.name,
-        run=run.directory.name,
+        run=run.name,
         validation=run.read_json("metrics.json")["val/auroc"],
         facts=facts,
         size=data["image_size"],

@@ -39,7 +39,7 @@ def show_runs(directory: Path) -> bool:
             f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages",
             style="dim",
         )
-    failed = {run.directory.name: run.status() for run in runs if run.status()["state"] != "done"}
+    failed = {run.name: run.status() for run in runs if run.status()["state"] != "done"}
     if failed:
         table = Table("run", "state", "error", title="not done", title_justify="left")
         for name, status in failed.items():
@@ -117,7 +117,7 @@ def row(run: "Run") -> dict[str, Any]:
     import pandas as pd
 
     state, error = run.state, run.status()["error"]
-    values: dict[str, Any] = {"run": run.directory.name, "state": state}
+    values: dict[str, Any] = {"run": run.name, "state": state}
     settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
     if "trainer" in settings:  # else it had not begun, or is an evaluation
         epochs = settings["trainer"]["max_epochs"]

@@ -166,7 +166,7 @@ class StochasticWeightAveraging(WeightAveraging):
         if step_idx is None:
             return False
         epoch, left = divmod(step_idx + 1, self._steps)
-        return left == 0 and epoch > self._first
+        return left == 0 and (epoch > self._first or self._has_begun)  # the second: a run that was given more epochs
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validates the mean, once there is one."""

@@ -10,8 +10,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import parent_process
-from threading import Thread
 from types import MethodType
 from typing import Any
 
@@ -21,7 +19,6 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.plugins.layer_sync import LayerSync
-from omegaconf import OmegaConf
 from torch import Tensor, distributed, nn
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import (
@@ -37,7 +34,7 @@ from osteo.errors import MachineError, OutOfMemoryError, UserError, diagnose
 from osteo.files import cache_dir
 from osteo.records.record import Job
 from osteo.training import hardware
-from osteo.training.ranks import launched, rank, record_of
+from osteo.training.ranks import follow, launched, rank, record_of
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +77,8 @@ def launch(train: Train, config: Config, job: Job) -> None:
 def with_batch(config: Config, job: Job, size: int, times: int) -> tuple[Config, Job]:
     """The same run with batches of another size, so many per optimiser step, as its record will say."""
     trainer = replace(config.trainer, accumulate_grad_batches=times)
-    changed = {"data": {"batch_size": size}, "trainer": {"accumulate_grad_batches": times}}
-    text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(job.config_yaml), changed))
     config = replace(config, data=replace(config.data, batch_size=size), trainer=trainer)
-    return config, replace(job, config_yaml=text)
+    return config, job.changed(data={"batch_size": size}, trainer={"accumulate_grad_batches": times})
 
 
 def _start_processes(train: Train, config: Config, job: Job) -> None:
@@ -155,7 +150,7 @@ def _work(
 ) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "NODE_RANK": 0}
     os.environ.update(place, **{name: str(value) for name, value in ranks.items()})
-    Thread(target=_follow_parent, daemon=True).start()
+    follow()
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
         function(*arguments)
@@ -168,14 +163,6 @@ def _work(
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _follow_parent() -> None:
-    """Ends this process with the one that has spawned it, which may be killed, so that no two work on one run."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def environment() -> ClusterEnvironment:

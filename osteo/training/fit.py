@@ -24,6 +24,7 @@ from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.errors import UserError
 from osteo.evaluation.metrics import evaluate
+from osteo.files import display_path
 from osteo.records.record import Job, Run
 from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
@@ -109,12 +110,18 @@ def begin(record: Run, job: Job, manifest: pd.DataFrame) -> Path | None:
     """Begins the record, or goes on with it: then from the checkpoint that is returned, if an epoch had ended.
 
     Raises:
-        UserError: the directory holds another run, or the pictures are no longer what they were.
+        UserError: the directory holds another run, the pictures are no longer what they were, or a run that is to have
+            more epochs has no checkpoint.
     """
     last = newest(record.checkpoints) if job.goes_on else None
     if job.goes_on:
-        record.set_status("running")
         record.check_same_data(manifest)
+        if job.is_extended and last is None:
+            raise UserError(
+                f"{display_path(job.directory)} has no checkpoint that can be read (last.ckpt, previous.ckpt), so it"
+                " cannot be given more epochs; begin a new run"
+            )
+        record.go_on(job.config_yaml)
         log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
     else:
         record.start(job.config_yaml)

@@ -19,7 +19,7 @@ from osteo.evaluation.torch_metrics import training_metrics
 from osteo.task import direction
 from osteo.training.losses import make_loss, smooth
 from osteo.training.network import Network
-from osteo.training.optim import check_optimizer, make_optimizer, make_schedule
+from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
 
 
 class Batch(Protocol):
@@ -163,6 +163,16 @@ class Classifier(LightningModule):
         interval = "epoch" if name == "plateau" else "step"
         settings: Any = {"scheduler": schedule, "interval": interval, "monitor": self.monitor}
         return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the state of a schedule that has one (plateau); any other is entered at its step, see `enter`."""
+        if self.optimizer_settings["schedule"] != "plateau":
+            checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self) -> None:
+        """Enters the schedule where a training goes on."""
+        for entry in self.trainer.lr_scheduler_configs if self.global_step else ():
+            enter(entry.scheduler, self.global_step)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Moves a schedule; timm's need the number of the step."""

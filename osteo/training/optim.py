@@ -137,6 +137,18 @@ def make_schedule(
     return made
 
 
+def enter(schedule: LRScheduler | Scheduler, step: int) -> None:
+    """Sets the learning rate of a schedule that is taken up after so many steps.
+
+    It follows from the step and from the length of the training alone, which may be longer than when it was begun.
+    """
+    if isinstance(schedule, Scheduler):
+        schedule.step_update(step)
+    elif isinstance(schedule, OneCycleLR):
+        schedule.last_epoch, schedule._step_count = step - 1, step + 1
+        schedule.step()
+
+
 def _scaled(optimizer: Optimizer) -> Optimizer:
     """The optimiser with the rates that its groups' layers ask for; timm's schedules see to that themselves."""
     for group in optimizer.param_groups:

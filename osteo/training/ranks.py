@@ -1,7 +1,11 @@
 """Which of a training's processes this is; costs nothing to import."""
 
 import os
+import time
+from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from osteo.records.record import Run
@@ -35,10 +39,30 @@ class Follower(Run):
     def _leave(self, *_: Any, **__: Any) -> None:
         """The first process does it."""
 
-    start = clear = hold = release = set_status = _leave
+    start = go_on = clear = hold = release = set_status = _leave
     write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
 
 
 def record_of(directory: Path) -> Run:
     """The run in a directory, which only the first process of a training writes."""
     return Follower(directory) if rank() else Run(directory)
+
+
+@cache
+def follow(process: int | None = None) -> None:
+    """Ends this process with the one that has started it, which may be killed, so that no two work on one run.
+
+    Args:
+        process: its id, where it is joblib's kind of process, which knows its parent by that alone.
+    """
+    Thread(target=_follow, args=(process,), daemon=True).start()
+
+
+def _follow(process: int | None) -> None:
+    if process is None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+    while process is not None and os.getppid() == process:
+        time.sleep(1.0)
+    os._exit(1)
