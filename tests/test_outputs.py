@@ -107,9 +107,14 @@ def test_what_fails_leaves_the_earlier_results(tmp_path: Path) -> None:
     for name in AUDIT.names:
         write_text(tmp_path / name, '{"exact_duplicate_groups": []}')
     before = contents(tmp_path)
-    with pytest.raises(OSError, match="full"), replaced(tmp_path, AUDIT) as folder:
-        write_text(folder / AUDIT.names[0], "{}")
-        raise OSError("full")
+
+    def fail() -> None:
+        with replaced(tmp_path, AUDIT) as folder:
+            write_text(folder / AUDIT.names[0], "{}")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert contents(tmp_path) == before
     claim(tmp_path, AuditConfig())
     locks.release(tmp_path)
