@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from osteo.config import PredictConfig, ServeConfig
 from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
-from osteo.files import display_path, whole, write_json, write_table, write_text
+from osteo.files import display_path, portable, whole, write_json, write_table, write_text
 from osteo.inference.answer import VARIANTS
 from osteo.inference.model import Model
 from osteo.inference.predictions import Row, to_table
@@ -56,7 +56,7 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
             seen = np.asarray(picture, np.uint8)
             if row.heat is not None:
                 seen = np.hstack([seen, overlay(row.answer.prepared, row.heat)])
-                write_png(folder / "overlays" / f"{PurePosixPath(row.name)}.png", seen)
+                write_png(folder / "overlays" / f"{portable(row.name)}.png", seen)
             figures.append({"row": row, "picture": embed(seen)})
     failed = [row for row in rows if row.reason]
     page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, config), models=cards)
