@@ -33,21 +33,28 @@ def made(folder: Path, kind: str) -> Path:
         write_json(folder / "0" / "status.json", {"state": "done", "error": None, "id": "0"})
     elif kind == "sweep without runs":
         (folder / "multirun.yaml").write_text("hydra: {}\n")
+    elif kind == "what is left of a run":
+        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "predictions.csv").write_text("image_id,logit\n")
     elif kind == "predictions":
         (folder / "predictions.csv").write_text("image_id,logit\n")
     return folder
 
 
-@pytest.mark.parametrize("kind", ["run", "sweep", "sweep without runs", "predictions"])
+@pytest.mark.parametrize("kind", ["run", "sweep", "sweep without runs", "what is left of a run", "predictions"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 def test_what_is_there_is_refused(tmp_path: Path, config: object, kind: str) -> None:
     folder = made(tmp_path / "there", kind)
     before = contents(folder)
-    if kind == "predictions" and isinstance(config, AuditConfig):
+    makes_record, results = (
+        isinstance(config, Config | EvaluateConfig | RerunConfig),
+        ("predictions", "what is left of a run"),
+    )
+    if kind in results and isinstance(config, AuditConfig):
         claim(folder, config)  # nothing of it is written by an audit
     else:
-        message = "holds predictions.csv already" if kind == "predictions" else "holds (a run|runs) already"
-        with pytest.raises(UserError, match=f"{message}.*choose another output_dir") as error:
+        found = "predictions.csv" if kind == "predictions" or (kind in results and not makes_record) else "(a run|runs)"
+        with pytest.raises(UserError, match=rf"there holds {found} already.*; choose another output_dir") as error:
             claim(folder, config)
         assert ("resume=" in str(error.value)) == (isinstance(config, Config) and kind != "predictions")
     locks.release(folder)

@@ -44,11 +44,13 @@ def claim(directory: Path, config: object) -> None:
     """
     locks.hold(directory)
     place = display_path(directory)
-    if runs_of(directory) or (directory / "multirun.yaml").exists():
-        kind = "a run" if (directory / "status.json").exists() else "runs"
-        hint = f", or go on with it: osteo train resume={place}" if isinstance(config, Config) else ""
-        raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
     results = OF_CONFIG.get(type(config))
+    marks = ["status.json"] if results else ["status.json", "config.yaml"]  # the second: of a run without its status
+    is_run = any((directory / name).exists() for name in marks)
+    if is_run or runs_of(directory) or (directory / "multirun.yaml").exists():
+        hint = f", or go on with it: osteo train resume={place}" if isinstance(config, Config) else ""
+        kind = "a run" if is_run else "runs"
+        raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
     found = [name for name in (results or PREDICTIONS).names if (directory / name).exists()]
     if found and not (results and _has_written(results, directory)):
         whose = f", which osteo {results.command} has not written" if results else ""

@@ -102,6 +102,9 @@ def choose_mode(mode: str) -> str:
     Raises:
         UserError: a variable of W&B's has a value that W&B does not know.
     """
+    # both before W&B reads its environment, which it does once
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
     import wandb
 
     given = _mode_of_environment()
@@ -167,8 +170,6 @@ class WandbLogger(loggers.WandbLogger):
         self._has_warned = self._has_withheld = False
         self._upload_pictures = settings.upload_pictures
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
-        os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
         self._run = self._begin(settings, configuration, place, self._mode(settings.mode))
         super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
         self._attempt(lambda: self._run.define_metric("epoch"))
