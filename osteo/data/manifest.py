@@ -17,8 +17,9 @@ from scipy.sparse.csgraph import connected_components
 from osteo.data.clinical import who_class
 from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
-from osteo.files import write_table
-from osteo.reading.pictures import describe_error, header
+from osteo.files import read_table, write_table
+from osteo.reading.pictures import describe_error
+from osteo.reading.reader import read_header
 from osteo.task import CLASS_NAMES, CLASSES
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
-    return typed(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]))
+    return typed(read_table(path, dtype="string", keep_default_na=False, na_values=[""]))
 
 
 def unusable(manifest: pd.DataFrame) -> "pd.Series[bool]":
@@ -126,7 +127,7 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
         try:
             content = source.read(picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
-            row["width"], row["height"], row["format"], row["mode"] = header(content)
+            row["width"], row["height"], row["format"], row["mode"] = read_header(content)
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:

@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from osteo.config import ExportConfig
+from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import class_of, open_archive
+from osteo.data.sources import class_of
 from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
-from osteo.reading.pictures import PICTURES, decode, describe_error
+from osteo.reading.pictures import PICTURES, describe_error
+from osteo.reading.reader import read_picture
 from osteo.task import CLASS_NAMES, CLASSES
 from osteo.types import Floats, Grey
 
@@ -258,7 +260,7 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
     labels: list[int | None] = []
     for name in names[:: -(-len(names) // MAX_PICTURES) or 1]:
         try:
-            pictures.append(model.prepare(decode(archive.read(name), model.card.image_size)))
+            pictures.append(model.prepare(read_picture(archive.read(name), model.card.image_size)))
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             log.warning("check: skipped %s: %s", name, describe_error(error))
             continue
