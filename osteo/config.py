@@ -204,9 +204,10 @@ class WandbConfig:
     _target_: str = "osteo.training.tracking.WandbLogger"
     mode: str = option(
         "auto",
-        "auto is online when logged in, else offline",
+        "auto is what WANDB_MODE says, else online when logged in, else offline",
         choices=("auto", "online", "offline", "disabled"),
     )
+    upload_pictures: bool = option(False, "send what may show a picture, such as a callback's log_image, too")
     project: str = option("osteo", "project")
     entity: str | None = option(None, "team or user; null for your default")
     group: str | None = option(None, "group of the run; null for the sweep's name")
@@ -269,6 +270,9 @@ class ReportConfig(PluginsConfig):
     )
     mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
     pictures: bool = option(True, "show radiographs on the page; false where it will be shared")
+    upload_pictures: bool = option(
+        False, "send the figures to W&B too, radiographs among them unless pictures=false; else numbers and names alone"
+    )
 
 
 @dataclass

@@ -103,6 +103,18 @@ def name_of_file(name: str, suffix: str) -> str:
     return content.decode() + suffix
 
 
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
+
+
+def portable(name: str) -> str:
+    """A relative path, with slashes, in names that every system takes, Windows too.
+
+    Characters that Windows refuses become underscores, and a name that stands for a device there gets one before it.
+    """
+    parts = (re.sub(r'[<>:"\\|?*\x00-\x1f]|[ .]+$', "_", part) for part in name.split("/"))
+    return "/".join(f"_{part}" if RESERVED.match(part) else part for part in parts)
+
+
 def cache_dir(setting: str | None) -> Path:
     """Where stores, manifests and phantom archives are kept: the setting, else $OSTEO_CACHE, else ~/.cache/osteo."""
     return Path(setting or os.environ.get("OSTEO_CACHE") or "~/.cache/osteo").expanduser()
@@ -111,6 +123,6 @@ def cache_dir(setting: str | None) -> Path:
 def display_path(path: Path) -> str:
     """A path as it may be shown: relative to the working directory where it lies below, else as it is."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return path.resolve().relative_to(Path.cwd()).as_posix()  # Windows takes it, and so does Hydra
     except ValueError:
         return str(path)

@@ -49,6 +49,8 @@ class FakeWandb:
         self.heard_epoch = Event()
         self.asked: list[str] = []
         """names of all operations"""
+        self.heard: list[bytes] = []
+        """every request: its line, its headers and its body"""
         self._port = 0
         self.up()
 
@@ -143,7 +145,9 @@ def handler_of(fake: FakeWandb) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         def _body(self) -> bytes:
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            fake.heard.append(f"{self.requestline}\n{self.headers}".encode() + body)
+            return body
 
         def _send(self, content: dict[str, Any], code: int = 200) -> None:
             body = json.dumps(content).encode()
@@ -173,6 +177,7 @@ def handler_of(fake: FakeWandb) -> type[BaseHTTPRequestHandler]:
             self._send({})
 
         def do_GET(self) -> None:
+            self._body()
             self._send({}, 401 if fake.wrong_key else 200)
 
         def log_message(self, *_: Any) -> None:

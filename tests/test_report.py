@@ -105,7 +105,7 @@ def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "trainer.accelerator=cpu", "logger.wandb.mode=offline", "output_dir='my sweep'",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
-    for command in (sweep, ["report", "my sweep", "draws=300"]):
+    for command in (sweep, ["report", "my sweep", "draws=300", "report.upload_pictures=true"]):
         command = [str(Path(sys.executable).with_name("osteo")), *command]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -244,10 +244,16 @@ def test_the_page_in_a_browser(reported: Path, scheme: str, size: tuple[int, int
         browser.close()
 
 
-def test_a_report_without_pictures(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
-    assert osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled").code == 0
+def test_a_report_without_pictures(
+    osteo: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # neither needs it
+    assert osteo("train", *tiny, "output_dir=run", "logger=null").code == 0
+    (tmp_path / "run/figures").mkdir()
+    (tmp_path / "run/figures/samples.png").write_bytes(b"of an earlier report")
     done = osteo("report", "run", "pictures=false", "draws=100")
     assert done.code == 0, done.err
+    assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
     html = (tmp_path / "run" / "report.html").read_text()
     assert "data:image" not in html
     assert "Radiographs are left out, as asked" in html

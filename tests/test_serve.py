@@ -10,8 +10,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -179,7 +181,7 @@ def test_few_wait_and_the_rest_are_refused(models: list[Model], monkeypatch: pyt
         def ask() -> None:
             codes.append(client.post("/answer", content=b"BM").status_code)
 
-        threads = [threading.Thread(target=ask) for _ in range(10)]  # one is answered, eight wait, one is refused
+        threads = [threading.Thread(target=ask) for _ in range(7)]  # one is answered, five wait, one is refused
         for thread in threads:
             thread.start()
         while not codes:
@@ -188,8 +190,40 @@ def test_few_wait_and_the_rest_are_refused(models: list[Model], monkeypatch: pyt
         go.set()
         for thread in threads:
             thread.join()
-    assert sorted(codes) == [200] * 9 + [503]
+    assert sorted(codes) == [200] * 6 + [503]
     assert max(most) == 1
+
+
+def test_one_client_does_not_have_all_places() -> None:
+    gate = server.Gate(None)
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(gate.place("first"))
+        with pytest.raises(HTTPException, match="too many"), gate.place("first"):
+            pass
+        for name in ("second", "third", "fourth"):
+            stack.enter_context(gate.place(name))
+        with pytest.raises(HTTPException, match="too many"), gate.place("fifth"):
+            pass
+    with gate.place("first"):
+        pass
+
+
+async def trickle(size: int, seconds: float) -> AsyncIterator[dict[str, Any]]:
+    while True:
+        await asyncio.sleep(seconds)
+        yield {"type": "http.request", "body": bytes(size), "more_body": True}
+
+
+def test_a_body_has_a_slowest_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.5)
+    for size, most in ((1, 0.3), (2**13, 1.0)):  # 100 bytes in a second, and enough of them, but too long
+        request = Request({"type": "http", "method": "POST", "headers": []}, trickle(size, 0.01).__anext__)
+        begun = time.monotonic()
+        with pytest.raises(HTTPException, match="in time"):
+            asyncio.run(server.body_of(request, 100))
+        assert (0.09 if size == 1 else 0.49) < time.monotonic() - begun < most
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1", "10.0.0.1", "localhost@evil"])

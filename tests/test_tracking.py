@@ -12,8 +12,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from osteo.training.tracking import public
-
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
 
@@ -88,19 +86,6 @@ def test_curves_and_summary_are_those_of_the_record(sweep: tuple[Path, list[list
         assert tables == {"test/confusion_table", "test/roc_table", "test/pr_table", "test/predictions"}
 
 
-def test_the_table_of_predictions_is_the_record_s(sweep: tuple[Path, list[list[dict[str, Any]]]]) -> None:
-    folder, _ = sweep
-    tables = oldest_first(folder.glob("wandb/offline-run-*/files/media/table/test/predictions_*.table.json"))
-    assert len(tables) == 3
-    for number, path in enumerate(tables):
-        table = json.loads(path.read_text())
-        told = pd.DataFrame(table["data"], columns=table["columns"])
-        kept = pd.read_csv(folder / str(number) / "predictions.csv")
-        kept = kept[kept["split"] == "test"].reset_index(drop=True)
-        assert list(told["image_id"]) == list(kept["image_id"])
-        assert list(told["probability"]) == pytest.approx(list(kept["probability"]))
-
-
 def test_nothing_tells_of_the_machine_or_its_user(sweep: tuple[Path, list[list[dict[str, Any]]]]) -> None:
     folder, runs = sweep
     secrets = (str(folder.parents[1]), str(Path.home()), f"/{getpass.getuser()}/")
@@ -114,11 +99,6 @@ def test_nothing_tells_of_the_machine_or_its_user(sweep: tuple[Path, list[list[d
     for path in (folder / "wandb").rglob("*"):
         if path.is_file() and path.suffix != ".wandb":
             assert not [secret for secret in secrets if secret.encode() in path.read_bytes()], path.name
-
-
-def test_absolute_paths_keep_only_their_last_name() -> None:
-    told = public({"root": "/home/ann/knees/", "zip": "C:\\x\\K.zip", "up": "../K.zip", "n": 3, "list": ["~/a", "b/c"]})
-    assert told == {"root": "knees", "zip": "K.zip", "up": "K.zip", "n": 3, "list": ["a", "b/c"]}
 
 
 def test_a_server_out_of_reach_never_loses_a_run(

@@ -99,23 +99,6 @@ def upload(out: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_runs_of_a_group_line_up(osteo: Callable, words: list[str], server: FakeWandb) -> None:
-    done = osteo("train", "-m", *words, "seed=0,1", "data.split.fold=1", "trainer.max_epochs=1", "output_dir=sweep")
-    assert done.code == 0, done.err
-    told = list(server.runs.values())
-    assert [run.first["displayName"] for run in told] == ["test_resnet-fold1-seed0", "test_resnet-fold1-seed1"]
-    assert [run.first["groupName"] for run in told] == ["sweep"] * 2
-    for seed, run in enumerate(told):
-        assert (run.config["model"]["backbone"], run.config["data"]["split"]["fold"]) == ("test_resnet", 1)
-        assert run.config["seed"] == seed
-        assert {key: run.summary[key] for key in ("backbone", "fold", "seed")} == {
-            "backbone": "test_resnet", "fold": 1, "seed": seed,
-        }  # fmt: skip
-        assert (run.epochs, run.exit_code) == ([0], 0)
-        assert run.first["program"] == "osteo"
-        assert {run.first["host"], run.first["repo"], run.first["commit"]} == {None}
-
-
 @pytest.mark.parametrize("what", ["down", "wrong key"])
 def test_a_server_that_cannot_be_used_at_the_start(
     osteo: Callable, words: list[str], server: FakeWandb, undisturbed: bytes, tmp_path: Path, what: str
@@ -241,7 +224,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize(
     ("size", "said"),
-    [("8k", "W&B has failed (OSError: [Errno 28] No space left on device"), ("32k", "W&B has not kept all of the run")],
+    [("8k", "W&B has failed (OSError: [Errno 28] No space left on device"), ("20k", "W&B has not kept all of the run")],
     ids=["at the start", "in the middle"],
 )
 def test_a_full_disk(
@@ -261,7 +244,7 @@ def test_a_full_disk(
     check_unharmed(tmp_path / "run", undisturbed)
     assert said in done.out
     assert "Logging error" not in done.err
-    if mode == "online" and size == "32k":  # what has no room in the folder is uploaded all the same
+    if mode == "online" and size == "20k":  # what has no room in the folder is uploaded all the same
         (run,) = server.runs.values()
         assert (run.epochs, run.exit_code) == ([0, 1, 2], 0)
 

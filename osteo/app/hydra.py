@@ -137,7 +137,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     application = Application(task)
     code = 0
     try:
-        sys.argv[1:] = without_null_groups(sys.argv[1:])
+        sys.argv[1:] = without_null_groups([argument.removeprefix(f"{command}.") for argument in sys.argv[1:]])
         load_named(sys.argv[1:])
         choices.register(schema)
         sys.argv[1:] = readable(sys.argv[1:], schema)

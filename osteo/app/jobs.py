@@ -17,6 +17,7 @@ from osteo.checks import check
 from osteo.config import Config
 from osteo.errors import LostDeviceError, MachineError, UserError, diagnose
 from osteo.files import display_path
+from osteo.records import outputs
 from osteo.records.locks import LOCK
 from osteo.records.record import Job, Run
 from osteo.training.ranks import rank, record_of
@@ -63,6 +64,8 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
                 return True
             config, job = taking_up.take_up(record, config, job)
             is_foreign = False
+        elif "output_dir" in vars(config) and not rank():
+            outputs.claim(directory, config)
         check(config)
         return task(config, job)
     except BaseException as error:
@@ -141,8 +144,9 @@ def _forget(record: Run) -> None:
         return
     logging.shutdown()
     if all(path.name.endswith(".log") or path.name == LOCK for path in directory.iterdir()):
-        for path in directory.iterdir():
+        for path in directory.glob("*.log"):
             path.unlink()
+        record.release()  # Windows removes no file that is open
         remove_empty(directory)
 
 

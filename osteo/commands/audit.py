@@ -15,11 +15,13 @@ def audit(config: AuditConfig, job: Job) -> bool:
     from osteo.audit.findings import audit_dataset
     from osteo.audit.page import print_audit, render_page
     from osteo.files import display_path, write_json, write_text
+    from osteo.records.outputs import AUDIT, replaced
     from osteo.report.tables import terminal
 
     found = audit_dataset(config.data, seed=config.seed, against=config.against)
-    write_json(job.directory / "audit.json", found.as_json())
-    write_text(job.directory / "audit.html", render_page(found))
+    with replaced(job.directory, AUDIT) as folder:
+        write_json(folder / "audit.json", found.as_json())
+        write_text(folder / "audit.html", render_page(found))
     console = terminal()
     print_audit(found, console)
     console.print(f"audit        {display_path(job.directory)}/audit.html", soft_wrap=True)

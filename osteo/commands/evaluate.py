@@ -37,7 +37,6 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     predictions = predictions.assign(logit=logit, probability=probability)
     results = {f"{name}/{key}": v for key, v in metrics.evaluate(predictions["logit"], predictions["label"]).items()}
     record = Run(job.directory)
-    record.hold()
     record.start(job.config_yaml)
     record.write_manifest(manifest)
     record.write_predictions(predictions)

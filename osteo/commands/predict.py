@@ -19,6 +19,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
 
     from osteo.inference.model import load_models, names_of
     from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures
+    from osteo.records.outputs import PREDICTIONS, replaced
     from osteo.report.predictions import show, write
 
     if not config.input:
@@ -29,6 +30,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
     answered = answer_pictures(models, pictures, rule=config.rule, interval=config.interval, overlay=config.overlay)
     progress = tqdm(answered, total=len(entries), unit="picture", disable=not sys.stderr.isatty())
     rows = [row for rows_of_picture in progress for row in rows_of_picture]
-    write(job.directory, rows, models, config)
+    with replaced(job.directory, PREDICTIONS) as folder:
+        write(folder, rows, models, config)
     show(job.directory, rows, models)
     return not any(row.reason for row in rows)

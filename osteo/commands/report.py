@@ -11,20 +11,26 @@ def main() -> None:
 
 
 def report(config: ReportConfig, job: Job) -> bool:
-    """Writes report.html, report.md, model cards, figures/ and tables/ beside the runs, and logs them to W&B."""
+    """Writes report.html, report.md, model cards, figures/ and tables/ beside the runs, and logs tables to W&B."""
+    from dataclasses import replace
+
+    from osteo.records import locks
     from osteo.report.page import read_report
     from osteo.report.rows import numbers_table
     from osteo.report.summary import show_report
-    from osteo.training.tracking import Place, WandbLogger, group_of, wandb_settings
+    from osteo.training.tracking import Place, WandbLogger, group_of, is_wanted, wandb_settings
 
     composed = read_report(config)
+    locks.hold(composed.directory / "figures", seconds=60)  # the sweep's own lock is that of its runs
     paths = composed.write()
-    settings = wandb_settings(composed.setting)
-    facts = {"runs": len(composed.board), "experiment": composed.setting.experiment, "draws": config.draws}
-    place = Place(composed.directory, group_of(settings, composed.directory), "report", "report", ["report"])
-    with WandbLogger(settings, facts, place) as logger:
-        logger.figures(paths)
-        texts = {name.replace("table", "table "): table.astype(str) for name, table in composed.files.items()}
-        logger.tables({**texts, "comparison": numbers_table(composed.results)})
+    locks.release(composed.directory / "figures")
+    settings = replace(wandb_settings(composed.setting), upload_pictures=config.upload_pictures)
+    if is_wanted(settings):
+        facts = {"runs": len(composed.board), "experiment": composed.setting.experiment, "draws": config.draws}
+        place = Place(composed.directory, group_of(settings, composed.directory), "report", "report", ["report"])
+        with WandbLogger(settings, facts, place) as logger:
+            logger.figures(paths)
+            texts = {name.replace("table", "table "): table.astype(str) for name, table in composed.files.items()}
+            logger.tables({**texts, "comparison": numbers_table(composed.results)})
     show_report(composed)
     return True

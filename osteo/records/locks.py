@@ -18,15 +18,19 @@ _held: dict[Path, FileLock] = {}
 """Of this process, by run directory."""
 
 
-def hold(directory: Path) -> None:
+def hold(directory: Path, *, seconds: float = 0) -> None:
     """Tells other processes that this one works on the run, until it ends or lets go.
+
+    Args:
+        directory: of the run.
+        seconds: that another process is waited for.
 
     Raises:
         UserError: another process does, or the directory cannot be written.
     """
     if directory.resolve() in _held:
         return
-    lock = FileLock(directory / LOCK, timeout=0)
+    lock = FileLock(directory / LOCK, timeout=seconds)
     try:
         lock.acquire()
     except Timeout as error:

@@ -47,9 +47,20 @@ class Panel(NamedTuple):
     """whether the prediction was right; None where there is none"""
 
 
+def files_of(folder: Path, name: str) -> list[Path]:
+    """The files of a figure: NAME.png and NAME.svg."""
+    return [folder / f"{name}.png", folder / f"{name}.svg"]
+
+
+def remove(folder: Path, name: str) -> None:
+    """Removes a figure, where there is one."""
+    for path in files_of(folder, name):
+        path.unlink(missing_ok=True)
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes NAME.png and NAME.svg, each whole."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    """Writes the files of a figure, each whole."""
+    paths = files_of(folder, name)
     with rc_context(STYLE):
         for path in paths:
             with whole(path) as aside:

@@ -25,7 +25,7 @@ from osteo.records.record import Run, read_config
 from osteo.records.sweep import leaderboard, runs_of
 from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
-from osteo.report.radiographs import PictureFindings, inspect_pictures
+from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
@@ -136,6 +136,8 @@ class Report:
             The figures as PNG, by their names.
         """
         drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
+        for name in set(RADIOGRAPHS) - set(drawn):  # of an earlier report, which may have shown more
+            figures.remove(self.directory / "figures", name)
         paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
         write_tables(self.directory / "tables", self.files)
         write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))

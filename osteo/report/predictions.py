@@ -11,7 +11,7 @@ import numpy.typing as npt
 from osteo.config import PredictConfig, ServeConfig
 from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
-from osteo.files import display_path, name_of_file, whole, write_json, write_table, write_text
+from osteo.files import display_path, name_of_file, portable, whole, write_json, write_table, write_text
 from osteo.inference.answer import VARIANTS
 from osteo.inference.model import Model
 from osteo.inference.predictions import Row, to_table
@@ -65,7 +65,7 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
 
 def overlay_path(folder: Path, name: str) -> Path:
     """Where the overlay of a picture lies, whatever the length of its name."""
-    *inner, last = PurePosixPath(name).parts
+    *inner, last = PurePosixPath(portable(name)).parts
     return folder.joinpath("overlays", *(name_of_file(part, "") for part in inner), name_of_file(last, ".png"))
 
 

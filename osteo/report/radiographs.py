@@ -37,6 +37,8 @@ RANDOMISED = 40  # untrained networks whose maps are compared with the model's, 
 COMPARED = 4  # pictures of each run with which that is done
 RANDOM_SEED = 1_000_000  # of the first of them: no run starts from the weights that one of these seeds draws
 BATCH = 32
+RADIOGRAPHS = ("samples", "augmentations", "predictions")
+"""Names of the figures that show pictures."""
 
 log = logging.getLogger(__name__)
 
@@ -206,11 +208,8 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
         called = call(probability)
         title = f"{called} {_confidence(probability)}"
         predicted.append(Panel(picture(image_id), title, called == CLASS_NAMES[int(label)]))
-    return {
-        "samples": panels(samples),
-        "augmentations": panels([("", variants)]),
-        "predictions": panels([("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]),
-    }
+    rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]
+    return dict(zip(RADIOGRAPHS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from base64 import b64encode
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -36,14 +36,16 @@ from osteo.reading.pictures import Unusable, is_dicom
 from osteo.reading.reader import read_picture
 from osteo.report.html import embed, render
 from osteo.report.predictions import caveats
+from osteo.serving.connections import MAX_CONNECTIONS, Connection
 from osteo.types import Grey
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_WAITING = 8  # pictures beside the one that is being answered
+MAX_OF_CLIENT = 6  # of one address, of those that wait or are answered
 UPLOAD_SECONDS = 15.0  # in which a picture must have arrived
-MAX_CONNECTIONS = 256
+GRACE_SECONDS, SLOWEST = 3.0, 2**15  # after the first it must have come at this rate, in bytes per second
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"GIF8")
 """First bytes of PNG, JPEG, TIFF, BMP, WEBP and GIF; what else Pillow could read is refused."""
 KINDS = "PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM (with DICM at byte 128)"
@@ -65,13 +67,16 @@ class Gate:
     """
 
     def __init__(self, a_minute: int | None) -> None:
-        self.inside = 0
+        self._inside: Counter[str] = Counter()
         self._times: deque[float] = deque(maxlen=a_minute)
         self._turn = asyncio.Lock()
 
     @contextmanager
-    def place(self) -> Iterator[asyncio.Lock]:
+    def place(self, client: str) -> Iterator[asyncio.Lock]:
         """Holds a place in the queue; whoever has one waits for the lock, whose holder is answered.
+
+        Args:
+            client: the address that asks, which may not have all places.
 
         Raises:
             HTTPException: 429 or 503.
@@ -80,15 +85,16 @@ class Gate:
         if self._times.maxlen is not None and len(self._times) == self._times.maxlen and now - self._times[0] < 60:
             seconds = {"Retry-After": str(math.ceil(60 - now + self._times[0]))}
             raise HTTPException(429, f"more than {self._times.maxlen} pictures per minute: wait a little", seconds)
-        if self.inside > MAX_WAITING:
+        if self._inside.total() > MAX_WAITING or self._inside[client] >= MAX_OF_CLIENT:
             raise HTTPException(503, "too many pictures are waiting: try again", {"Retry-After": "5"})
         if self._times.maxlen is not None:
             self._times.append(now)
-        self.inside += 1
+        self._inside[client] += 1
         try:
             yield self._turn
         finally:
-            self.inside -= 1
+            self._inside[client] -= 1
+            self._inside += Counter()  # drops who has none
 
 
 def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
@@ -130,7 +136,7 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
 
     @app.post("/answer")
     async def post_answer(request: Request) -> Response:
-        with gate.place() as turn:
+        with gate.place(request.client.host if request.client else "") as turn:
             content = await body_of(request, settings.most_mib)
             async with turn:
                 answers = await asyncio.to_thread(answer_file, models, content, settings)
@@ -187,14 +193,16 @@ async def body_of(request: Request, most_mib: int) -> bytes:
     if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > most_mib * 2**20:
         raise large
     content = bytearray()
+    begun = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
+        async with asyncio.timeout(min(UPLOAD_SECONDS, GRACE_SECONDS)) as limit:
             async for chunk in request.stream():
                 content += chunk
                 if len(content) > most_mib * 2**20:
                     raise large
+                limit.reschedule(begun + min(UPLOAD_SECONDS, GRACE_SECONDS + len(content) / SLOWEST))
     except TimeoutError:
-        raise HTTPException(408, f"did not arrive within {UPLOAD_SECONDS:.0f} seconds") from None
+        raise HTTPException(408, "did not arrive in time") from None
     except ClientDisconnect:
         raise HTTPException(400, "cut off") from None
     if not content:
@@ -276,12 +284,16 @@ def silence_decoders() -> Iterator[None]:
             os.close(descriptor)
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Answers requests until it is interrupted."""
-    config = uvicorn.Config(
-        app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="error",
-        access_log=False, proxy_headers=False, server_header=False, limit_concurrency=MAX_CONNECTIONS,
+def configure(app: Any) -> uvicorn.Config:
+    """How an ASGI application is served."""
+    return uvicorn.Config(
+        app, http=Connection, ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="error",
+        access_log=False, proxy_headers=False, server_header=False, limit_concurrency=MAX_CONNECTIONS + 1,
         timeout_graceful_shutdown=3,
     )  # fmt: skip
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Answers requests until it is interrupted."""
     with silence_decoders():
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configure(app)).run(sockets=[listening])

@@ -34,7 +34,7 @@ from osteo.training.losses import balanced_weights
 from osteo.training.module import Classifier
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, place_of, public
+from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, public, wandb_settings
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def quieten() -> None:
 def check_parts(config: Config) -> None:
     """Refuses callbacks, loggers and arguments of the Trainer that do not exist, before anything slow starts.
 
+    The same for variables of the environment that W&B would refuse.
+
     Raises:
         UserError: one line that names the part and what is allowed.
     """
@@ -72,6 +74,8 @@ def check_parts(config: Config) -> None:
             if isinstance(node, dict):
                 check_part(node, f"{key}.{name}", kind)
     check_arguments(Trainer, config.trainer.extra, "trainer.extra", RESERVED)
+    if is_wanted(wandb := wandb_settings(config)) and rank() == 0:
+        choose_mode(wandb.mode)
 
 
 def make_module(config: Config) -> Classifier:
@@ -147,6 +151,8 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
         loggers: list[Logger] = []
         for name, node in config.logger.items() if run_id is not None else ():
             if isinstance(node, WandbConfig):
+                if not is_wanted(node):
+                    continue
                 loggers.append(stack.enter_context(WandbLogger(node, asdict(config), place_of(config, job), run_id)))
             elif node is not None:
                 loggers.append(build(node, f"logger.{name}", Logger, **context))  # type: ignore[type-abstract]

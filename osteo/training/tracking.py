@@ -1,4 +1,8 @@
-"""The logger of Weights & Biases. Nothing personal reaches it: no patient, no path, no name of machine or user."""
+"""The logger of Weights & Biases.
+
+Numbers and names reach it, and nothing personal: no picture unless one is asked for, no patient, no name of a file, no
+path, no name of machine or user. W&B itself is imported by what uses it, so that a run without it has none of it.
+"""
 
 import logging
 import logging.config
@@ -10,19 +14,28 @@ from dataclasses import asdict, dataclass
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
-import wandb
+import torch
 from lightning.pytorch import loggers
 
 from osteo.config import Config, WandbConfig
+from osteo.errors import UserError, unknown
 from osteo.files import display_path
 from osteo.records.record import Job
 from osteo.task import CLASS_NAMES, THRESHOLD
 
+if TYPE_CHECKING:
+    import wandb
+
 log = logging.getLogger(__name__)
+
+MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+         "disabled": "disabled"}  # fmt: skip
+"""What WANDB_MODE may say, and what that comes to."""
 
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
 SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
@@ -43,13 +56,13 @@ class Place:
 
 
 def public(value: Any) -> Any:
-    """A configuration without what tells of a machine or a user: of every absolute path, only the last name stays."""
+    """A configuration without what tells of a machine or a user: of an absolute path or a URL, the last name stays."""
     if isinstance(value, Mapping):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
-    if isinstance(value, str) and re.match(r"/|~|[A-Za-z]:[\\/]|\.\.", value):
-        return re.split(r"[\\/]", value.rstrip("/\\"))[-1]
+    if isinstance(value, str) and re.match(r"[/\\~]|\.\.|\w+:[/\\]", value):
+        return re.split(r"[/\\@]", value.rstrip("/\\"))[-1]
     return value
 
 
@@ -62,26 +75,86 @@ def group_of(settings: WandbConfig, folder: Path) -> str:
     return settings.group or ("-".join(folder.parts[-2:]) if by_date else folder.name)
 
 
+def is_wanted(settings: WandbConfig) -> bool:
+    """Whether W&B gets anything at all, as far as configuration and environment say; W&B need not be imported for it.
+
+    Raises:
+        UserError: WANDB_MODE is none that W&B knows.
+    """
+    return (_mode_of_environment() if settings.mode == "auto" else settings.mode) != "disabled"
+
+
+def _mode_of_environment() -> str | None:
+    """What WANDB_MODE and WANDB_DISABLED say: online, offline, disabled, or None where they are not set."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    given = os.environ.get("WANDB_MODE")
+    if given and given not in MODES:
+        raise unknown("WANDB_MODE", given, ("online", "offline", "disabled"))
+    return MODES[given] if given else None
+
+
 def choose_mode(mode: str) -> str:
-    """What "auto" stands for: online where a key of W&B is found, else offline; nobody is asked for one."""
+    """Online, offline or disabled: as configured, or where that is "auto" as the environment or W&B's own settings say.
+
+    Where these say nothing it is online if a key of W&B is found, else offline; nobody is asked for one.
+
+    Raises:
+        UserError: a variable of W&B's has a value that W&B does not know.
+    """
+    # both before W&B reads its environment, which it does once
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
+    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
+    import wandb
+
+    given = _mode_of_environment()
+    try:
+        settings = wandb.setup().settings
+    except ValueError as error:  # pydantic's, of several lines
+        name, reason = [*str(error).splitlines()[1:3], "", ""][:2]
+        raise UserError(f"W&B refuses WANDB_{name.upper()}: {reason.partition(' [')[0].strip()}") from error
     if mode != "auto":
         return mode
+    if given or settings.mode != "online":  # the second: `wandb offline` writes it into a file
+        return given or MODES[settings.mode]
+    return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+    """Whether W&B would find a key without asking for one."""
+    import wandb
+
     settings = wandb.setup().settings
     if settings.api_key or settings.identity_token_file:
-        return "online"
+        return True
     try:
         known = netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).hosts
     except (OSError, NetrcParseError):
-        return "offline"
+        return False
     hosts = {urlsplit(settings.base_url).hostname, "api.wandb.ai"}  # the second: what the hosted service was called
-    return "online" if hosts & known.keys() else "offline"
+    return bool(hosts & known.keys())
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is a number, a word, or a histogram or table of these: anything else may show a picture."""
+    from wandb import Histogram, Table
+    from wandb.plot.custom_chart import CustomChart  # a drawing of such a table, which W&B makes at its side
+
+    if isinstance(value, CustomChart):
+        return is_plain(value.table)
+    if isinstance(value, Table):
+        return all(is_plain(cell) for row in value.data for cell in row)
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.ndim == 0
+    return value is None or isinstance(value, int | float | str | Histogram)
 
 
 class WandbLogger(loggers.WandbLogger):
     """Lightning's logger of Weights & Biases, whose failure never ends a run, for one W&B run.
 
     Whatever goes wrong with W&B is a warning. All that is logged is kept in a file before it is sent, so that
-    `wandb sync` can upload later what the server has not got. Curves stand against the epoch.
+    `wandb sync` can upload later what the server has not got. Curves stand against the epoch. What may show a picture,
+    such as a callback's `log_image`, is logged only where `settings.upload_pictures` says so.
 
     Args:
         settings: what was configured.
@@ -94,37 +167,44 @@ class WandbLogger(loggers.WandbLogger):
         self, settings: WandbConfig, configuration: Mapping[str, Any], place: Place, run_id: str | None = None
     ) -> None:
         self._run_id = run_id
-        self._has_warned = False
+        self._has_warned = self._has_withheld = False
+        self._upload_pictures = settings.upload_pictures
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
-        os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
-        self._run = self._begin(settings, configuration, place, choose_mode(settings.mode))
+        self._run = self._begin(settings, configuration, place, self._mode(settings.mode))
         super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
         self._attempt(lambda: self._run.define_metric("epoch"))
         self._attempt(lambda: self._run.define_metric("*", step_metric="epoch"))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a point to the curves of these metrics, by the epoch that stands among them."""
-        self._attempt(lambda: self._run.log(dict(metrics)))
+        self._attempt(lambda: self._send(metrics))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run has its configuration from its start, without paths."""
 
     def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
-        """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve."""
+        """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve.
+
+        The table names a picture by its row in predictions.csv, counted from 0: a file's name may be a patient's.
+        """
         values = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
         self._attempt(lambda: self._run.summary.update(values))
-        self._attempt(lambda: self._run.log(self._plots(predictions)))
+        self._attempt(lambda: self._send(self._plots(predictions)))
 
     def figures(self, paths: Mapping[str, Path]) -> None:
-        """Adds pictures, by their names."""
-        self._attempt(
-            lambda: self._run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in paths.items()})
-        )
+        """Adds pictures, by their names, where pictures are to be uploaded."""
+        import wandb
+
+        if self._upload_pictures:
+            images = {f"figures/{name}": str(path) for name, path in paths.items()}
+            self._attempt(lambda: self._send({name: wandb.Image(path) for name, path in images.items()}))
 
     def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
         """Adds tables, by their names."""
-        self._attempt(lambda: self._run.log({f"tables/{name}": wandb.Table(dataframe=t) for name, t in tables.items()}))
+        import wandb
+
+        named = {f"tables/{name}": table for name, table in tables.items()}
+        self._attempt(lambda: self._send({name: wandb.Table(dataframe=table) for name, table in named.items()}))
 
     def finalize(self, status: str) -> None:
         """Called by Lightning after each of its stages; a run has several and ends with `finish`."""
@@ -133,8 +213,28 @@ class WandbLogger(loggers.WandbLogger):
         """Ends the W&B run and sends what has not been sent."""
         self._attempt(lambda: self._finish(exit_code))
 
+    def _send(self, values: Mapping[str, Any]) -> None:
+        kept = {name: value for name, value in values.items() if self._upload_pictures or is_plain(value)}
+        if len(kept) < len(values) and not self._has_withheld:
+            log.warning(
+                "W&B gets numbers and names alone, so %s is left out; logger.wandb.upload_pictures=true sends pictures",
+                ", ".join(sorted(set(values) - set(kept))),
+            )
+            self._has_withheld = True
+        if kept:
+            self._run.log(kept)
+
+    def _mode(self, configured: str) -> str:
+        mode = choose_mode(configured)
+        if mode == "online" and not has_key():
+            log.warning("no key of W&B is found, so the run is kept offline; `wandb login` once, or set WANDB_API_KEY")
+            return "offline"
+        return mode
+
     def _begin(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
         """Starts the run as `mode` says; else offline; else, where its folder cannot be written, without W&B."""
+        import wandb
+
         pattern = f"wandb/run-*-{self._run_id}"
         known = set(place.folder.glob(pattern))
         try:
@@ -160,6 +260,8 @@ class WandbLogger(loggers.WandbLogger):
             return run
 
     def _start(self, wanted: WandbConfig, configuration: Mapping[str, Any], place: Place, mode: str) -> "wandb.Run":
+        import wandb
+
         settings = wandb.Settings(
             console="off",  # the terminal may show paths
             disable_code=True,
@@ -175,12 +277,14 @@ class WandbLogger(loggers.WandbLogger):
             save_code=False,
             silent=True,
             symlink=False,
+            x_disable_machine_info=True,
             x_disable_meta=True,
             x_disable_stats=mode != "online",
             x_file_transfer_retry_max=RETRIES,
             x_file_transfer_retry_wait_max_seconds=5,
             x_graphql_retry_max=RETRIES,
             x_graphql_retry_wait_max_seconds=5,
+            x_save_requirements=False,  # packages may be named after a hospital; environment.json has what computes
         )
         if mode != "disabled":
             place.folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +317,9 @@ class WandbLogger(loggers.WandbLogger):
             self._has_warned = True
 
     def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
-        test = predictions[predictions["split"] == "test"].drop(columns=["group"]).reset_index(drop=True)
+        import wandb
+
+        test = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group"]).reset_index(names="row")
         truth = test["label"].astype(int).tolist()
         both = [[1.0 - p, p] for p in test["probability"]]
         curve: dict[str, Any] = {

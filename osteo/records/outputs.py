@@ -1,0 +1,89 @@
+"""Output directories: nothing that another call has left is overwritten, and results of two calls are never mixed."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from osteo.config import AuditConfig, Config, PredictConfig
+from osteo.errors import UserError
+from osteo.files import display_path
+from osteo.records import locks
+from osteo.records.sweep import runs_of
+
+
+class Results(NamedTuple):
+    """What a command leaves in its directory, where that is not a run record."""
+
+    command: str
+    names: tuple[str, ...]
+    """files and folders; the first is JSON"""
+    key: str
+    """which that file has"""
+
+
+PREDICTIONS = Results("predict", ("predictions.json", "predictions.csv", "predictions.html", "overlays"), "pictures")
+AUDIT = Results("audit", ("audit.json", "audit.html"), "exact_duplicate_groups")
+OF_CONFIG = {PredictConfig: PREDICTIONS, AuditConfig: AUDIT}
+ASIDE = ".results-"
+
+
+def claim(directory: Path, config: object) -> None:
+    """Holds a directory for the results of a command; `locks.release` lets go of it.
+
+    Args:
+        directory: which exists.
+        config: of the command: what `OF_CONFIG` names may replace its own earlier results, anything else makes a run
+            record and wants a directory without one.
+
+    Raises:
+        UserError: it holds a run, a sweep or what the command has not written, or another process works there.
+    """
+    locks.hold(directory)
+    place = display_path(directory)
+    results = OF_CONFIG.get(type(config))
+    marks = ["status.json"] if results else ["status.json", "config.yaml"]  # the second: of a run without its status
+    is_run = any((directory / name).exists() for name in marks)
+    if is_run or runs_of(directory) or (directory / "multirun.yaml").exists():
+        hint = f", or go on with it: osteo train resume={place}" if isinstance(config, Config) else ""
+        kind = "a run" if is_run else "runs"
+        raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
+    found = [name for name in (results or PREDICTIONS).names if (directory / name).exists()]
+    if found and not (results and _has_written(results, directory)):
+        whose = f", which osteo {results.command} has not written" if results else ""
+        raise UserError(f"{place} holds {found[0]} already{whose}; choose another output_dir")
+
+
+def _has_written(results: Results, directory: Path) -> bool:
+    try:
+        content = json.loads((directory / results.names[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and results.key in content
+
+
+@contextmanager
+def replaced(directory: Path, results: Results) -> Iterator[Path]:
+    """Yields an empty folder to write results to; at its end they take the place of all earlier ones.
+
+    Whatever fails before leaves the earlier ones as they were.
+
+    Args:
+        directory: that was claimed.
+        results: its names; what is not among them is dropped.
+    """
+    for left in directory.glob(f"{ASIDE}*"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=directory) as aside:
+        yield Path(aside)
+        for name in reversed(results.names):  # the first says whose they are
+            made, place = Path(aside) / name, directory / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            if made.exists():
+                made.replace(place)
+            else:
+                place.unlink(missing_ok=True)
