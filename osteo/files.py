@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from osteo.errors import UserError
 
 
 @contextmanager
@@ -56,6 +59,31 @@ def write_json(path: Path, value: Any) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Writes a CSV file whole, without an index column, floats to full precision."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+ZIP = b"PK\x03\x04"
+"""What a zip file begins with."""
+
+
+def check_checksums(path: Path) -> None:
+    """Compares each entry of a zip file with the checksum (CRC-32) that it was written with; other files have none.
+
+    What torch.save writes is a zip file, and torch.load does not look at its checksums.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise UserError(f"{path.name} is damaged ({type(error).__name__}); take another copy of it") from error
+    if entry is not None:
+        part = entry.partition("/")[2] or entry
+        raise UserError(f"{path.name} is damaged (the checksum of {part} is wrong); take another copy of it")
 
 
 def cache_dir(setting: str | None) -> Path:

@@ -74,7 +74,9 @@ def test_a_file_with_code_in_it_is_refused(tmp_path: Path) -> None:
         Network("test_resnet", image_size=64, weights_file=str(path))
 
 
-@pytest.mark.parametrize(("name", "message"), [("nowhere.pth", "no such file"), ("x.txt", "must end in .safetensors")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere.pth", "no such file"), ("x.txt", "must end in one of .safetensors")]
+)
 def test_no_file_and_wrong_ending(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match=message):

@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.evaluation.metrics import measure
+from osteo.evaluation.metrics import check_finite, measure
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
@@ -117,8 +117,13 @@ class Experiment:
 
 
 def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
-    """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
+    """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
     rows = predictions[predictions["split"] == "val"]
+    check_finite(rows["logit"], rows["image_id"], "validation")
     logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
@@ -195,6 +200,7 @@ class _TestedRun(NamedTuple):
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
+        check_finite(predictions["logit"], predictions["image_id"], f"run {run.directory.name}")
         test, val = (
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))

@@ -22,15 +22,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
-from osteo.errors import UserError
-from osteo.evaluation.metrics import evaluate
+from osteo.errors import UserError, first_line
+from osteo.evaluation.metrics import check_finite, evaluate
 from osteo.records.record import Job, Run
 from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights
-from osteo.training.module import Classifier
+from osteo.training.module import ADVICE, Classifier, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, place_of, public
@@ -184,11 +184,15 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             **settings,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refuses trainer.extra: {str(error).splitlines()[0]}") from error
+        raise UserError(f"Lightning's Trainer refuses trainer.extra: {first_line(error)}") from error
 
 
 def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
-    """Validation and test predictions, one row per picture, from all processes."""
+    """Validation and test predictions, one row per picture, from all processes.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
     batches: Any = trainer.predict(module, datamodule=datamodule)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
@@ -197,14 +201,21 @@ def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) ->
     rows, order = torch.cat([batch.rows for batch in batches]).sort()
     logits = torch.cat([batch.logits for batch in batches])[order]
     table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
+    check_finite(logits, table["image_id"], "the best epoch")
     table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
 def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
-    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number."""
+    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number.
+
+    Raises:
+        UserError: no epoch was the best, or its checkpoint is damaged.
+    """
     trainer.strategy.barrier()  # until the first process has written the checkpoint
-    kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
+    if not record.best_checkpoint.is_file():
+        raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
+    kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
     return int(kept["epoch"])
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from osteo import parts
-from osteo.errors import UserError
+from osteo.errors import UserError, first_line
 from osteo.training.backbones import Shape, create_backbone, usual_size
 
 LINEAR = "linear"
@@ -21,7 +21,7 @@ class Network(nn.Module):
         backbone: any name that timm knows, torchvision/NAME, or what a plugin has registered.
         image_size: side of the pictures, in pixels; backbones of a fixed input size are built for it.
         pretrained: start from the library's weights.
-        weights_file: start from a local file of weights instead, .safetensors or .pth.
+        weights_file: start from a local file of weights, or a run directory, instead.
         channels: 1, or 3 to show the backbone the grey picture three times.
         drop_rate: dropout before the classifier.
         head: linear, or what a plugin has registered.
@@ -116,8 +116,7 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     except (AssertionError, RuntimeError, ValueError, IndexError) as error:
         hint = f"; its usual size is {usual}" if usual else ""
         raise UserError(
-            f"data.image_size={image_size} does not fit model.backbone={backbone}"
-            f" ({str(error).splitlines()[0].rstrip('.')[:120]}){hint}"
+            f"data.image_size={image_size} does not fit model.backbone={backbone} ({first_line(error, most=120)}){hint}"
         ) from error
     if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
         raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
@@ -129,7 +128,7 @@ def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module
         head = parts.heads[name](width, **arguments)
         logits = head.eval()(torch.zeros(2, width))
     except (TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"model.head={name} with head_args={dict(arguments)}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.head={name} with head_args={dict(arguments)}: {first_line(error)}") from error
     if tuple(logits.shape) != (2, 1):
         raise UserError(f"model.head={name} gives {tuple(logits.shape)} for two pictures, not (2, 1)")
     return head.train()
