@@ -26,6 +26,8 @@ from osteo.training.optim import check_optimizer, make_optimizer, make_schedule
 
 ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
 """What to do where numbers are not finite any more."""
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+"""Of a checkpoint, what training alone goes on from; a best value that is still infinite is no fault there."""
 
 
 class Batch(Protocol):
@@ -243,7 +245,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise _no_checkpoint(checkpoint, error) from error
     if not isinstance(kept, dict):
         raise _no_checkpoint(checkpoint, TypeError())
-    weights = {name: value for name, value in kept.items() if name != "optimizer_states"}
+    weights = {name: value for name, value in kept.items() if name not in OF_TRAINING}
     if (bad := first_not_finite(flatten(weights))) is not None:
         raise UserError(f"{checkpoint.name} holds weights that are not finite, {bad} first; use another checkpoint")
     return kept
