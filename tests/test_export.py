@@ -64,7 +64,10 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
     assert (done.code, done.err) == (0, ""), done.err
     assert done.out.startswith("largest difference of a logit from PyTorch's: ")
     assert "(28 pictures, batches of 1 and 7)" in done.out
-    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", f"best{suffix}"}
+    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", f"best{suffix}", f"best{suffix}.sha256"}
+    path = ckpt.with_name(f"best{suffix}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert ckpt.with_name(f"best{suffix}.sha256").read_text() == f"{digest}  best{suffix}\n"
     model, exported = load_model(ckpt), work.open_exported(ckpt.with_name(f"best{suffix}"))
     pictures, labels = work.check_pictures(None, model)
     assert (len(pictures), pictures[0].shape, sum(map(int, labels))) == (64, (64, 64), 32)
@@ -78,6 +81,11 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
     del card["guard"], card["plugins"]
     assert exported.card == card
     assert exported.card["thresholds"]["0.5"] == 0.5
+    changed = bytearray(path.read_bytes())
+    changed[changed.index(model.network.std.numpy().tobytes())] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=f"^best{suffix} is damaged"):
+        work.open_exported(path)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet", "densenet121", "resnet50"])

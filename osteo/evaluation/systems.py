@@ -196,7 +196,7 @@ class _TestedRun(NamedTuple):
     def of(run: Run, sensitivity: float) -> "_TestedRun":
         settings = flatten(run.read_config())
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
-        kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
+        design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
@@ -205,14 +205,20 @@ class _TestedRun(NamedTuple):
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
         )
-        if set(val["label"]) != {0, 1}:
-            raise UserError(
-                f"run {run.directory.name} has no validation pictures of both classes, by which models are chosen and"
-                " thresholds set; leave it out, or train it on another split"
-            )
+        manifest = run.read_manifest()
+        learnt = manifest.loc[manifest["split"] == "train", "label"]
+        for labels, kind, purpose in (
+            (val["label"], "validation", "by which models are chosen and thresholds set"),
+            (learnt, "training", "without which nothing is learnt"),
+        ):
+            if set(labels) != {0, 1}:
+                raise UserError(
+                    f"run {run.directory.name} has no {kind} pictures of both classes, {purpose}; leave it out, or"
+                    " train it on another split"
+                )
         validated = validate(predictions, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
-        return _TestedRun(run, settings, (label, kind), run.read_manifest(), test, validated, validation)
+        return _TestedRun(run, settings, (label, design), manifest, test, validated, validation)
 
 
 def _missing(runs: Sequence[_TestedRun], names: Sequence[str]) -> list[str]:

@@ -25,12 +25,14 @@ from osteo.data.datamodule import KneeDataModule
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
 from osteo.records.record import Job, Run
+from osteo.task import CLASS_NAMES
 from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
+from osteo.training.network import check_single_pictures
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, place_of, public
@@ -74,11 +76,34 @@ def check_parts(config: Config) -> None:
 
 
 def make_module(config: Config) -> Classifier:
-    """The network with its optimiser and loss."""
+    """The network with its optimiser and loss.
+
+    Raises:
+        UserError: one of them cannot be built, or the network cannot learn from such batches.
+    """
     network = {**asdict(config.model), "image_size": config.data.image_size}
     loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
     limits = config.trainer
-    return Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+    module = Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+    if config.data.batch_size == 1:
+        check_single_pictures(module.network)
+    return module
+
+
+def check_classes(manifest: pd.DataFrame) -> None:
+    """Refuses a split without pictures of both classes to learn from, or to choose the best epoch and thresholds by.
+
+    Raises:
+        UserError: one line that names the split and its class.
+    """
+    for split, purpose in (("train", "to learn from"), ("val", "to choose thresholds by")):
+        labels = {int(label) for label in manifest.loc[manifest["split"] == split, "label"]}
+        if len(labels) < 2:
+            found = f"pictures of {CLASS_NAMES[labels.pop()]} alone" if labels else "no picture"
+            raise UserError(
+                f"the split {split} has {found}; {purpose} it needs both classes: choose another data.split.seed, or"
+                " other shares or folds, or a split file"
+            )
 
 
 def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:

@@ -1,6 +1,7 @@
 """A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -121,6 +122,22 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
         raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
     return int(output.shape[1])
+
+
+def check_single_pictures(network: Network) -> None:
+    """Shows the network one picture as in training, without memory: some batch norms need more than one.
+
+    Raises:
+        UserError: this network has such a layer.
+    """
+    side = network.image_size
+    try:
+        deepcopy(network).to("meta").train()(torch.empty(1, 1, side, side, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size=1 is too small: model.backbone={network.name} has a batch norm that sees a single number"
+            f" then at data.image_size={side}; use data.batch_size=2 or more"
+        ) from error
 
 
 def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module:
