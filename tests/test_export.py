@@ -1,5 +1,6 @@
 """A checkpoint as a file: it answers as PyTorch does, carries its card, and appears only where both hold."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_int8_says_what_it_costs(osteo: Callable, ckpt: Path) -> None:
     assert "int8: calibrated on 64 of these pictures, without their labels" in done.out
     for words in ("at most", "AUROC", "(64 pictures with a label)", "(batch 1)", "(batch 16)", "VNNI"):
         assert words in done.out, words
-    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", "best.int8.onnx"}
+    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", "best.int8.onnx", "best.int8.onnx.sha256"}
     model, small = load_model(ckpt), work.open_exported(ckpt.with_name("best.int8.onnx"))
     pictures, _ = work.check_pictures(None, model)
     wanted, found = model.logits(pictures), small.logits(pictures)

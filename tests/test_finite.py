@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from osteo import KneeDataModule
-from osteo.config import EvaluateConfig, ServeConfig
+from osteo.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimizerConfig, ServeConfig
 from osteo.data.manifest import typed
 from osteo.data.prepare import Prepared
 from osteo.errors import UserError
@@ -29,6 +29,7 @@ from osteo.task import NEGATIVE, POSITIVE
 from osteo.training import fit
 from osteo.training.callbacks import Checkpoints
 from osteo.training.module import Classifier, read_checkpoint
+from osteo.training.network import check_backbone
 from osteo.types import Grey
 from tests.test_training import module, noise, trainer
 
@@ -234,3 +235,51 @@ def test_a_test_in_a_script_ends_with_an_error(knees: Path) -> None:
         next(learner.network.parameters())[0] = NAN
     with pytest.raises(UserError, match="the test loss is not finite"):
         trainer().test(learner, KneeDataModule(knees, image_size=64, batch_size=8), verbose=False)
+
+
+# --- before anything slow --------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_one_trains_or_is_one_line() -> None:
+    def config(backbone: str, side: int) -> Config:
+        return Config(
+            data=DataConfig(image_size=side, batch_size=1), model=ModelConfig(backbone), optimizer=OptimizerConfig()
+        )
+
+    with pytest.raises(UserError, match=r"^data.batch_size=1 is too small: model.backbone=resnet18 has a batch norm"):
+        fit.make_module(config("resnet18", 32))  # a map of one pixel
+    learner = fit.make_module(config("test_resnet", 64))
+    fitter = trainer(max_epochs=1, limit_val_batches=0)
+    learner.optimizer_settings["schedule"] = "constant"
+    pictures, store = noise(5)
+    fitter.fit(learner, KneeDataModule(Prepared(pictures, store), batch_size=1))
+    assert (fitter.global_step, bool(torch.isfinite(fitter.callback_metrics["train/loss"]))) == (5, True)
+
+
+def test_a_backbone_that_does_not_fit_the_size_is_one_line() -> None:
+    with pytest.raises(UserError) as caught:
+        check_backbone("halonet26t", 64)
+    assert str(caught.value) == (
+        "data.image_size=64 does not fit model.backbone=halonet26t (AssertionError);"
+        " the nearest size that fits is 256; its usual size is 256"
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "label", "message"),
+    [
+        (
+            "train",
+            0,
+            "the split train has pictures of normal alone; to learn from it needs both classes: choose another",
+        ),
+        ("train", 1, "the split train has pictures of osteoporosis alone"),
+        ("val", 1, "the split val has pictures of osteoporosis alone; to choose thresholds by it needs both classes"),
+        ("val", None, "the split val has no picture"),
+    ],
+)
+def test_a_split_of_one_class_is_refused(split: str, label: int | None, message: str) -> None:
+    manifest = pd.DataFrame({"split": ["train", "train", "val", "val"], "label": [0, 1, 0, 1]})
+    fit.check_classes(manifest)
+    with pytest.raises(UserError, match=f"^{message}"):
+        fit.check_classes(manifest[(manifest["split"] != split) | (manifest["label"] == label)])

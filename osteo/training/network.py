@@ -1,6 +1,7 @@
 """A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +14,10 @@ from osteo.training.backbones import Shape, create_backbone, usual_size
 
 LINEAR = "linear"
 """The head that is the backbone's own last layer."""
+MISFITS = (AssertionError, RuntimeError, ValueError, IndexError)
+"""What backbones raise where a size does not fit."""
+SIZES = range(32, 513, 32)
+"""Among which a size that fits is looked for."""
 
 
 class Network(nn.Module):
@@ -111,17 +116,35 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     if head != LINEAR:
         _ = parts.heads[head]
     try:
-        with torch.device("meta"):
-            shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
-            output = shadow.eval()(torch.empty(2, 1, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-        hint = f"; its usual size is {usual}" if usual else ""
+        output = _shadow_output(backbone, image_size, head)
+    except MISFITS as error:
+        fitting = _nearest_size(backbone, image_size, head)
+        hints = [f"the nearest size that fits is {fitting}"] if fitting else []
+        hints += [f"its usual size is {usual}"] if usual else []
         raise UserError(
-            f"data.image_size={image_size} does not fit model.backbone={backbone} ({first_line(error, most=120)}){hint}"
+            f"data.image_size={image_size} does not fit model.backbone={backbone}"
+            f" ({first_line(error, most=120)})" + "".join(f"; {hint}" for hint in hints)
         ) from error
     if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
         raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
     return int(output.shape[1])
+
+
+def _shadow_output(backbone: str, image_size: int, head: str) -> Tensor:
+    """What the backbone gives for two pictures, without memory: a shape alone."""
+    with torch.device("meta"):
+        shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
+        output: Tensor = shadow.eval()(torch.empty(2, 1, image_size, image_size))
+    return output
+
+
+def _nearest_size(backbone: str, image_size: int, head: str) -> int | None:
+    """The nearest of `SIZES` that a backbone accepts; None where there is none."""
+    for side in sorted(SIZES, key=lambda size: abs(size - image_size)):
+        with suppress(*MISFITS):
+            _shadow_output(backbone, side, head)
+            return side
+    return None
 
 
 def check_single_pictures(network: Network) -> None:
