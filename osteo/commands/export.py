@@ -8,7 +8,7 @@ from pathlib import Path
 
 from osteo.app import hydra as application
 from osteo.config import ExportConfig
-from osteo.errors import counted
+from osteo.errors import counted, printable
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ def export(config: ExportConfig, job: Job) -> bool:
             shutil.copyfile(made, aside)
         checksum = formats.write_checksum(output)
     side = model.card.image_size
-    print(f"{output}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB")
-    print(f"{checksum}: its checksum, for sha256sum -c")
+    print(
+        f"{printable(output)}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB"
+    )
+    print(f"{printable(checksum)}: its checksum, for sha256sum -c")
     return True
