@@ -128,7 +128,7 @@ class ModelConfig:
 
     backbone: str = option("resnet18", "any name that timm knows, torchvision/NAME, or what a plugin has registered")
     pretrained: bool = option(False, "start from the library's weights, fetched from its hub once")
-    weights_file: str | None = option(None, "start from a local file of weights, .safetensors or .pth")
+    weights_file: str | None = option(None, "start from a local file of weights, or from another run")
     channels: int = option(1, "1: one grey channel; 3: the grey picture thrice, as RGB", low=1, high=3)
     drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
     head: str = option("linear", "what makes a logit of pooled features: linear, or what a plugin has registered")

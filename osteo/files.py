@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from osteo.errors import UserError
 
 
 @contextmanager
@@ -113,6 +116,31 @@ def portable(name: str) -> str:
     """
     parts = (re.sub(r'[<>:"\\|?*\x00-\x1f]|[ .]+$', "_", part) for part in name.split("/"))
     return "/".join(f"_{part}" if RESERVED.match(part) else part for part in parts)
+
+
+ZIP = b"PK\x03\x04"
+"""What a zip file begins with."""
+
+
+def check_checksums(path: Path) -> None:
+    """Compares each entry of a zip file with the checksum (CRC-32) that it was written with; other files have none.
+
+    What torch.save writes is a zip file, and torch.load does not look at its checksums.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise UserError(f"{path.name} is damaged ({type(error).__name__}); take another copy of it") from error
+    if entry is not None:
+        part = entry.partition("/")[2] or entry
+        raise UserError(f"{path.name} is damaged (the checksum of {part} is wrong); take another copy of it")
 
 
 def cache_dir(setting: str | None) -> Path:

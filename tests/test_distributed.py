@@ -52,6 +52,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> tuple[li
     """How they were run, one process and two: a vision transformer, whose layers see one picture at a time."""
     folder = tmp_path_factory.mktemp("pair")
     words = [*words, "model.backbone=test_vit", "trainer.max_epochs=4", "optimizer.lr=3e-3"]
+    words += ["trainer.accumulate_grad_batches=2"]  # of three batches: 7 + 7, then a short one alone
     for name, devices in (("one", 1), ("two", 2)):
         process = start(folder, *words, f"trainer.devices={devices}", f"output_dir={name}")
         assert process.wait() == 0

@@ -1,5 +1,6 @@
 """A checkpoint as a file: it answers as PyTorch does, carries its card, and appears only where both hold."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
     assert (done.code, done.err) == (0, ""), done.err
     assert done.out.startswith("largest difference of a logit from PyTorch's: ")
     assert "(28 pictures, batches of 1 and 7)" in done.out
-    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", f"best{suffix}"}
+    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", f"best{suffix}", f"best{suffix}.sha256"}
+    path = ckpt.with_name(f"best{suffix}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert ckpt.with_name(f"best{suffix}.sha256").read_text() == f"{digest}  best{suffix}\n"
     model, exported = load_model(ckpt), work.open_exported(ckpt.with_name(f"best{suffix}"))
     pictures, labels = work.check_pictures(None, model)
     assert (len(pictures), pictures[0].shape, sum(map(int, labels))) == (64, (64, 64), 32)
@@ -78,6 +82,11 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
     del card["guard"], card["plugins"]
     assert exported.card == card
     assert exported.card["thresholds"]["0.5"] == 0.5
+    changed = bytearray(path.read_bytes())
+    changed[changed.index(model.network.std.numpy().tobytes())] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=f"^best{suffix} is damaged"):
+        work.open_exported(path)
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet", "densenet121", "resnet50"])
@@ -94,7 +103,7 @@ def test_int8_says_what_it_costs(osteo: Callable, ckpt: Path) -> None:
     assert "int8: calibrated on 64 of these pictures, without their labels" in done.out
     for words in ("at most", "AUROC", "(64 pictures with a label)", "(batch 1)", "(batch 16)", "VNNI"):
         assert words in done.out, words
-    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", "best.int8.onnx"}
+    assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", "best.int8.onnx", "best.int8.onnx.sha256"}
     model, small = load_model(ckpt), work.open_exported(ckpt.with_name("best.int8.onnx"))
     pictures, _ = work.check_pictures(None, model)
     wanted, found = model.logits(pictures), small.logits(pictures)

@@ -337,6 +337,11 @@ def test_runs_with_one_class_in_validation_are_refused(tmp_path: Path) -> None:
     run.write_predictions(table[(table["split"] == "test") | (table["label"] == 1)])
     with pytest.raises(UserError, match="run a has no validation pictures of both classes"):
         read_experiment([run])
+    run.write_predictions(table)
+    manifest = run.read_manifest()
+    run.write_manifest(manifest[(manifest["split"] != "train") | (manifest["label"] == 1)])
+    with pytest.raises(UserError, match="run a has no training pictures of both classes, without which nothing is"):
+        read_experiment([run])
 
 
 def test_runs_without_test_predictions_are_refused(tmp_path: Path) -> None:

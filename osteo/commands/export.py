@@ -50,8 +50,10 @@ def export(config: ExportConfig, job: Job) -> bool:
             log.warning("int8 is fast on CPUs with VNNI or the like; on others it may be slower than float32")
         with whole(output) as aside:
             shutil.copyfile(made, aside)
+        checksum = formats.write_checksum(output)
     side = model.card.image_size
     print(
         f"{printable(output)}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB"
     )
+    print(f"{printable(checksum)}: its checksum, for sha256sum -c")
     return True

@@ -46,6 +46,7 @@ def train(config: Config, job: Job) -> None:
     module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     prepared = prepare(config.data)
+    fit.check_classes(prepared.manifest)
     datamodule = KneeDataModule(
         prepared,
         batch_size=config.data.batch_size,

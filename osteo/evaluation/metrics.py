@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import expit
 
 from osteo import parts
+from osteo.errors import UserError
 from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, Rows, bootstrap, rows_of
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
@@ -219,6 +221,26 @@ def measure(
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
+def check_finite(logits: npt.ArrayLike, image_ids: Iterable[object], origin: str) -> None:
+    """Refuses logits that are not finite: nothing can be said of their pictures, nor left out in silence.
+
+    Args:
+        logits: (N,).
+        image_ids: of the pictures, (N,).
+        origin: what has given the logits, for the error.
+
+    Raises:
+        UserError: one line with their number and the first of them.
+    """
+    is_finite = np.isfinite(np.asarray(logits, float))
+    if not is_finite.all():
+        first = next(name for name, is_good in zip(image_ids, is_finite, strict=True) if not is_good)
+        raise UserError(
+            f"{origin}: {np.sum(~is_finite)} of {len(is_finite)} logits are not finite (the first is that of {first}),"
+            " so no metric can be computed"
+        )
+
+
 def evaluate(logits: Iterable[float], labels: Iterable[int], *, threshold: float = THRESHOLD) -> dict[str, Any]:
     """The metrics of a record, to six digits; one that is undefined, as where a class is absent, is None.
 
@@ -229,8 +251,13 @@ def evaluate(logits: Iterable[float], labels: Iterable[int], *, threshold: float
 
     Returns:
         By name, and last "confusion_matrix": truth down, call across, [[tn, fp], [fn, tp]].
+
+    Raises:
+        UserError: a logit is not finite.
     """
-    probabilities, truth = expit(join_ties(list(logits))), np.asarray(list(labels), int)
+    scores, truth = list(logits), np.asarray(list(labels), int)
+    check_finite(scores, (f"picture {number}" for number in range(len(scores))), "evaluation")
+    probabilities = expit(join_ties(scores))
     names = [metric.name for metric in all_metrics().values() if metric.is_recorded]
     values = measure(truth, probabilities[None], threshold, names=names).values()
     rounded = [round(float(value), 6) if np.isfinite(value) else None for value in values]

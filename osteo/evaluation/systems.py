@@ -11,7 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.evaluation.metrics import measure
+from osteo.evaluation.metrics import check_finite, measure
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
@@ -117,8 +117,13 @@ class Experiment:
 
 
 def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
-    """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone."""
+    """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
     rows = predictions[predictions["split"] == "val"]
+    check_finite(rows["logit"], rows["image_id"], "validation")
     logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
     thresholds = choose_thresholds(calibrate(logits, temperature), labels, sensitivity=sensitivity)
@@ -191,22 +196,29 @@ class _TestedRun(NamedTuple):
     def of(run: Run, sensitivity: float) -> "_TestedRun":
         settings = flatten(run.read_config())
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
-        kind = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
+        design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
         predictions = run.read_table("predictions.csv")
+        check_finite(predictions["logit"], predictions["image_id"], f"run {run.directory.name}")
         test, val = (
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
         )
-        if set(val["label"]) != {0, 1}:
-            raise UserError(
-                f"run {run.name} has no validation pictures of both classes, by which models are chosen and"
-                " thresholds set; leave it out, or train it on another split"
-            )
+        manifest = run.read_manifest()
+        learnt = manifest.loc[manifest["split"] == "train", "label"]
+        for labels, kind, purpose in (
+            (val["label"], "validation", "by which models are chosen and thresholds set"),
+            (learnt, "training", "without which nothing is learnt"),
+        ):
+            if set(labels) != {0, 1}:
+                raise UserError(
+                    f"run {run.name} has no {kind} pictures of both classes, {purpose}; leave it out, or"
+                    " train it on another split"
+                )
         validated = validate(predictions, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
-        return _TestedRun(run, settings, (label, kind), run.read_manifest(), test, validated, validation)
+        return _TestedRun(run, settings, (label, design), manifest, test, validated, validation)
 
 
 def _missing(runs: Sequence[_TestedRun], names: Sequence[str]) -> list[str]:

@@ -13,8 +13,30 @@ from torchmetrics.utilities import dim_zero_cat
 from osteo.evaluation.ties import join_ties
 
 
+class Accuracy(BinaryAccuracy):
+    """The share of right calls; NaN where a logit is not finite."""
+
+    spoilt: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("spoilt", torch.tensor(0.0), dist_reduce_fx="sum")  # 0, or NaN
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Takes float logits and int labels, both (B,)."""
+        super().update(logits.sigmoid(), target)
+        self.spoilt += (logits * 0.0).sum()
+
+    def compute(self) -> Tensor:
+        """The share, of all batches."""
+        return super().compute() + self.spoilt
+
+
 class Auroc(BinaryAUROC):
-    """The area under the ROC curve of logits; those that arithmetic cannot tell apart are ties."""
+    """The area under the ROC curve of logits; those that arithmetic cannot tell apart are ties.
+
+    NaN where a logit is not finite.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(normalization=None, validate_args=False, **kwargs)
@@ -26,13 +48,15 @@ class Auroc(BinaryAUROC):
     def compute(self) -> Tensor:  # type: ignore[override]
         """Joins the ties of all batches; only the ranks of logits matter."""
         logits = join_ties(dim_zero_cat(self.preds).double().cpu().numpy())
+        if not np.isfinite(logits).all():
+            return torch.tensor(torch.nan, device=self.device)
         ranks = np.unique(logits, return_inverse=True)[1] / len(logits)
         return binary_auroc(torch.from_numpy(ranks), dim_zero_cat(self.target).cpu()).to(self.device)
 
 
 def training_metrics() -> MetricCollection:
-    """What is followed while training; takes by name `logits`, probabilities `preds`, int labels `target`, all (B,).
+    """What is followed while training; takes by name `logits` and int labels `target`, both (B,).
 
     The manifest has checked the labels; torchmetrics would do so in every step, for which the GPU has to be waited for.
     """
-    return MetricCollection({"accuracy": BinaryAccuracy(validate_args=False), "auroc": Auroc()})
+    return MetricCollection({"accuracy": Accuracy(validate_args=False), "auroc": Auroc()})

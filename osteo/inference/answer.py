@@ -27,6 +27,7 @@ class Variant(NamedTuple):
 
 
 WITHHELD = "withheld"
+NOT_FINITE = "no answer: the logit is not finite"
 VARIANTS = tuple(Variant(m, d, s) for m in (False, True) for d, s in ((0.0, 1.0), (-5.0, 1.0), (5.0, 1.0), (0.0, 1.05)))
 """The first is the picture as it is."""
 
@@ -51,6 +52,8 @@ class Answer:
     inspection: Inspection
     prepared: Grey
     """the picture as the first model sees it, uint8 (S, S)"""
+    error: str = ""
+    """why there is no answer, all numbers of which are void then; empty where there is one"""
 
 
 def threshold_of(models: Sequence[Model], rule: str) -> float:
@@ -79,6 +82,7 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             for model, of_model in zip(models, prepared, strict=True)
         ]
     )  # (models, variants, pictures)
+    is_finite = np.asarray(np.isfinite(logits).all((0, 1)))
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
@@ -92,9 +96,10 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             low=float(low[n]) if interval else math.nan,
             high=float(high[n]) if interval else math.nan,
             threshold=threshold,
-            call=WITHHELD if inspections[n].flags else class_names[int(calibrated[n] > threshold)],
+            call=WITHHELD if inspections[n].flags or not is_finite[n] else class_names[int(calibrated[n] > threshold)],
             inspection=inspections[n],
             prepared=prepared[0][n],
+            error="" if is_finite[n] else NOT_FINITE,
         )
         for n in range(len(pictures))
     ]

@@ -20,6 +20,7 @@ from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
 from osteo.task import CLASS_NAMES
+from osteo.training.module import read_checkpoint
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
@@ -72,7 +73,7 @@ def data_hash(sha256: Sequence[str], splits: Sequence[str]) -> str:
 
 def write_card(checkpoint: Path, card: Card) -> None:
     """Adds a card to a checkpoint file, which then appears whole or stays as it was."""
-    stored = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    stored = read_checkpoint(checkpoint)
     stored[KEY] = asdict(card)
     content = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(stored, content)

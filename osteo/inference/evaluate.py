@@ -30,11 +30,12 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     """The manifest, and the models' logits of the pictures that are asked about, (models, N), ties joined.
 
     Raises:
-        UserError: the data cannot be had, or nothing is left to ask about.
+        UserError: the data cannot be had, nothing is left to ask about, or a logit is not finite.
     """
     import numpy as np
 
     from osteo.data.prepare import prepare
+    from osteo.evaluation.metrics import check_finite
     from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
     from osteo.inference.model import in_batches
@@ -54,7 +55,9 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
         pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
-        logits.append(join_ties(in_batches(model.logits, pictures, BATCH)))
+        of_model = in_batches(model.logits, pictures, BATCH)
+        check_finite(of_model, rows["image_id"], model.name)
+        logits.append(join_ties(of_model))
     return manifest, np.stack(logits)
 
 

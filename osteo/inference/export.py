@@ -4,6 +4,7 @@ Its input is prepared pictures, uint8 (N, S, S) for any N, since none of these f
 channels, normalisation, network, temperature and sigmoid are inside.
 """
 
+import hashlib
 import json
 import logging
 import statistics
@@ -27,6 +28,7 @@ from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
+from osteo.files import check_checksums, write_text
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import describe_error
@@ -44,6 +46,8 @@ BATCHES = (1, 7)
 """sizes that a file is checked with: one picture, and an odd number that no exporter was given"""
 MAX_PICTURES, PHANTOMS, CALIBRATION = 512, 64, 64
 QUANTISED = ["Conv", "Gemm", "MatMul"]  # where the time goes; quantising anything else costs more than it gains
+CHECKSUM = ".sha256"
+"""What the file with a checksum ends in."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -147,8 +151,28 @@ def write_exported(model: Model, path: Path) -> None:
         ) from error
 
 
+def write_checksum(path: Path) -> Path:
+    """Writes the SHA-256 of a file beside it, as `sha256sum -c` reads it: an ONNX file has no checksum inside."""
+    beside = path.with_name(f"{path.name}{CHECKSUM}")
+    write_text(beside, f"{_digest(path)}  {path.name}\n")
+    return beside
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def open_exported(path: Path) -> Exported:
-    """Loads a file that `write_exported` or `quantise` wrote; for anything else its library raises an error."""
+    """Loads a file that `write_exported` or `quantise` wrote; for anything else its library raises an error.
+
+    Raises:
+        UserError: the file is not what its checksum says, be it inside or beside it.
+    """
+    check_checksums(path)
+    beside = path.with_name(f"{path.name}{CHECKSUM}")
+    if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [_digest(path)]:
+        raise UserError(f"{path.name} is damaged (it is not what {beside.name} says); export it again")
     card: dict[str, Any] = {KEY: ""}
     if kind_of(path) == "onnx":
         import onnxruntime

@@ -116,6 +116,9 @@ def answer_pictures(
                 parts += zip(names, halves, of_halves, strict=True)
             rows = []
             for part, pixels, found in parts:
+                if found.error:
+                    rows.append(Row(part, found.error, None, None))
+                    continue
                 heat = None
                 if overlay:
                     try:

@@ -235,7 +235,13 @@ def answer_file(models: Sequence[Model], content: bytes, settings: ServeConfig) 
 
 
 def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeConfig) -> dict[str, Any]:
-    """One answer, ready for JSON; what was not requested, and a map that a backbone cannot give, is None."""
+    """One answer, ready for JSON; what was not requested, and a map that a backbone cannot give, is None.
+
+    Raises:
+        Unusable: there is no answer.
+    """
+    if found.error:
+        raise Unusable(found.error)
     heat = None
     if settings.overlay:
         with suppress(UserError):  # no spatial feature map

@@ -2,17 +2,24 @@
 
 import logging
 import math
+from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import timm
+import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.nn.modules.module import _IncompatibleKeys
 
 from osteo import parts
 from osteo.errors import UserError, unknown
+from osteo.files import check_checksums
+from osteo.records.record import Run
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +28,12 @@ TORCHVISION = "torchvision/"
 SEQUENTIAL = ("alexnet", "convnext", "efficientnet", "googlenet", "inception", "resne", "swin_", "swin_v2",
               "vgg", "wide_resnet")  # fmt: skip
 """Beginnings of torchvision's names whose networks are their parts one after the other, around a global pooling."""
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
+"""Of files of weights."""
+OWN = "network.backbone."
+"""What the names of a backbone's tensors begin with in a checkpoint of osteo."""
+COUNTER = "num_batches_tracked"
+"""What old files lack, and no layer here uses."""
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -119,17 +132,11 @@ def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str
     if usual and usual.fixed_input_size:
         settings["img_size"] = shape.image_size
     if weights_file:
-        weights = read_weights(Path(weights_file).expanduser())
-        try:
-            network: nn.Module = timm.create_model(
-                name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)}, **settings
-            )
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise _misfit(weights_file, name, str(error).strip().splitlines()[-1].strip()[:160]) from error
-        wanted = network.state_dict().keys()
-        if (known := len(wanted & weights.keys())) < len(wanted) / 2:  # timm passes over what it does not find
-            raise _misfit(weights_file, name, f"it holds {known} of its {len(wanted)} tensors")
-        return network
+        network: nn.Module = timm.create_model(name, **settings)
+        weights: Mapping[str, Tensor] = read_weights(Path(weights_file).expanduser())
+        if _differing(network, weights):
+            weights = _converted(name, settings, weights)
+        return _fill(network, weights, name, weights_file)
     if pretrained:
         log.info("fetching the weights of %s from the model hub, unless they are here already", name)
     try:
@@ -139,6 +146,23 @@ def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str
             raise _out_of_reach(name, error) from error
         raise
     return network
+
+
+def _converted(name: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors by the names that they have in timm's network: files of a network's authors have other ones.
+
+    timm converts them while it builds a network, without a way to ask for the result, so that it is taken from where
+    timm hands it to the network.
+    """
+    handed: dict[str, Tensor] = {}
+
+    def take(_: nn.Module, state_dict: Mapping[str, Tensor], *__: Any, **___: Any) -> Any:
+        handed.update(state_dict)
+        return _IncompatibleKeys([], [])
+
+    with patch.object(nn.Module, "load_state_dict", take), suppress(Exception):  # of a file that timm cannot convert
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(weights)}, **settings)
+    return handed or weights
 
 
 # --- torchvision -----------------------------------------------------------------------------------------------------
@@ -244,50 +268,111 @@ def _with_weights(network: nn.Module, name: str, weights_file: str | None) -> nn
     weights: Mapping[str, Tensor] = read_weights(Path(weights_file).expanduser())
     if isinstance(network, TorchvisionBackbone) and not any(key.startswith("network.") for key in weights):
         weights = {f"network.{key}": value for key, value in weights.items() if "aux" not in key.lower()}
-    return _fill(network, weights, name, Path(weights_file).name)
+    return _fill(network, weights, name, weights_file)
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], name: str, origin: str) -> nn.Module:
-    """Loads weights into all but the classifier; kernels of three channels are summed where one is grey.
+    """Loads weights into all but the classifier.
 
     Raises:
-        UserError: a tensor is missing or has another shape.
+        UserError: a tensor is missing or has another shape, is not finite, or belongs to a larger network.
     """
-    last: Any = network.get_classifier()  # type: ignore[operator]  # of a checked backbone
-    classifier = {id(tensor) for tensor in last.state_dict(keep_vars=True).values()}
-    wanted = {key: t for key, t in network.state_dict(keep_vars=True).items() if id(t) not in classifier}
-    found = {}
-    for key, tensor in wanted.items():
-        given = weights.get(key)
-        if given is not None and given.ndim == 4 and given.shape[1] == 3 and tensor.shape[1] == 1:
-            given = given.sum(1, keepdim=True)
-        if given is not None and given.shape == tensor.shape:
-            found[key] = given
-    if missing := [key for key in wanted if key not in found]:
-        reason = f"{len(missing)} of its {len(wanted)} tensors are missing or have another shape, {missing[0]} first"
+    wanted = _wanted(network)
+    if missing := _differing(network, weights):
+        first = ", ".join(missing[:3])
+        reason = f"{len(missing)} of its {len(wanted)} tensors are missing or have another shape, {first} first"
         raise _misfit(origin, name, reason)
+    if surplus := _surplus(network, weights):
+        reason = f"it holds {len(surplus)} tensors of layers that this backbone has not, {surplus[0]} first"
+        raise _misfit(origin, name, reason)
+    found = {key: _adapted(weights[key], tensor) for key, tensor in wanted.items()}
+    if (bad := first_not_finite(found)) is not None:
+        raise UserError(f"model.weights_file={Path(origin).name} holds weights that are not finite, {bad} first")
     network.load_state_dict(found, strict=False)
     return network
+
+
+def _classifiers(network: nn.Module) -> list[nn.Module]:
+    last: Any = network.get_classifier()  # type: ignore[operator]  # of a checked backbone
+    return list(last) if isinstance(last, tuple | list) else [last]  # of distilled transformers several
+
+
+def _wanted(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a file of weights must hold: all but the classifier's and what a batch norm counts."""
+    new = {id(t) for last in _classifiers(network) for t in last.state_dict(keep_vars=True).values()}
+    return {
+        key: t
+        for key, t in network.state_dict(keep_vars=True).items()
+        if id(t) not in new and not key.endswith(COUNTER)
+    }
+
+
+def _differing(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that weights lack or have in another shape."""
+    wanted = _wanted(network)
+    return [key for key, t in wanted.items() if key not in weights or _adapted(weights[key], t).shape != t.shape]
+
+
+def _adapted(given: Tensor, tensor: Tensor) -> Tensor:
+    """A kernel of three channels for grey pictures, which are three equal ones, or the other way round."""
+    if given.ndim == tensor.ndim == 4:
+        if (given.shape[1], tensor.shape[1]) == (3, 1):
+            return given.sum(1, keepdim=True)
+        if (given.shape[1], tensor.shape[1]) == (1, 3):
+            return given.expand(-1, 3, -1, -1) / 3.0
+    return given
+
+
+def _surplus(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of layers beside the network's own, as a deeper one has; heads are no concern of a backbone's."""
+    layers = dict(network.named_modules())
+    last = [key for key, layer in layers.items() if any(layer is one for one in _classifiers(network))]
+    heads = {key.partition(".")[0] for key in last}
+
+    def is_of_unknown_layer(key: str) -> bool:
+        parents = key.split(".")[:-1]
+        unknown_layers = [n for n in range(1, len(parents) + 1) if ".".join(parents[:n]) not in layers]
+        return bool(unknown_layers) and unknown_layers[0] > 1 and parents[0] not in heads
+
+    return [key for key in weights if is_of_unknown_layer(key)]
+
+
+def first_not_finite(tensors: Mapping[str, object]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
+    floats = (
+        (name, value) for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()
+    )
+    return next((name for name, value in floats if not bool(value.isfinite().all())), None)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name; nothing but tensors is read from it.
 
+    Args:
+        path: a file of `ENDINGS`, or a run directory, which stands for its best checkpoint. Of a checkpoint of osteo
+            only the backbone is taken.
+
     Raises:
-        UserError: there is no such file, or it cannot be read safely.
+        UserError: there is no such file, it cannot be read safely, or its checksums are wrong (.safetensors has none).
     """
+    if path.is_dir():
+        path = Run(path).best_checkpoint
     if not path.is_file():
         raise UserError(f"model.weights_file={path}: no such file")
-    if path.suffix not in (".safetensors", ".pth"):
-        raise UserError(f"model.weights_file={path.name} must end in .safetensors or .pth")
+    if not path.name.endswith(ENDINGS):
+        raise UserError(f"model.weights_file={path.name} must end in one of {', '.join(ENDINGS)}")
+    check_checksums(path)
     try:
-        weights: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # timm's own training keeps its arguments
+            kept: dict[str, Any] = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # what a broken or hostile file raises depends on where it is broken
         raise UserError(
             f"model.weights_file={path.name} cannot be read safely as a file of weights"
             f" ({type(error).__name__}); save a state_dict with torch.save or safetensors"
         ) from error
-    return weights
+    weights = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+    own = {name.removeprefix(OWN): value for name, value in weights.items() if name.startswith(OWN)}
+    return own or weights
 
 
 def _misfit(weights_file: str, backbone: str, reason: str) -> UserError:

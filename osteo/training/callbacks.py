@@ -1,6 +1,7 @@
 """Callbacks of a run: its curves, its progress bar, checkpoints that appear whole, and averaged weights."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from osteo.errors import UserError
 from osteo.files import whole
 from osteo.task import is_better
+from osteo.training.module import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +110,13 @@ class Checkpoints(Callback):
         torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch + (trainer.global_rank << 48)) % 2**63)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps this epoch as the last, and as the best where it is; validation has run by now."""
-        score = float(trainer.callback_metrics[self.monitor])
-        is_best = self.best is None or is_better(self.monitor, score, self.best)
+        """Keeps this epoch as the last, and as the best where it is; validation has run by now.
+
+        An epoch whose validation is not finite is never the best, not even as the first.
+        """
+        score, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "val/loss"))
+        is_finite = math.isfinite(score) and math.isfinite(loss)
+        is_best = is_finite and (self.best is None or is_better(self.monitor, score, self.best))
         if is_best:
             self.best = score
         last, best = self.folder / LAST, self.folder / BEST
@@ -133,7 +140,10 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a checkpoint; older ones kept a loss with its sign turned."""
         best = state_dict["best"]
-        self.best = best if best is None or "monitor" in state_dict else abs(best)
+        if best is None or not math.isfinite(best):
+            self.best = None
+        else:
+            self.best = best if "monitor" in state_dict else abs(best)
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -195,11 +205,25 @@ class StochasticWeightAveraging(WeightAveraging):
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from: the last one, or the one before it where the last cannot be read."""
-    for name in (LAST, PREVIOUS):
+    """The checkpoint to go on from: the last one, or where it is damaged the one before it, or the best.
+
+    Returns:
+        None where no epoch has ended.
+
+    Raises:
+        UserError: there are checkpoints, but all of them are damaged.
+    """
+    present = [folder / name for name in (LAST, PREVIOUS, BEST) if (folder / name).is_file()]
+    damaged = []
+    for path in present:
         try:
-            torch.load(folder / name, weights_only=True, map_location="meta", mmap=True)
-        except Exception:  # noqa: BLE001  what a damaged file raises depends on where it is damaged
+            read_checkpoint(path)
+        except UserError as error:
+            damaged.append(str(error))
             continue
-        return folder / name
+        if damaged:
+            log.warning("%s: going on from %s", "; ".join(damaged), path.name)
+        return path
+    if present:
+        raise UserError(f"no checkpoint can be gone on from: {'; '.join(damaged)}; begin a new run")
     return None

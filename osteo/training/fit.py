@@ -22,16 +22,18 @@ from lightning.pytorch.strategies import DDPStrategy
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
-from osteo.errors import UserError
-from osteo.evaluation.metrics import evaluate
+from osteo.errors import UserError, first_line
+from osteo.evaluation.metrics import check_finite, evaluate
 from osteo.files import display_path
 from osteo.records.record import Job, Run
+from osteo.task import CLASS_NAMES
 from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights
-from osteo.training.module import Classifier
+from osteo.training.module import ADVICE, Classifier, read_checkpoint
+from osteo.training.network import check_single_pictures
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, public, wandb_settings
@@ -79,11 +81,34 @@ def check_parts(config: Config) -> None:
 
 
 def make_module(config: Config) -> Classifier:
-    """The network with its optimiser and loss."""
+    """The network with its optimiser and loss.
+
+    Raises:
+        UserError: one of them cannot be built, or the network cannot learn from such batches.
+    """
     network = {**asdict(config.model), "image_size": config.data.image_size}
     loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
     limits = config.trainer
-    return Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+    module = Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+    if config.data.batch_size == 1:
+        check_single_pictures(module.network)
+    return module
+
+
+def check_classes(manifest: pd.DataFrame) -> None:
+    """Refuses a split without pictures of both classes to learn from, or to choose the best epoch and thresholds by.
+
+    Raises:
+        UserError: one line that names the split and its class.
+    """
+    for split, purpose in (("train", "to learn from"), ("val", "to choose thresholds by")):
+        labels = {int(label) for label in manifest.loc[manifest["split"] == split, "label"]}
+        if len(labels) < 2:
+            found = f"pictures of {CLASS_NAMES[labels.pop()]} alone" if labels else "no picture"
+            raise UserError(
+                f"the split {split} has {found}; {purpose} it needs both classes: choose another data.split.seed, or"
+                " other shares or folds, or a split file"
+            )
 
 
 def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
@@ -197,11 +222,15 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             **settings,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refuses trainer.extra: {str(error).splitlines()[0]}") from error
+        raise UserError(f"Lightning's Trainer refuses trainer.extra: {first_line(error)}") from error
 
 
 def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
-    """Validation and test predictions, one row per picture, from all processes."""
+    """Validation and test predictions, one row per picture, from all processes.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
     batches: Any = trainer.predict(module, datamodule=datamodule)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
@@ -210,14 +239,21 @@ def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) ->
     rows, order = torch.cat([batch.rows for batch in batches]).sort()
     logits = torch.cat([batch.logits for batch in batches])[order]
     table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
+    check_finite(logits, table["image_id"], "the best epoch")
     table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
 def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
-    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number."""
+    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number.
+
+    Raises:
+        UserError: no epoch was the best, or its checkpoint is damaged.
+    """
     trainer.strategy.barrier()  # until the first process has written the checkpoint
-    kept = torch.load(record.best_checkpoint, weights_only=True, map_location="cpu")
+    if not record.best_checkpoint.is_file():
+        raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
+    kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
     return int(kept["epoch"])
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from osteo import parts
 from osteo.checks import TARGET, check_arguments, check_targets
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
 
 T = TypeVar("T", Callback, Logger)
 
@@ -89,6 +89,6 @@ def _call(found: type[Any], node: Mapping[str, Any], key: str, context: Mapping[
     try:
         return found(**given)
     except ImportError as error:  # Lightning says what to install
-        raise UserError(f"{key} needs a package that is not installed: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # of any library's constructor
-        raise UserError(f"{key}: {found.__name__} refuses its arguments: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {found.__name__} refuses its arguments: {first_line(error)}") from error

@@ -1,6 +1,5 @@
 """How a network learns: one step, thin hooks, and everything of a checkpoint that a network is built from."""
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +10,24 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from osteo.config import OptimizerConfig
 from osteo.errors import UserError
+from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
+from osteo.files import check_checksums
 from osteo.task import direction
+from osteo.training.backbones import first_not_finite
 from osteo.training.losses import make_loss, smooth
 from osteo.training.network import Network
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
+
+ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
+"""What to do where numbers are not finite any more."""
+OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
+"""Of a checkpoint, what training alone goes on from; a best value that is still infinite is no fault there."""
 
 
 class Batch(Protocol):
@@ -57,7 +65,8 @@ class Classifier(LightningModule):
         image_size: side of the pictures, in pixels, where `network` is a name alone.
 
     Raises:
-        UserError: the network, the optimiser or the loss cannot be built, or the loss stops being finite.
+        UserError: the network, the optimiser or the loss cannot be built; the loss or the weights stop being finite, so
+            that no checkpoint of them is written; or a logit of a test is not finite.
     """
 
     def __init__(
@@ -86,6 +95,8 @@ class Classifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             training_metrics().clone(prefix=f"{stage}/") for stage in ("train", "val", "test")
         )
+        self._pictures = 0  # of the batches since the last step, in this process
+        self._usual = 1.0  # pictures of the first of them, on average over the processes
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
 
     @property
@@ -111,7 +122,7 @@ class Classifier(LightningModule):
             losses = losses * (negative + (positive - negative) * batch.labels)
         metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
         scores = logits.detach()
-        metrics.update(logits=scores, preds=scores.sigmoid(), target=batch.labels.long())
+        metrics.update(logits=scores, target=batch.labels.long())
         mean.update(losses.detach())
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
         self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
@@ -119,12 +130,31 @@ class Classifier(LightningModule):
         return losses.mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a training batch; where it is one of several that make a step, weighted by its share of them."""
+        """The loss of a training batch, weighted by its pictures where several batches make a step.
+
+        These are those of several processes, whose gradients Lightning averages, and those that are accumulated.
+        """
         loss, count = self._step(batch, "train"), len(batch.labels)
-        if (processes := self.trainer.world_size) > 1:
-            total = self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="sum")
-            loss = loss * (count * processes / total)  # gradients are averaged over processes
-        return loss
+        if self._pictures == 0:
+            self._usual = self._over_processes(count) / self.trainer.world_size
+        self._pictures += count
+        return loss * (count / self._usual)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Makes the gradient the mean over all pictures of the step: Lightning divides as if the group were full."""
+        batches, counted, self._pictures = self.trainer.accumulate_grad_batches, self._pictures, 0
+        if batches == 1:
+            return
+        expected = self._usual * self.trainer.world_size * batches
+        pictures = self._over_processes(counted)
+        if pictures != expected:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(gradients, expected / pictures)
+
+    def _over_processes(self, count: int) -> float:
+        if self.trainer.world_size == 1:
+            return float(count)
+        return float(self.trainer.strategy.reduce(torch.tensor(count, device=self.device), reduce_op="sum"))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a validation batch."""
@@ -134,17 +164,29 @@ class Classifier(LightningModule):
         """Follows loss and metrics of a test batch."""
         self._step(batch, "test")
 
+    def on_test_epoch_end(self) -> None:
+        """A loss that is not finite ends the test: a logit is not finite."""
+        if not bool(torch.isfinite(self.test_loss.compute())):
+            raise UserError("the test loss is not finite, since a logit is not; no metric can be computed")
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """The logits of a batch, float32 on the CPU."""
         return Prediction(batch.rows.cpu(), self(batch.pictures).float().cpu())
 
     def on_train_epoch_end(self) -> None:
-        """A loss that is not finite ends the run."""
-        if not bool(torch.isfinite(self.trainer.callback_metrics["train/loss"])):
-            raise UserError(
-                f"the training loss is not finite in epoch {self.current_epoch}; lower optimizer.lr,"
-                " set trainer.gradient_clip_val, or use trainer.precision=32-true"
-            )
+        """A loss or weights that are not finite end the run."""
+        self._check_finite(self.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """No loss and no weights that are not finite reach a file, whoever writes it."""
+        self._check_finite(checkpoint["state_dict"])
+
+    def _check_finite(self, weights: Mapping[str, Tensor]) -> None:
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise UserError(f"the training loss is not finite in epoch {self.current_epoch}; {ADVICE}")
+        if (name := first_not_finite(weights)) is not None:
+            raise UserError(f"the weights are not finite after epoch {self.current_epoch}, {name} first; {ADVICE}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
@@ -170,7 +212,8 @@ class Classifier(LightningModule):
             checkpoint["lr_schedulers"] = []
 
     def on_train_start(self) -> None:
-        """Enters the schedule where a training goes on."""
+        """Enters the schedule where a training goes on, and forgets the pictures of one that ended within a step."""
+        self._pictures = 0
         for entry in self.trainer.lr_scheduler_configs if self.global_step else ():
             enter(entry.scheduler, self.global_step)
 
@@ -192,19 +235,26 @@ def load_module(checkpoint: Path) -> Classifier:
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """All that a checkpoint holds: tensors and plain values.
+    """All that a checkpoint holds: tensors and plain values, as they were written.
 
     Raises:
-        UserError: there is no such file, or it cannot be read safely.
+        UserError: there is no such file, it cannot be read safely, its checksums do not hold, or weights in it are not
+            finite.
     """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
+    check_checksums(checkpoint)
     try:
         kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what a file of another kind raises depends on what it is
         raise _no_checkpoint(checkpoint, error) from error
     if not isinstance(kept, dict):
         raise _no_checkpoint(checkpoint, TypeError())
+    weights = {name: value for name, value in kept.items() if name not in OF_TRAINING}
+    if (bad := first_not_finite(flatten(weights))) is not None:
+        raise UserError(f"{checkpoint.name} holds weights that are not finite, {bad} first; use another checkpoint")
     return kept
 
 

@@ -1,17 +1,23 @@
 """A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from osteo import parts
-from osteo.errors import UserError
+from osteo.errors import UserError, first_line
 from osteo.training.backbones import Shape, create_backbone, usual_size
 
 LINEAR = "linear"
 """The head that is the backbone's own last layer."""
+MISFITS = (AssertionError, RuntimeError, ValueError, IndexError)
+"""What backbones raise where a size does not fit."""
+SIZES = range(32, 513, 32)
+"""Among which a size that fits is looked for."""
 
 
 class Network(nn.Module):
@@ -21,7 +27,7 @@ class Network(nn.Module):
         backbone: any name that timm knows, torchvision/NAME, or what a plugin has registered.
         image_size: side of the pictures, in pixels; backbones of a fixed input size are built for it.
         pretrained: start from the library's weights.
-        weights_file: start from a local file of weights instead, .safetensors or .pth.
+        weights_file: start from a local file of weights, or a run directory, instead.
         channels: 1, or 3 to show the backbone the grey picture three times.
         drop_rate: dropout before the classifier.
         head: linear, or what a plugin has registered.
@@ -110,18 +116,51 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     if head != LINEAR:
         _ = parts.heads[head]
     try:
-        with torch.device("meta"):
-            shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
-            output = shadow.eval()(torch.empty(2, 1, image_size, image_size))
-    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-        hint = f"; its usual size is {usual}" if usual else ""
+        output = _shadow_output(backbone, image_size, head)
+    except MISFITS as error:
+        fitting = _nearest_size(backbone, image_size, head)
+        hints = [f"the nearest size that fits is {fitting}"] if fitting else []
+        hints += [f"its usual size is {usual}"] if usual else []
         raise UserError(
             f"data.image_size={image_size} does not fit model.backbone={backbone}"
-            f" ({str(error).splitlines()[0].rstrip('.')[:120]}){hint}"
+            f" ({first_line(error, most=120)})" + "".join(f"; {hint}" for hint in hints)
         ) from error
     if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
         raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
     return int(output.shape[1])
+
+
+def _shadow_output(backbone: str, image_size: int, head: str) -> Tensor:
+    """What the backbone gives for two pictures, without memory: a shape alone."""
+    with torch.device("meta"):
+        shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
+        output: Tensor = shadow.eval()(torch.empty(2, 1, image_size, image_size))
+    return output
+
+
+def _nearest_size(backbone: str, image_size: int, head: str) -> int | None:
+    """The nearest of `SIZES` that a backbone accepts; None where there is none."""
+    for side in sorted(SIZES, key=lambda size: abs(size - image_size)):
+        with suppress(*MISFITS):
+            _shadow_output(backbone, side, head)
+            return side
+    return None
+
+
+def check_single_pictures(network: Network) -> None:
+    """Shows the network one picture as in training, without memory: some batch norms need more than one.
+
+    Raises:
+        UserError: this network has such a layer.
+    """
+    side = network.image_size
+    try:
+        deepcopy(network).to("meta").train()(torch.empty(1, 1, side, side, device="meta"))
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size=1 is too small: model.backbone={network.name} has a batch norm that sees a single number"
+            f" then at data.image_size={side}; use data.batch_size=2 or more"
+        ) from error
 
 
 def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module:
@@ -129,7 +168,7 @@ def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module
         head = parts.heads[name](width, **arguments)
         logits = head.eval()(torch.zeros(2, width))
     except (TypeError, RuntimeError, ValueError) as error:
-        raise UserError(f"model.head={name} with head_args={dict(arguments)}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.head={name} with head_args={dict(arguments)}: {first_line(error)}") from error
     if tuple(logits.shape) != (2, 1):
         raise UserError(f"model.head={name} gives {tuple(logits.shape)} for two pictures, not (2, 1)")
     return head.train()

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from osteo.checks import check_arguments
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
 from osteo.training.network import Network
 
 TIMM_SCHEDULES = (
@@ -97,7 +97,7 @@ def make_optimizer(network: Network, settings: Mapping[str, Any], *, fused: bool
             **arguments,
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"optimizer.name={name} refuses its arguments: {str(error).splitlines()[0]}") from error
+        raise UserError(f"optimizer.name={name} refuses its arguments: {first_line(error)}") from error
 
 
 def make_schedule(
@@ -176,4 +176,4 @@ def _class_of(name: str) -> Callable[..., Optimizer]:
     try:
         return get_optimizer_class(name, bind_defaults=False)
     except (AssertionError, ImportError) as error:  # those of apex and bitsandbytes
-        raise UserError(f"optimizer.name={name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"optimizer.name={name} cannot be used here: {first_line(error)}") from error

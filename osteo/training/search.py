@@ -22,7 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from osteo.config import SearchSettings
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
@@ -175,7 +175,7 @@ def reachable(url: URL, *others: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"the study's storage {_called(url)} cannot be used: {reason}") from None
 
 
