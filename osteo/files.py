@@ -13,10 +13,14 @@ import pandas as pd
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a name beside `path` to write a file or a folder to; on success it becomes `path`, else it is removed.
 
     A folder that another process finished meanwhile is kept, and ours dropped: both were made from the same input.
+
+    Args:
+        path: of the file or folder.
+        durable: of a file, wait until the disk has it, so that a power failure finds it whole under its name.
 
     Raises:
         OSError: the disk is full or the like; it names `path`.
@@ -34,7 +38,11 @@ def whole(path: Path) -> Iterator[Path]:
                 if not path.is_dir():
                     raise
         else:
+            if durable:
+                _sync(inner)
             inner.replace(path)
+            if durable and os.name != "nt":  # where folders cannot be opened
+                _sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -42,9 +50,25 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(file: Path, twin: Path) -> None:
+    """Gives a file a second name; where the disk knows no hard links, as FAT and some network disks, it is copied."""
+    try:
+        twin.hardlink_to(file)
+    except OSError:  # which number says so depends on the disk
+        shutil.copyfile(file, twin)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole, in UTF-8."""
-    with whole(path) as aside:
+    """Writes a text file whole, in UTF-8; it outlives a power failure."""
+    with whole(path, durable=True) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -76,10 +75,8 @@ def write_card(checkpoint: Path, card: Card) -> None:
     stored[KEY] = asdict(card)
     content = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(stored, content)
-    with whole(checkpoint) as aside, aside.open("wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    with whole(checkpoint, durable=True) as aside:
+        aside.write_bytes(content.getbuffer())
 
 
 def read_card(stored: Mapping[str, Any], name: str) -> Card:

@@ -1,7 +1,6 @@
 """Callbacks of a run: its curves, its progress bar, checkpoints that appear whole, and averaged weights."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from osteo.files import whole
+from osteo.files import link_or_copy, whole
 from osteo.task import is_better
 
 log = logging.getLogger(__name__)
@@ -116,13 +115,11 @@ class Checkpoints(Callback):
         if not trainer.is_global_zero:
             trainer.save_checkpoint(last)  # takes part; nothing is written
             return
-        with whole(last) as aside:
+        with whole(last, durable=True) as aside:
             trainer.save_checkpoint(aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())  # so that a power failure finds a whole file under the new name
             if is_best:
-                with whole(best) as twin:
-                    twin.hardlink_to(aside)
+                with whole(best, durable=True) as twin:
+                    link_or_copy(aside, twin)
             if last.exists():
                 last.replace(self.folder / PREVIOUS)
 

@@ -294,10 +294,10 @@ class Search:
             state = run.state if (run.directory / "status.json").exists() else "interrupted"
             if state == "failed":
                 self.study.tell(number, state=TrialState.FAIL)
-            elif state == "done" and run.read_json("environment.json").get("pruned"):
+            elif state == "done" and run.read_environment().get("pruned"):
                 self.study.tell(number, state=TrialState.PRUNED)
             elif state == "done":
-                curve = run.read_table("history.csv")[self.monitor]
+                curve = run.read_history()[self.monitor]
                 self.study.tell(number, curve.min() if direction(self.monitor) == "min" else curve.max())
 
     def summary(self) -> str:
