@@ -133,6 +133,17 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
         trainer(max_epochs=3, limit_val_batches=0).fit(learner, data(8, batch_size=8))
 
 
+def test_gradients_are_clipped_in_mixed_precision_too() -> None:
+    optimizer = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    learner = Classifier({"backbone": "test_resnet", "image_size": 64}, optimizer)
+    before = torch.cat([p.detach().clone().flatten() for p in learner.network.parameters()])
+    trainer(max_steps=1, limit_val_batches=0, precision="bf16-mixed", gradient_clip_val=0.01).fit(
+        learner, data(8, batch_size=8)
+    )
+    after = torch.cat([p.detach().flatten() for p in learner.network.parameters()])
+    assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_biases_and_norms_are_not_decayed() -> None:
     learner = Classifier({"backbone": "test_resnet", "image_size": 64}, OPTIMIZER | {"weight_decay": 0.1})
     optimizer = learner.configure_optimizers()

@@ -243,7 +243,9 @@ def facts_of(
         "processes": processes,
         "precision": hardware.choose_precision(config.trainer, accelerator),
         "memory_format": str(module.memory_format).removeprefix("torch."),
-        "fused_optimizer": config.trainer.fast and has_fused(config.optimizer.name),
+        "fused_optimizer": has_fused(config.optimizer.name)
+        and config.trainer.fast
+        and config.trainer.gradient_clip_val is None,
     }
     if config.trial is not None:
         from osteo.training.search import Pruning

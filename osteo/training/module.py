@@ -148,7 +148,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
-        optimizer = make_optimizer(self.network, self.optimizer_settings, fused=self.fast)
+        clips = self._trainer is not None and self._trainer.gradient_clip_val is not None
+        # in mixed precision, Lightning clips no gradients that a fused optimiser could have to unscale
+        optimizer = make_optimizer(self.network, self.optimizer_settings, fused=self.fast and not clips)
         name = self.optimizer_settings["schedule"]
         if name == "constant":  # needs no trainer
             steps, epochs = 0, 1
