@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import expit
 
 from osteo.data.manifest import COLUMNS, SPLITS, typed
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path
 from osteo.task import CLASSES
 from osteo.types import Floats, Mask
@@ -278,7 +278,8 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
     if complete and len(missing):
         first = missing.iloc[0]
         raise damaged(
-            path, f"is damaged: it lacks {len(missing)} pictures, {first['image_id']} of split {first['split']} first"
+            path,
+            f"is damaged: it lacks {counted(len(missing), 'picture')}, {first['image_id']} of split {first['split']} first",
         )
     return table
 

@@ -89,7 +89,7 @@ class Run:
     def set_status(self, state: str, error: str | None = None) -> None:
         """Writes status.json: one of `STATES`, the error of a run that is not done, the run's own id, and hashes.
 
-        The hashes are those of its files, once it is done; see `changed`.
+        The hashes are those of its files, once it is done; see `changes`.
         """
         try:
             known = self.status()["id"]
@@ -124,11 +124,19 @@ class Run:
         """Whether it is the record of a training; else it is one of an evaluation."""
         return (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
 
-    def changed(self) -> list[str]:
-        """Files that are gone or no longer what they were when the run ended, as far as the record tells."""
+    def changes(self) -> str:
+        """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
+
+        Raises:
+            DamagedError: a file is gone.
+        """
         hashes = self.status()["sha256"]
-        paths = {name: self.directory / name for name in KEPT if name in hashes}
-        return [name for name, path in paths.items() if not path.is_file() or content.sha256_of(path) != hashes[name]]
+        paths = [self.directory / name for name in KEPT if name in hashes]
+        if gone := [path for path in paths if not path.is_file()]:
+            raise damaged(gone[0], "is missing")
+        changed = [path.name for path in paths if content.sha256_of(path) != hashes[path.name]]
+        verb = "is" if len(changed) == 1 else "are"
+        return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
 
     @property
     def state(self) -> str:
@@ -200,6 +208,7 @@ class Run:
         Raises:
             DamagedError: the first file that is gone, damaged or contradicts another.
         """
+        self.changes()
         self.read_settings()
         self.read_predictions()
         self.read_history()

@@ -43,12 +43,8 @@ def trained(sweep: Path, check: Callable[[Run], object]) -> tuple[list[Run], lis
 
 def changes(runs: Sequence[Run]) -> list[str]:
     """A line on each run whose files are no longer what they were when it ended, which is logged too."""
-    lines = [
-        f"run {run.directory.name}: {', '.join(names)} changed after the run had ended; what follows is of the changed"
-        " content"
-        for run in runs
-        if (names := run.changed())
-    ]
+    found = {run.directory.name: run.changes() for run in runs}
+    lines = [f"run {name}: {clause}; it is read as it is now" for name, clause in found.items() if clause]
     for line in lines:
         log.warning("%s", line)
     return lines

@@ -130,9 +130,8 @@ def row(run: Run) -> dict[str, Any]:
         state, error = run.state, run.status()["error"]
         values["state"] = state
         if state == "done":
-            changed = run.changed()
+            error = run.changes()
             run.read_results()
-            error = f"{', '.join(changed)} changed after the run had ended" if changed else error
         return values | _progress(run, state) | {"error": error or ""}
     except DamagedError as damage:
         return values | {"state": "damaged", "error": str(damage)}
