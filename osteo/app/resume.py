@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from osteo import parts
 from osteo.app.plugins import named
 from osteo.errors import UserError
 from osteo.files import display_path
+from osteo.records.content import damaged
+from osteo.records.record import read_yaml
 from osteo.training.ranks import launched
 
 _REPLAYED = re.compile(r"hydra[./](launcher|sweeper|sweep|job\.name)\b")
@@ -37,7 +39,7 @@ def resumed(arguments: list[str]) -> list[str]:
         raise UserError(f"resume goes on with what was recorded, so {others[0]} cannot be changed; leave it out")
     quoted = "'" + str(directory).replace("\\", "\\\\").replace("'", "\\'") + "'"
     if (directory / "multirun.yaml").exists():
-        recorded = OmegaConf.load(directory / "multirun.yaml").hydra
+        recorded = _recorded_sweep(directory / "multirun.yaml")
         kept = _replayable([*recorded.overrides.task, *recorded.overrides.hydra], directory)
         parts.check_named(named(kept), display_path(directory), f"osteo train resume={display_path(directory)}")
         kept = [override for override in kept if not override.startswith("plugins=")]
@@ -47,6 +49,19 @@ def resumed(arguments: list[str]) -> list[str]:
     if (directory / "config.yaml").exists():
         return [*plugins, f"hydra.run.dir={quoted}", f"resume={quoted}"]
     raise UserError(f"resume={directory} is neither a run (config.yaml) nor a sweep (multirun.yaml)")
+
+
+def _recorded_sweep(path: Path) -> Any:
+    """What Hydra has recorded of itself in multirun.yaml.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    recorded = OmegaConf.create(read_yaml(path))
+    overrides = [OmegaConf.select(recorded, f"hydra.overrides.{kind}", default=None) for kind in ("task", "hydra")]
+    if not all(isinstance(given, ListConfig) and all(isinstance(text, str) for text in given) for given in overrides):
+        raise damaged(path, "is damaged: it lacks hydra.overrides")
+    return recorded.hydra
 
 
 def _replayable(overrides: Sequence[str], directory: Path) -> list[str]:

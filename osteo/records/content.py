@@ -276,11 +276,8 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
     expected = manifest[manifest["split"].isin(["val", "test"])]
     missing = expected[~expected["image_id"].isin(table["image_id"])]
     if complete and len(missing):
-        first = missing.iloc[0]
-        raise damaged(
-            path,
-            f"is damaged: it lacks {counted(len(missing), 'picture')}, {first['image_id']} of split {first['split']} first",
-        )
+        count, (image_id, split) = counted(len(missing), "picture"), missing[["image_id", "split"]].iloc[0]
+        raise damaged(path, f"is damaged: it lacks {count}, {image_id} of split {split} first")
     return table
 
 

@@ -263,7 +263,7 @@ def _tables(
 
 def trials_of(directory: Path) -> str:
     """What a search chose from: its trials, and how many of them it ended early; empty where there was no search."""
-    if not (directory / "search.json").exists():
+    if not any((directory / name).exists() for name in ("search.json", "study.db")):
         return ""
     runs = runs_of(directory)
     done, _ = trained(directory, Run.read_environment)
