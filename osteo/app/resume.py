@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from osteo import parts
 from osteo.app.plugins import named
@@ -58,9 +61,10 @@ def _recorded_sweep(path: Path) -> Any:
         UserError: the file is damaged.
     """
     recorded = OmegaConf.create(read_yaml(path))
-    overrides = [OmegaConf.select(recorded, f"hydra.overrides.{kind}", default=None) for kind in ("task", "hydra")]
-    if not all(isinstance(given, ListConfig) and all(isinstance(text, str) for text in given) for given in overrides):
-        raise damaged(path, "is damaged: it lacks hydra.overrides")
+    try:
+        OverridesParser.create().parse_overrides([*recorded.hydra.overrides.task, *recorded.hydra.overrides.hydra])
+    except (OmegaConfBaseException, HydraException, AttributeError, TypeError) as error:
+        raise damaged(path, "is damaged: hydra.overrides are none") from error
     return recorded.hydra
 
 
