@@ -117,6 +117,8 @@ def shortcuts(
 ) -> list[Shortcut]:
     """How well random forests predict that see one trivial thing each, cross-validated by group.
 
+    What is found in fewer than two groups of a class cannot be tested, and is left out.
+
     Args:
         manifest: rows with a label, with groups.
         thumbnails: uint8 (S, S) by SHA-256.
@@ -128,10 +130,10 @@ def shortcuts(
     table = table.sort_values("image_id").reset_index(drop=True)
     features = _features(table, thumbnails, facts)
     label = table["label"].astype(int)
-    found = []
+    found: list[Shortcut] = []
     for name, values in features.items():
         if name != "source" or table["source"].nunique() > 1:
-            found.append(_cross_validate(name, SHORTCUTS[name], values, label, table["group"], seed))
+            found += _cross_validate(name, SHORTCUTS[name], values, label, table["group"], seed)
     if clinical is not None:
         known = table["patient"].map(clinical["age"]).notna() & table["patient"].map(clinical["sex"]).notna()
         rows = table[known]
@@ -139,12 +141,12 @@ def shortcuts(
             age = rows["patient"].map(clinical["age"]).astype(float)
             male = (rows["patient"].map(clinical["sex"]) == "male").astype(float)
             age_sex = np.column_stack([age, male])
-            found.append(_cross_validate("age_sex", SHORTCUTS["age_sex"], age_sex, label[known], rows["group"], seed))
+            found += _cross_validate("age_sex", SHORTCUTS["age_sex"], age_sex, label[known], rows["group"], seed)
     if table["source"].nunique() == 2:
         picture = np.hstack([features["thumbnail_8x8"], features["border"]])
         which = (table["source"] == sorted(table["source"])[-1]).astype(int)
         names = ("source_from_picture", "the picture")
-        found.append(_cross_validate(*names, picture, which, table["group"], seed, "source"))
+        found += _cross_validate(*names, picture, which, table["group"], seed, "source")
     return found
 
 
@@ -176,8 +178,11 @@ def _cross_validate(
     groups: "pd.Series[str]",
     seed: int,
     target: str = "label",
-) -> Shortcut:
-    folds = min(FOLDS, int(truth.value_counts().min()), groups.nunique())
+) -> list[Shortcut]:
+    """The shortcut, or none where two folds cannot both hold both classes."""
+    folds = min(FOLDS, int(groups.groupby(truth).nunique().min()))
+    if truth.nunique() < 2 or folds < 2:
+        return []
     forest = RandomForestClassifier(TREES, random_state=seed)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     parts = list(splitter.split(features, truth, groups))
@@ -189,4 +194,4 @@ def _cross_validate(
     found = metric_intervals(
         np.asarray(truth, int), scores[None], list(groups), names=("accuracy", "auroc"), networks=fold[None], seed=seed
     )
-    return Shortcut(name, title, len(truth), majority, found["accuracy"], found["auroc"], target)
+    return [Shortcut(name, title, len(truth), majority, found["accuracy"], found["auroc"], target)]

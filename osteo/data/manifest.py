@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from osteo.data.clinical import who_class
 from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
-from osteo.files import write_table
+from osteo.files import read_table, write_table
 from osteo.reading.pictures import describe_error, header
 from osteo.task import CLASS_NAMES, CLASSES
 
@@ -87,7 +87,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
-    return typed(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]))
+    return typed(read_table(path, dtype="string", keep_default_na=False, na_values=[""]))
 
 
 def unusable(manifest: pd.DataFrame) -> "pd.Series[bool]":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, 
 from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError, unknown
-from osteo.files import cache_dir, whole, write_json
+from osteo.files import cache_dir, name_of_file, whole, write_json
 from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
@@ -220,9 +221,14 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
 
 
 def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], folder: Path) -> None:
-    """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none."""
+    """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none.
+
+    Where two pictures would have one name, a hash tells them apart.
+    """
     import cv2
 
+    stem_of = {image_id: image_id.replace("/", " ").rpartition(".")[0] for image_id in used["image_id"]}
+    times = Counter(stem.casefold() for stem in stem_of.values())
     with whole(folder) as aside:
         for image_id, sha256, split, class_name in used[["image_id", "sha256", "split", "class_name"]].itertuples(
             index=False, name=None
@@ -230,7 +236,9 @@ def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], fol
             place = aside / split / class_name
             place.mkdir(parents=True, exist_ok=True)
             picture = store.pictures[0, store.rows[sha256]]
-            stem = image_id.replace("/", " ").rsplit(".", 1)[0]
-            cv2.imwrite(str(place / f"{stem}, original.png"), picture)
-            for name, change in twins.items():
-                cv2.imwrite(str(place / f"{stem}, {name}.png"), change(picture))
+            stem = stem_of[image_id]
+            if times[stem.casefold()] > 1:
+                stem = f"{stem} {hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+            for name, change in {"original": lambda picture: picture, **twins}.items():
+                content = cv2.imencode(".png", change(picture))[1].tobytes()
+                (place / name_of_file(stem, f", {name}.png")).write_bytes(content)

@@ -1,19 +1,16 @@
-"""Reads archives as they were downloaded, a folder or a zip, and names every picture in them."""
+"""Names every picture of an archive as it was downloaded, by its class folders."""
 
-import re
-import stat
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import PurePosixPath
 
 import pandas as pd
 
-from osteo.data.clinical import SHEETS, read_sheet
-from osteo.errors import UserError, unknown
-from osteo.reading.pictures import LARGEST_FILE, PICTURES
+from osteo.data.archives import open_archive
+from osteo.data.clinical import SHEETS, find_sheet
+from osteo.errors import UserError, printable, unknown
+from osteo.reading.pictures import PICTURES
 from osteo.task import CLASSES
 from osteo.types import ReadFile
 
@@ -26,98 +23,6 @@ SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to
     "test",
     "testing",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in an archive."""
-
-    name: str
-    stamp: str
-    """changes when the content does: size and time, or size and checksum"""
-    refused: str = ""
-    """why the file must not be opened, or empty"""
-
-
-class Archive(Protocol):
-    """A folder or a zip."""
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file, sorted by name, whatever order the file system has."""
-
-    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
-        """The content of one file, or its first bytes."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder on disk."""
-
-    root: Path
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file below the folder."""
-        for path in sorted(self.root.rglob("*")):
-            if path.is_dir():
-                continue
-            name = path.relative_to(self.root).as_posix()
-            try:
-                status = path.stat()
-            except OSError:
-                yield Entry(name, "", "broken link")
-                continue
-            refused = "larger than 512 MiB" if status.st_size > LARGEST_FILE else ""
-            yield Entry(name, f"{status.st_size}:{status.st_mtime_ns}", refused)
-
-    def read(self, name: str, most: int = -1) -> bytes:
-        """The content of one file, or its first bytes."""
-        with (self.root / name).open("rb") as file:
-            return file.read(most)
-
-
-@dataclass(frozen=True)
-class Zip:
-    """A zip file, read in place: nothing is ever unpacked to a path that the zip names."""
-
-    root: Path
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file in the zip; links, encrypted files, bombs and escaping names are refused."""
-        with zipfile.ZipFile(self.root) as archive:
-            for entry in sorted(archive.infolist(), key=lambda info: info.filename):
-                if entry.is_dir():
-                    continue
-                name, refused = entry.filename.replace("\\", "/"), ""
-                if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match(r"[A-Za-z]:", name):
-                    refused = "name leaves the archive"
-                elif stat.S_ISLNK(entry.external_attr >> 16):
-                    refused = "link inside a zip"
-                elif entry.flag_bits & 1:
-                    refused = "encrypted"
-                elif entry.file_size > LARGEST_FILE:
-                    refused = "larger than 512 MiB"
-                yield Entry(entry.filename, f"{entry.file_size}:{entry.CRC}", refused)
-
-    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
-        """The content of one file, at most as long as the zip's index says, or its first bytes."""
-        with zipfile.ZipFile(self.root) as archive, archive.open(name) as file:
-            return file.read(most)
-
-
-def open_archive(root: str, key: str) -> Archive:
-    """The folder or zip at `root`; `key` is the option that named it, for the error.
-
-    Raises:
-        UserError: nothing is there, or it is neither a folder nor a zip.
-    """
-    path = Path(root).expanduser()
-    if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise UserError(f"{key}={root}: no such file or folder")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{key}={root} is neither a folder nor a zip file")
-    return Zip(path)
 
 
 @dataclass(frozen=True)
@@ -199,8 +104,9 @@ def read_source(
         name, path = entry.name, PurePosixPath(entry.name)
         class_name = class_of(name, classes)
         if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
-            found.clinical = read_sheet(archive.read(name))
-        if class_name is None or is_hidden(name) or path.suffix.lower() not in PICTURES:
+            found.clinical = find_sheet(archive, name)
+        may_hold_pictures = entry.is_folder or path.suffix.lower() in PICTURES
+        if class_name is None or is_hidden(name) or not may_hold_pictures:
             found.strays.append(name)
             continue
         found.pictures.append(
@@ -208,7 +114,7 @@ def read_source(
                 image_id=f"{source}/{name}",
                 source=source,
                 name=name,
-                path=f"{root.rstrip('/')}/{name}",
+                path=f"{printable(root.rstrip('/'))}/{name}",
                 class_name=class_name,
                 patient=patient_of(name),
                 refused=entry.refused,

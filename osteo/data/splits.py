@@ -10,6 +10,7 @@ import pandas as pd
 from osteo.config import SplitConfig
 from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
 from osteo.errors import UserError, unknown
+from osteo.files import read_table
 from osteo.task import CLASS_NAMES
 
 
@@ -109,7 +110,7 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
     """
     if not path.is_file():
         raise UserError(f"{option}: no such file")
-    table = pd.read_csv(path, dtype="string")
+    table = read_table(path, dtype="string")
     if missing := {"image_id", "split"} - set(table.columns):
         raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
     given = table.dropna(subset=["split"]).drop_duplicates("image_id").set_index("image_id")["split"].to_dict()

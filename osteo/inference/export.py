@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from osteo.config import ExportConfig
+from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import class_of, open_archive
+from osteo.data.sources import class_of
 from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
 from osteo.inference.card import KEY

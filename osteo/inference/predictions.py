@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import pandas as pd
 
-from osteo.data.sources import Archive, Entry, Folder, is_hidden, open_archive
+from osteo.data.archives import Archive, Entry, Folder, open_archive
+from osteo.data.sources import is_hidden
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
-from osteo.reading.pictures import Unusable
+from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.reader import looks_like_picture, read_picture
 from osteo.types import Grey
 
@@ -60,10 +61,11 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     """
     path = Path(given).expanduser()
     if path.is_file() and path.suffix.lower() != ".zip":
-        return Folder(path.parent), [Entry(path.name, "", "")]
+        folder = Folder(path.parent)
+        return folder, [folder.entry(path.name)]
     archive = open_archive(given, "input")
     entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
-    pictures = [entry for entry in entries if _is_picture(archive, entry)]
+    pictures = [entry for entry in entries if _may_be_picture(archive, entry)]
     if skipped := len(entries) - len(pictures):
         log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
     if not pictures:
@@ -71,10 +73,13 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     return archive, pictures
 
 
-def _is_picture(archive: Archive, entry: Entry) -> bool:
-    if looks_like_picture(entry.name, b""):
+def _may_be_picture(archive: Archive, entry: Entry) -> bool:
+    if entry.is_folder or looks_like_picture(entry.name, b""):
         return True
-    return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
+    try:
+        return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
+    except (OSError, Unusable):
+        return True  # nobody knows; it is named with its reason when it is opened
 
 
 def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
@@ -88,6 +93,8 @@ def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[M
             yield Opened(entry.name, read_picture(archive.read(entry.name), size))
         except Unusable as error:
             yield Opened(entry.name, None, str(error).splitlines()[0])
+        except PermissionError as error:
+            yield Opened(entry.name, None, describe_error(error))
         except (OSError, RuntimeError):
             yield Opened(entry.name, None, "cannot be read")
 

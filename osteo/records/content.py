@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from osteo.data.manifest import COLUMNS, SPLITS, typed
 from osteo.errors import UserError, counted
-from osteo.files import display_path
+from osteo.files import display_path, read_table
 from osteo.task import CLASSES
 from osteo.types import Floats, Mask
 
@@ -141,7 +141,7 @@ def read_csv(path: Path, columns: tuple[str, ...], **options: Any) -> pd.DataFra
     """
     text = read_text(path)
     try:
-        table: pd.DataFrame = pd.read_csv(io.StringIO(text), **options)
+        table = read_table(io.StringIO(text), **options)
     except ValueError as error:  # of pandas' parser
         raise damaged(path, f"is damaged: no table ({str(error).strip().splitlines()[0]})") from None
     if missing := [name for name in columns if name not in table]:
