@@ -98,7 +98,12 @@ def read_table(path: Path | TextIO, **options: Any) -> pd.DataFrame:
         path: of the file, or the file itself.
         options: of `pandas.read_csv`.
     """
-    return _map_text(pd.read_csv(path, **options), lambda text: text[1:] if QUOTED_FORMULA.match(text) else text)
+    return _map_text(pd.read_csv(path, **options), unquoted)
+
+
+def unquoted(text: str) -> str:
+    """Text as it was before `write_table` put an apostrophe before what looks like a formula."""
+    return text[1:] if QUOTED_FORMULA.match(text) else text
 
 
 FORMULA = re.compile(r"(?![+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$)'*([=@\t\uff1d\uff0b\uff0d\uff20]|[+-][\s\S])")

@@ -121,7 +121,8 @@ REFUSED = {
     "one byte.jpg": (b"\xff", "not a picture"),
     "text.jpg": (b"this is a letter, not a picture", "not a picture"),
     "html.png": (b"<!doctype html><title>404</title>", "not a picture"),
-    "dicom.png": (DICOM, "not a picture"),
+    "dicom.png": (DICOM, "^DICOM without pixel data"),
+    "scan.dcm": (DICOM, "DICOM without pixel data"),
     "zip.png": (nested_zip(), "not a picture"),
     "cut.png": (PNG[: len(PNG) // 2], "truncated|broken"),
     "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated|broken"),
@@ -131,7 +132,6 @@ REFUSED = {
     "bomb.png": (bomb(), "more than 100 million pixels"),
 }
 STRAY = {
-    "scan.dcm": DICOM,
     "more.zip": nested_zip(),
     "notes.txt": b"text",
     "patient details.xlsx": b"no workbook",

@@ -8,10 +8,10 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from osteo.data import clinical
 from osteo.data.clinical import mismatches, read_sheet, who_class
 from osteo.data.prepare import sheet_mismatches, t_scores
 from osteo.data.sources import read_mendeley
+from osteo.reading import tables
 from osteo.reading.pictures import Unusable
 from tests.conftest import REAL_DATA
 
@@ -65,7 +65,10 @@ def sheet_xml(rows: bytes, dimension: str = "A1:B2") -> bytes:
     return space + f'<dimension ref="{dimension}"/><sheetData>'.encode() + rows + b"</sheetData></worksheet>"
 
 
-HEADINGS = b'<row r="1"><c r="A1" t="inlineStr"><is><t>Patient ID</t></is></c></row>'
+HEADINGS = (
+    b'<row r="1"><c r="A1" t="inlineStr"><is><t>Patient ID</t></is></c>'
+    b'<c r="B1" t="inlineStr"><is><t>Age</t></is></c></row>'
+)
 ONE_PATIENT = b'<row r="%d"><c r="A%d" t="inlineStr"><is><t>n1</t></is></c></row>'
 
 
@@ -75,7 +78,7 @@ def test_another_table_is_no_sheet() -> None:
 
 
 def test_a_sheet_that_claims_to_be_huge_is_read_for_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clinical, "MOST_CELLS", (20_000, 256))
+    monkeypatch.setattr(tables, "MOST_CELLS", (20_000, 256))
     xml = sheet_xml(HEADINGS + ONE_PATIENT % (2, 2) + ONE_PATIENT.replace(b"n1", b"n2") % (10**12, 3), "A1:XFD1048576")
     found = read_sheet(workbook([], sheet1=xml))
     assert found is not None
@@ -99,7 +102,7 @@ def test_a_sheet_larger_than_any_of_patients_is_refused_at_once(kind: str) -> No
 
 
 def test_a_sheet_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clinical, "MOST_SECONDS", -1.0)
+    monkeypatch.setattr(tables, "MOST_SECONDS", -1.0)
     with pytest.raises(Unusable, match="larger than a sheet"):
         read_sheet(workbook(["Patient ID"]))
 

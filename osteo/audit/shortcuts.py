@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.systems import TREES
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import read_colour
 from osteo.types import Floats, Grey, ReadFile
 
 FOLDS = 10
@@ -89,21 +92,17 @@ class Facts(NamedTuple):
 def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
     """Size and colour of every file that can be decoded, by image_id."""
 
-    def measure(row: tuple[str, str, str]) -> tuple[str, Facts]:
-        image_id, kind, mode = row
+    def measure(row: tuple[str, str]) -> tuple[str, Facts]:
+        image_id, mode = row
         content = read(image_id)
-        reduced = cv2.IMREAD_REDUCED_COLOR_8 if kind == "JPEG" else cv2.IMREAD_COLOR
         colour = 0.0
-        if (
-            mode not in ("L", "1", "LA", "I;16")
-            and (picture := cv2.imdecode(np.frombuffer(content, np.uint8), reduced)) is not None
-        ):
-            small = picture[::4, ::4].astype(np.int16) if kind != "JPEG" else picture.astype(np.int16)
-            colour = float((small.max(axis=2) - small.min(axis=2)).mean())
+        if mode not in ("L", "1", "LA", "I;16"):
+            with suppress(Unusable):
+                colour = read_colour(content)
         return image_id, Facts(len(content), colour)
 
     with ThreadPoolExecutor() as pool:
-        rows = manifest[["image_id", "format", "mode"]].itertuples(index=False, name=None)
+        rows = manifest[["image_id", "mode"]].itertuples(index=False, name=None)
         return dict(pool.map(measure, rows))
 
 

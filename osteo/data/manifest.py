@@ -15,10 +15,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from osteo.data.clinical import who_class
-from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
+from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_table, write_table
-from osteo.reading.pictures import describe_error, header
+from osteo.reading.labels import SPLIT_NAMES
+from osteo.reading.pictures import describe_error
+from osteo.reading.reader import read_header
 from osteo.task import CLASS_NAMES, CLASSES
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
         cache: folder in which the table is kept.
 
     Returns:
-        One row per picture, `split` empty for a picture that can be used and "excluded" otherwise.
+        One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
 
     Raises:
         UserError: a source has no pictures, or lacks a class.
@@ -66,12 +68,13 @@ def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
         _check_classes(name, source)
     stamps = [source.stamp for source in sources.values()]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
-    facts = [[p.image_id, p.path, p.class_name, p.patient] for source in sources.values() for p in source.pictures]
+    found = [picture for source in sources.values() for picture in source.pictures]
+    facts = [[p.image_id, p.path, p.class_name, p.patient, p.split] for p in found]
     recipe = json.dumps([stamps, facts])
     kept = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
     if all(stamps) and kept.exists():
         return read_manifest(kept)
-    log.info("reading %d pictures", sum(len(source.pictures) for source in sources.values()))
+    log.info("reading %d pictures", len(found))
     with ThreadPoolExecutor() as pool:
         rows = [row for source in sources.values() for row in pool.map(lambda p, s=source: _row(p, s), source.pictures)]
     manifest = _drop_repeats(typed(pd.DataFrame(rows)))
@@ -107,8 +110,8 @@ def _check_classes(name: str, source: Source) -> None:
     present = {picture.class_name for picture in source.pictures}
     if not present:
         raise UserError(
-            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}"
-            f" with files ending in .png, .jpg or .jpeg ({len(source.strays)} other files were found)"
+            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}, or"
+            f" data.classes or data.labels to say what is what ({len(source.strays)} other files were found)"
         )
     for needed in CLASS_NAMES:
         if needed not in present:
@@ -126,19 +129,19 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
         try:
             content = source.read(picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
-            row["width"], row["height"], row["format"], row["mode"] = header(content)
+            row["width"], row["height"], row["format"], row["mode"] = read_header(content)
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:
         reason = OSTEOPENIA
-    row["split"], row["reason"] = ("excluded", reason) if reason else ("", "")
+    row["split"], row["reason"] = ("excluded", reason) if reason else (picture.split, "")
     return row
 
 
 def _drop_repeats(manifest: pd.DataFrame) -> pd.DataFrame:
     """Sets aside what a ready-made split folder repeats of the same source and class: each picture counts once."""
     folders = manifest["image_id"].str.casefold().str.split("/")
-    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_FOLDERS)).astype(bool)
+    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_NAMES.keys())).astype(bool)
     content = manifest["source"] + "/" + manifest["class_name"] + "/" + manifest["sha256"].fillna("")
     repeated = presplit & content.isin(content[~presplit]) & manifest["sha256"].notna()
     return exclude(manifest, repeated, REPEATED)

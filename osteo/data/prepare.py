@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from osteo import parts
-from osteo.checks import check, check_data
+from osteo.checks import check, check_data, named_pairs
 from osteo.config import DATA_SETS, DataConfig, PhantomConfig
 from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
@@ -22,6 +22,8 @@ from osteo.data.splits import assign_splits
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError, unknown
 from osteo.files import cache_dir, name_of_file, whole, write_json
+from osteo.reading.labels import read_labels
+from osteo.task import CLASSES
 from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
@@ -97,16 +99,24 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     if config.name not in DATA_SETS:
         return check_sources(parts.sources[config.name](config, cache), f"data.name={config.name}")
     if config.name == "folder":
-        pairs = [pair.rpartition(":") for pair in config.classes]
-        classes = {folder.strip(): class_name.strip() for folder, _, class_name in pairs}
-        return {"folder": read_folder(str(config.root), classes)}
+        classes = named_pairs(config.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+        labels = read_labels(config) if config.labels else None
+        return {"folder": read_folder(str(config.root), classes, labels=labels, patient=config.patient)}
     kaggle, mendeley = config.kaggle, config.mendeley
+    used = DATA_SETS[config.name] or ("kaggle", "mendeley")
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)
         kaggle, mendeley = str(root / "kaggle"), str(root / "mendeley")
-    if config.download:
-        kaggle, mendeley = kaggle or str(download.kaggle()), mendeley or str(download.mendeley(cache / "downloads"))
-    return {"kaggle": read_kaggle(str(kaggle)), "mendeley": read_mendeley(str(mendeley))}
+    if config.download and "kaggle" in used:
+        kaggle = kaggle or str(download.kaggle())
+    if config.download and "mendeley" in used:
+        mendeley = mendeley or str(download.mendeley(cache / "downloads"))
+    found = {}
+    if "kaggle" in used:
+        found["kaggle"] = read_kaggle(str(kaggle))
+    if "mendeley" in used:
+        found["mendeley"] = read_mendeley(str(mendeley))
+    return found
 
 
 def phantom_archives(config: PhantomConfig, cache: Path) -> Path:

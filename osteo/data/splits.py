@@ -1,6 +1,7 @@
 """Hold-out and k-fold splits that never cut through a group, and are the same on every machine."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +11,22 @@ import pandas as pd
 from osteo.config import SplitConfig
 from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
 from osteo.errors import UserError, unknown
-from osteo.files import read_table
+from osteo.reading.tables import read_users_table
 from osteo.task import CLASS_NAMES
+
+log = logging.getLogger(__name__)
 
 
 def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """The manifest with train, val or test in `split` for every row that is not excluded.
 
     Raises:
-        UserError: a split or a class within it would be empty, or the split file does not fit the pictures.
+        UserError: a split or a class within it would be empty, or what states the split does not fit the pictures.
     """
     usable = manifest[manifest["split"] != "excluded"]
+    stated = usable["split"] != ""
+    if stated.any() and (config.file or config.test_source or config.fold is not None):
+        log.warning("the split that the labels state is not used: data.split asks for another")
     if config.file:
         chosen = _from_file(usable, Path(config.file).expanduser())
     elif config.test_source:
@@ -32,6 +38,8 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
         folds = deal(usable, [1.0] * config.folds, config)
         rest = usable[folds != config.fold]
         chosen = _train_and_val(rest, config).reindex(usable.index, fill_value="test")
+    elif stated.any():
+        chosen = _as_stated(usable)
     else:
         parts = deal(usable, [config.train, config.val, 1.0 - config.train - config.val], config)
         chosen = parts.map(dict(enumerate(SPLITS)))
@@ -102,21 +110,26 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
     """The split of every image_id in a CSV file.
 
     Args:
-        path: of the file, with the columns image_id and split.
+        path: of the file, with the columns image_id and split; see `read_users_table`.
         option: that named it, for errors.
 
     Raises:
         UserError: no such file, a column is missing, or a split has an unknown name.
     """
-    if not path.is_file():
-        raise UserError(f"{option}: no such file")
-    table = read_table(path, dtype="string")
+    table = read_users_table(path, option)
     if missing := {"image_id", "split"} - set(table.columns):
         raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
     given = table.dropna(subset=["split"]).drop_duplicates("image_id").set_index("image_id")["split"].to_dict()
     if wrong := sorted(set(given.values()) - {*SPLITS, "excluded"}):
         raise unknown("split", wrong[0], (*SPLITS, "excluded"))
     return {str(image_id): str(split) for image_id, split in given.items()}
+
+
+def _as_stated(usable: pd.DataFrame) -> "pd.Series[str]":
+    """The split that the sources state."""
+    if strange := sorted(set(usable["split"]) - set(SPLITS)):
+        raise unknown("split", strange[0], SPLITS)
+    return usable["split"]
 
 
 def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":

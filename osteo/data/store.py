@@ -17,7 +17,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
-from osteo.reading.pictures import decode, describe_error
+from osteo.reading.pictures import describe_error
+from osteo.reading.reader import read_picture
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _build(kept: pd.DataFrame, read: ReadFile, place: Path, *, image_size: int, 
     def work(item: tuple[int, str]) -> str:
         row, image_id = item
         try:
-            picture = square(decode(read(image_id), image_size), image_size, fit)
+            picture = square(read_picture(read(image_id), image_size), image_size, fit)
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             return describe_error(error)
         pictures[0, row] = picture

@@ -10,18 +10,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from osteo.data.archives import Archive, Entry, Folder, open_archive
-from osteo.data.sources import is_hidden
+from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
 from osteo.reading.pictures import Unusable, describe_error
-from osteo.reading.reader import looks_like_picture, read_picture
+from osteo.reading.reader import read_picture
 from osteo.types import Grey
 
 log = logging.getLogger(__name__)
 
 BATCH = 16  # pictures that are answered at once
-HEAD = 132  # bytes of a file that show whether it is DICOM
 COLUMNS = (
     *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
     *("flag", "guard_score", "guard_limit"),
@@ -65,21 +64,12 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
         return folder, [folder.entry(path.name)]
     archive = open_archive(given, "input")
     entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
-    pictures = [entry for entry in entries if _may_be_picture(archive, entry)]
+    pictures = [entry for entry in entries if is_picture(archive, entry)]
     if skipped := len(entries) - len(pictures):
         log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
     if not pictures:
         raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
     return archive, pictures
-
-
-def _may_be_picture(archive: Archive, entry: Entry) -> bool:
-    if entry.is_folder or looks_like_picture(entry.name, b""):
-        return True
-    try:
-        return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
-    except (OSError, Unusable):
-        return True  # nobody knows; it is named with its reason when it is opened
 
 
 def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
