@@ -37,6 +37,7 @@ BENCHMARKS = {
     "predict": "how long an answer takes",
     "guard": "what the guard flags, and what it lets pass",
     "export": "an exported model through our wrapper against plain onnxruntime",
+    "damage": "every file of a run, a sweep, a study and a cache damaged in turn",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -18,10 +18,14 @@ from osteo.errors import UserError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a name beside `path` to write a file or a folder to; on success it becomes `path`, else it is removed.
 
     A folder that another process finished meanwhile is kept, and ours dropped: both were made from the same input.
+
+    Args:
+        path: of the file or folder.
+        durable: of a file, wait until the disk has it, so that a power failure finds it whole under its name.
 
     Raises:
         OSError: the disk is full or the like; it names `path`.
@@ -39,7 +43,11 @@ def whole(path: Path) -> Iterator[Path]:
                 if not path.is_dir():
                     raise
         else:
+            if durable:
+                _sync(inner)
             inner.replace(path)
+            if durable and os.name != "nt":  # where folders cannot be opened
+                _sync(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -47,9 +55,28 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(file: Path, twin: Path) -> None:
+    """Gives a file a second name; where the disk knows no hard links, as FAT and some network disks, it is copied."""
+    try:
+        twin.hardlink_to(file)
+    except OSError:  # which number says so depends on the disk
+        shutil.copyfile(file, twin)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole, in UTF-8; what of a file's name is not UTF-8 stands as an escape."""
-    with whole(path) as aside:
+    """Writes a text file whole, in UTF-8; what of a file's name is not UTF-8 stands as an escape.
+
+    It outlives a power failure.
+    """
+    with whole(path, durable=True) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -67,11 +94,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_text(path, cells.to_csv(index=False, lineterminator="\n").replace("\r", "\\x0d"))  # it would end a row
 
 
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
+def read_table(path: Path | TextIO, **options: Any) -> pd.DataFrame:
     """Reads a CSV file that `write_table` wrote, every text as it was.
 
     Args:
-        path: of the file.
+        path: of the file, or the file itself.
         options: of `pandas.read_csv`.
     """
     return _map_text(pd.read_csv(path, **options), unquoted)

@@ -181,7 +181,7 @@ def test_variants_and_means_are_what_they_say() -> None:
         (lambda kept: kept[KEY].update(version=99), "does not know"),
         (lambda kept: kept[KEY].update(temperature=-1.0), "makes no sense"),
         (lambda kept: kept[KEY].update(extra=1), "does not know"),
-        (lambda kept: kept[KEY]["guard"].update(extra=1), "carries a guard that this osteo does not know"),
+        (lambda kept: kept[KEY]["guard"].update(extra=1), "carries a card whose guard makes no sense"),
         (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is no checkpoint of osteo"),
         (lambda kept: kept.pop("state_dict"), "is no checkpoint of osteo"),
     ],

@@ -69,6 +69,11 @@ def write_run(
     return run
 
 
+def write_logits(run: Run, logit: "pd.Series[float]") -> None:
+    """Replaces the logits of a run's predictions, and their probabilities with them."""
+    run.write_predictions(run.read_table("predictions.csv").assign(logit=logit, probability=expit(logit)))
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> list[Run]:
     """Two models of different strength, three folds, two repeats."""
@@ -242,7 +247,7 @@ def test_the_best_on_validation_leads_whatever_its_test_pictures_say(tmp_path: P
     for run, on_val, on_test in ((runs[0], 3.0, 0.5), (runs[1], 0.5, 3.0)):
         table = run.read_table("predictions.csv")
         factor = np.where(table["split"] == "val", on_val, on_test)
-        run.write_predictions(table.assign(logit=table["logit"] + factor * (2.0 * table["label"] - 1.0)))
+        write_logits(run, table["logit"] + factor * (2.0 * table["label"] - 1.0))
     results = compute(read_experiment(runs), draws=300, seed=0, prevalence=0.1, sensitivity=0.9)
     assert [result.system.name for result in results.models] == ["resnet18", "densenet121"]
     assert results.best.intervals["auroc"].value < results.models[1].intervals["auroc"].value
@@ -258,7 +263,7 @@ def test_the_best_on_validation_leads_whatever_its_test_pictures_say(tmp_path: P
 def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
     table = run.read_table("predictions.csv")
-    run.write_predictions(table.assign(logit=0.1 + 1e-3 * np.arange(len(table)) % 7e-3))
+    write_logits(run, pd.Series(0.1 + 1e-3 * np.arange(len(table)) % 7e-3))
     results = compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9)
     lines = verdict(results, 0, 0)
     assert "It calls every picture osteoporosis." in lines
@@ -271,7 +276,7 @@ def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> N
 def test_worse_than_width_and_height_is_called_that(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
     table, manifest_ = run.read_table("predictions.csv"), run.read_manifest()
-    run.write_predictions(table.assign(logit=-3.0 * (2.0 * table["label"] - 1.0) + table["logit"]))
+    write_logits(run, -3.0 * (2.0 * table["label"] - 1.0) + table["logit"])
     run.write_manifest(manifest_.assign(height=400 + 300 * manifest_["label"]))
     lines = verdict(compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9), 0, 0)
     assert "resnet18 is significantly worse (p" in next(line for line in lines if "width and height" in line)
@@ -281,7 +286,7 @@ def test_offsets_between_folds_are_named_and_leave_the_headline_alone(sweep: lis
     before = compute(read_experiment(sweep[6:]), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best
     for fold, run in enumerate(sweep[6:]):
         table = run.read_table("predictions.csv")
-        run.write_predictions(table.assign(logit=table["logit"] + 4.0 * (fold % 3)))
+        write_logits(run, table["logit"] + 4.0 * (fold % 3))
     results = compute(read_experiment(sweep[6:]), draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
     assert results.best.intervals["auroc"] == before.intervals["auroc"]
     assert results.best.pooled is not None
@@ -320,10 +325,15 @@ def test_shuffled_test_labels_change_no_temperature_and_no_threshold(sweep: list
     before = read_experiment(sweep)
     rng = np.random.default_rng(0)
     for run in sweep:
-        table = run.read_table("predictions.csv")
-        on_test = table["split"] == "test"
-        table.loc[on_test, "label"] = rng.permutation(table.loc[on_test, "label"])
-        run.write_predictions(table)
+        tables = [run.read_table("predictions.csv"), run.read_manifest()]
+        on_test = tables[1]["split"] == "test"
+        image_ids = tables[1].loc[on_test, "image_id"]
+        labels = dict(zip(image_ids, rng.permutation(tables[1].loc[on_test, "label"]), strict=True))
+        predictions, of_manifest = (
+            t.assign(label=t["image_id"].map(labels).fillna(t["label"]).astype("Int64")) for t in tables
+        )
+        run.write_predictions(predictions)
+        run.write_manifest(of_manifest.assign(class_name=of_manifest["label"].map({0: "normal", 1: "osteoporosis"})))
     after = read_experiment(sweep)
     for one, other in zip(before.systems[:-1], after.systems[:-1], strict=True):
         assert np.array_equal(one.calibrated, other.calibrated)
@@ -333,8 +343,10 @@ def test_shuffled_test_labels_change_no_temperature_and_no_threshold(sweep: list
 
 def test_runs_with_one_class_in_validation_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
-    table = run.read_table("predictions.csv")
-    run.write_predictions(table[(table["split"] == "test") | (table["label"] == 1)])
+    for table, write in (
+        (run.read_table("predictions.csv"), run.write_predictions), (run.read_manifest(), run.write_manifest)
+    ):  # fmt: skip
+        write(table[(table["split"] != "val") | (table["label"] == 1)])
     with pytest.raises(UserError, match="run a has no validation pictures of both classes"):
         read_experiment([run])
     run.write_predictions(table)
@@ -348,6 +360,6 @@ def test_runs_without_test_predictions_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
     table = run.read_table("predictions.csv")
     run.write_predictions(table[table["split"] == "val"])
-    with pytest.raises(UserError, match="no run has predicted a test picture"):
+    with pytest.raises(UserError, match=r"predictions.csv is damaged: it lacks 20 pictures, \S+ of split test first"):
         read_experiment([run])
     assert json.loads((tmp_path / "a" / "status.json").read_text())["state"] == "done"

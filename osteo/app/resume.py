@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -58,8 +60,7 @@ def resumed(arguments: list[str]) -> list[str]:
 def _resumed_sweep(directory: Path, plugins: Sequence[str], config_dir: list[str]) -> list[str]:
     """The command line of a sweep, its overrides as they were typed: interpolations are resolved job by job."""
     recorded = recorded_sweep(directory)
-    overrides = [word for kind in ("task", "hydra") for word in _words(recorded, f"hydra.overrides.{kind}")]
-    kept = _replayable(overrides, directory)
+    kept = _replayable(_overrides(recorded), directory)
     parts.check_named(named(kept), display_path(directory), f"osteo train resume={display_path(directory)}")
     kept = [override for override in kept if not override.startswith("plugins=")]
     made_again = [f"plugins=[{','.join(plugins)}]"] if plugins else []
@@ -76,9 +77,10 @@ def recorded_sweep(directory: Path) -> DictConfig:
     try:
         recorded = OmegaConf.load(directory / SWEEP)
         if isinstance(recorded, DictConfig) and OmegaConf.select(recorded, "hydra.overrides.task") is not None:
+            OverridesParser.create().parse_overrides(_overrides(recorded))
             return recorded
         reason = "it holds no sweep"
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, HydraException, YAMLError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0]
     raise UserError(
         f"{display_path(directory / SWEEP)} is damaged ({reason}), so that it is not known which jobs the sweep has;"
@@ -115,11 +117,15 @@ def _first_change(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | Non
     return next((change for change in changes if change), None)
 
 
-def _words(recorded: DictConfig, key: str) -> list[str]:
-    node = OmegaConf.select(recorded, key)
-    words = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_list(node) else []
-    assert isinstance(words, list)
-    return [str(word) for word in words]
+def _overrides(recorded: DictConfig) -> list[str]:
+    """The overrides of a sweep as they were typed, first those of its jobs, then those of Hydra."""
+    found = []
+    for kind in ("task", "hydra"):
+        node = OmegaConf.select(recorded, f"hydra.overrides.{kind}")
+        words = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_list(node) else []
+        assert isinstance(words, list)
+        found += [str(word) for word in words]
+    return found
 
 
 def _replayable(overrides: Sequence[str], directory: Path) -> list[str]:

@@ -18,8 +18,6 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
-    import pandas as pd
-
     from osteo.evaluation import metrics
     from osteo.files import display_path, write_table
     from osteo.inference.answer import combine
@@ -51,15 +49,13 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
         "seconds": round(time.perf_counter() - begun, 1),
     }
     record.write_environment(**facts)
-    both = predictions["label"].nunique() == 2
-    table = intervals(predictions, calibrated, models) if both else pd.DataFrame()
+    table = intervals(predictions, calibrated, models)
     write_table(job.directory / "intervals.csv", table)
     record.set_status("done")
     console = terminal()
-    if both:
-        console.print(as_table(table))
-        console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
-    else:
-        console.print(f"{len(predictions)} pictures of one class alone: no table; see metrics.json")
+    console.print(as_table(table))
+    console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
+    if predictions["label"].nunique() == 1:
+        console.print("all are of one class: what compares the classes has no value (-)")
     console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)
     return True

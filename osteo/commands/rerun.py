@@ -24,36 +24,42 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     """Trains again and compares; returns whether every metric and every prediction is the same."""
     from osteo.commands.train import train
     from osteo.data.prepare import prepare
-    from osteo.records.record import Run, environment, environment_changes, read_config
+    from osteo.records.record import Run, environment, environment_changes
+    from osteo.records.sweep import changes
     from osteo.training.distributed import launch
 
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
     record = Run(Path(config.run).expanduser())
     if not (record.directory / "metrics.json").exists():
-        raise UserError(f"run={config.run} is not a finished run (it has no metrics.json)")
+        raise UserError(
+            f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"
+            f" osteo train resume={config.run}"
+        )
     if record.has_status and record.state != "done":  # its metrics are those of fewer epochs
         raise UserError(f"run={config.run} is {record.state}; go on with it first: osteo train resume={config.run}")
-    if record.read_json("environment.json").get("pruned"):
+    first, facts = record.read_results()
+    before = record.read_predictions()[["image_id", "logit"]]
+    if facts.get("pruned"):
         raise UserError(
             f"run={config.run} was stopped early by its search; only a run that reached its end can be repeated"
         )
+    changes([record])
+    recorded = replace(record.read_settings(), trial=None)
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
-    recorded = replace(read_config(record.directory / "config.yaml"), trial=None)
     if planned := recorded.trainer.extended_from:
         log.warning("the run was given more epochs (%s before), which its repetition has from the start", planned)
     parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
-    for name, before, now in environment_changes(record.read_json("environment.json"), environment()):
-        log.warning("%s was %s and is %s now", name, before, now)
+    for name, earlier, now in environment_changes(facts, environment()):
+        log.warning("%s was %s and is %s now", name, earlier, now)
     record.check_same_data(prepare(recorded.data)[0])
     repetition = Run(job.directory)
     launch(train, recorded, replace(job, config_yaml=text))
-    first, second = record.read_json("metrics.json"), repetition.read_json("metrics.json")
+    second = repetition.read_metrics()
     changed = [name for name in first if first[name] != second.get(name)]
-    columns = ["image_id", "logit"]
-    same = record.read_table("predictions.csv")[columns].equals(repetition.read_table("predictions.csv")[columns])
+    same = before.equals(repetition.read_predictions()[["image_id", "logit"]])
     for name in changed:
         print(f"{printable(name)}: {first[name]} before, {second.get(name)} now")
     if not changed:

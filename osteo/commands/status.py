@@ -14,7 +14,7 @@ def main() -> None:
 
 
 def status(config: StatusConfig, job: Job) -> bool:
-    """Prints one row per run; returns whether none failed."""
+    """Prints one row per run; returns whether none failed or is damaged."""
     import pandas as pd
 
     from osteo.files import display_path
@@ -29,10 +29,11 @@ def status(config: StatusConfig, job: Job) -> bool:
     if not runs:
         raise UserError(f"runs={config.runs} holds no run; give a sweep or a run directory")
     table = pd.DataFrame([row(run) for run in runs])
+    table.insert(len(table.columns) - 1, "error", table.pop("error"))
     console = terminal()
     console.print(as_table(table))
     counts = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     console.print(f"{counted(len(runs), 'run')}: {counts}")
-    if set(table["state"]) & {"interrupted", "failed"}:
+    if set(table["state"]) & {"interrupted", "failed", "damaged"}:
         console.print(f"go on with   osteo train resume={display_path(directory)}", soft_wrap=True)
-    return "failed" not in set(table["state"])
+    return not {"failed", "damaged"} & set(table["state"])

@@ -1,7 +1,7 @@
 """Runs that differ only in fold and seed are one system; a repeat holds the out-of-fold predictions of its runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,12 +71,12 @@ class System:
     @property
     def backbone(self) -> str:
         """Of a model."""
-        return str(self.runs[0].read_config()["model"]["backbone"])
+        return self.runs[0].read_settings().model.backbone
 
     @property
     def best_run(self) -> Run:
         """The run with the best validation AUROC: its checkpoint is the one to use."""
-        return max(self.runs, key=lambda run: run.read_json("metrics.json")["val/auroc"] or 0.0)
+        return max(self.runs, key=lambda run: run.read_metrics()["val/auroc"] or 0.0)
 
     def answers(self, where: Mask | bool = True) -> Answers:
         """Its answers, called at `task.THRESHOLD`, as a test takes them: of the pictures of a mask (R, N)."""
@@ -194,13 +194,12 @@ class _TestedRun(NamedTuple):
 
     @staticmethod
     def of(run: Run, sensitivity: float) -> "_TestedRun":
-        settings = flatten(run.read_config())
+        settings = flatten(asdict(run.read_settings()))
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
         design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
-        predictions = run.read_table("predictions.csv")
-        check_finite(predictions["logit"], predictions["image_id"], f"run {run.directory.name}")
+        predictions = run.read_predictions()
         test, val = (
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))

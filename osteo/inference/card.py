@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from osteo.config import Config
+from osteo.config import Config, DataConfig
 from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
-from osteo.task import CLASS_NAMES
+from osteo.task import CLASS_NAMES, RULES
 from osteo.training.module import read_checkpoint
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
 VERSION = 1
+ADVICE = "it is damaged or was tampered with: take another copy of it"
 LICENCE = "Apache-2.0 for the software; the pictures that it learnt from have licences of their own"
 INTENDED_USE = "research use only, not a medical device: knee radiographs, osteoporosis against normal bone density"
 
@@ -77,10 +78,8 @@ def write_card(checkpoint: Path, card: Card) -> None:
     stored[KEY] = asdict(card)
     content = io.BytesIO()  # torch's own writer does not report a full disk
     torch.save(stored, content)
-    with whole(checkpoint) as aside, aside.open("wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    with whole(checkpoint, durable=True) as aside:
+        aside.write_bytes(content.getbuffer())
 
 
 def read_card(stored: Mapping[str, Any], name: str) -> Card:
@@ -91,7 +90,7 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         name: of its file, for the error.
 
     Raises:
-        UserError: it has none, or one that this osteo does not know.
+        UserError: it has none, or one that this osteo does not know, or one of its values makes no sense.
     """
     values = stored.get(KEY)
     if not isinstance(values, dict):
@@ -99,18 +98,54 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
     known = {entry.name for entry in fields(Card)}
     if values.get("version") != VERSION or set(values) - known:
         raise UserError(f"{name} was made by osteo {values.get('osteo')}, whose checkpoints this osteo does not know")
-    card = Card(**values)
-    numbers = (card.temperature, *card.thresholds.values())
-    sensible = all(isinstance(v, float) for v in numbers) and card.fit in ("pad", "resize") and card.temperature > 0
-    if not sensible or not _are_module_names(card.plugins):
-        raise UserError(f"{name} carries a card that makes no sense; it may have been tampered with")
-    return card
+    if missing := sorted(REQUIRED - set(values)):
+        raise UserError(f"{name} carries a card without {missing[0]}; {ADVICE}")
+    for key, is_right in CHECKS.items():
+        if key in values and not is_right(values[key]):
+            raise UserError(f"{name} carries a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
+    return Card(**values)
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN is not
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_class_names(names: object) -> bool:
+    return isinstance(names, list) and len(names) == len(set(map(str, names))) == 2 and all(map(_is_text, names))
+
+
+def _are_thresholds(thresholds: object) -> bool:
+    if not isinstance(thresholds, dict) or set(thresholds) != set(RULES):
+        return False
+    return all(_is_number(value, 0.0, 1.0) for value in thresholds.values())
 
 
 def _are_module_names(names: object) -> bool:
     if not isinstance(names, list):
         return False
     return all(isinstance(name, str) and all(part.isidentifier() for part in name.split(".")) for name in names)
+
+
+_OPTIONS = {entry.name: entry.metadata for entry in fields(DataConfig) if entry.metadata}
+_SIZE = _OPTIONS["image_size"]
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
+    "fit": lambda value: value in _OPTIONS["fit"]["choices"],
+    "class_names": _are_class_names,
+    "temperature": lambda value: _is_number(value, sys.float_info.min, sys.float_info.max),
+    "thresholds": _are_thresholds,
+    **dict.fromkeys(("data_hash", "trained_on", "backbone", "osteo", "licence", "intended_use"), _is_text),
+    "seed": lambda value: isinstance(value, int),
+    "fold": lambda value: value is None or isinstance(value, int),
+    "guard": guards.is_guard,
+    "plugins": _are_module_names,
+}
+"""Whether a value of a card makes sense, by its name."""
+REQUIRED = {entry.name for entry in fields(Card) if entry.default is MISSING and entry.default_factory is MISSING}
 
 
 def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: pd.DataFrame) -> Card:

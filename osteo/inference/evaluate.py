@@ -63,17 +63,16 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
     """Warns of pictures that a model has learnt from, as far as its run directory still shows them."""
-    from osteo.data.manifest import read_manifest
+    from osteo.records.content import DamagedError
+    from osteo.records.record import Run
 
-    path = model.path.parent.parent / "manifest.csv"
     if same_data and split in ("test", "val"):
         return
-    if not path.exists():
-        log.warning(
-            "whether %s has learnt from these pictures cannot be told: its manifest.csv is not there", model.name
-        )
+    try:
+        of_training = Run(model.path.parent.parent).read_manifest()
+    except DamagedError as error:
+        log.warning("whether %s has learnt from these pictures cannot be told: %s", model.name, error)
         return
-    of_training = read_manifest(path)
     learnt = set(of_training.loc[of_training["split"].isin(["train", "val"]), "sha256"])
     if seen := int(rows["sha256"].isin(learnt).sum()):
         log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))

@@ -5,7 +5,7 @@ the training pictures is measured by probabilistic principal components (Tipping
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ from osteo.types import Grey, Singles
 Rows = npt.NDArray[np.int_]
 
 SIDE, BINS = 32, 16  # of the thumbnail and of the histogram
+FEATURES = SIDE * SIDE + BINS
 HISTOGRAM = 0.5  # its weight beside the thumbnail
 COMPONENTS = 16
 MAX_PICTURES = 2000  # of the training split
@@ -97,12 +98,25 @@ def to_dict(guard: Guard) -> dict[str, Any]:
     return asdict(guard)
 
 
-def from_dict(stored: Mapping[str, Any]) -> Guard | None:
-    """The guard that a checkpoint has stored, or None where it has none.
+def is_guard(stored: object) -> bool:
+    """Whether a checkpoint has stored a guard that fits together, or none: an empty mapping."""
+    if not isinstance(stored, dict) or not stored:
+        return stored == {}
+    if set(stored) != {entry.name for entry in fields(Guard)}:
+        return False
+    shapes = [getattr(stored[name], "shape", None) for name in ("mean", "components", "variances")]
+    count = len(stored["variances"]) if isinstance(stored["variances"], Tensor) and shapes[2] else 0
+    if not count or [tuple(shape or ()) for shape in shapes] != [(FEATURES,), (count, FEATURES), (count,)]:
+        return False
+    numbers = [*(stored[name] for name in ("mean", "components", "variances")), stored["residual"], stored["limit"]]
+    are_counts = all(isinstance(stored[name], int) and stored[name] >= 0 for name in ("false_alarms", "tested"))
+    are_floats = all(isinstance(stored[name], float) for name in ("residual", "limit"))
+    is_finite = are_floats and all(bool(torch.isfinite(torch.as_tensor(number)).all()) for number in numbers)
+    return are_counts and is_finite and stored["residual"] > 0 and bool((stored["variances"] >= 0).all())
 
-    Raises:
-        TypeError: the fields are not those of a guard.
-    """
+
+def from_dict(stored: Mapping[str, Any]) -> Guard | None:
+    """The guard that a checkpoint has stored, see `is_guard`, or None where it has none."""
     return Guard(**stored) if stored else None
 
 

@@ -64,16 +64,12 @@ def load_model(checkpoint: Path) -> Model:
     stored = read_checkpoint(checkpoint)
     card = read_card(stored, checkpoint.name)
     try:
-        guard = from_dict(card.guard)
-    except TypeError as error:
-        raise UserError(f"{checkpoint.name} carries a guard that this osteo does not know") from error
-    try:
         module = build_module(stored, checkpoint)
     except UserError:
         parts.check_named(card.plugins, checkpoint.name)  # its backbone or head may be of a plugin
         raise
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
-    return Model(checkpoint, network, card, guard)
+    return Model(checkpoint, network, card, from_dict(card.guard))
 
 
 def names_of(ckpt: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """The run record: everything that later steps need, written whole, read back with types."""
 
-import json
+import logging
 import os
 import platform
 import secrets
@@ -17,18 +17,22 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from osteo.config import Config, WandbConfig
-from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
-from osteo.files import display_path, read_table, write_json, write_table, write_text
-from osteo.records import locks
+from osteo.files import display_path, write_json, write_table, write_text
+from osteo.records import content, locks
+from osteo.records.content import DamagedError, damaged
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+log = logging.getLogger(__name__)
+
 STATUS, CONFIG = "status.json", "config.yaml"
 STATES = ("running", "done", "failed", "interrupted")
 """What status.json says; the last: cut off by a signal or by the machine, and goes on when it is resumed."""
+KEPT = ("config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json")
+"""Files that do not change any more when a run has ended."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
 
 
@@ -95,9 +99,18 @@ class Run:
         locks.release(self.directory)
 
     def set_status(self, state: str, error: str | None = None) -> None:
-        """Writes status.json: one of `STATES`, the error of a run that is not done, and the run's own id."""
-        known = self.status()["id"] if self.has_status else new_id()
-        write_json(self.directory / STATUS, {"state": state, "error": error, "id": known})
+        """Writes status.json: one of `STATES`, the error of a run that is not done, the run's own id, and hashes.
+
+        The hashes are those of its files, once it is done; see `changes`.
+        """
+        try:
+            known = self.status()["id"]
+        except DamagedError:  # there is none yet, or it was damaged while the run went on
+            known = ""
+        kept = [name for name in KEPT if (self.directory / name).exists()] if state == "done" else []
+        hashes = {name: content.sha256_of(self.directory / name) for name in kept}
+        values = {"state": state, "error": error, "id": known or new_id()}
+        write_json(self.directory / STATUS, {**values, "sha256": hashes} if hashes else values)
 
     @property
     def has_status(self) -> bool:
@@ -115,8 +128,37 @@ class Run:
         return self.has_status or self.has_config
 
     def status(self) -> dict[str, Any]:
-        """What status.json says: state, error, and an id that no other run has."""
-        return self.read_json(STATUS)
+        """What status.json says: state, error, an id that no other run has, and the SHA-256 of files by name.
+
+        Raises:
+            DamagedError: it is gone, or makes no sense.
+        """
+        path = self.directory / STATUS
+        read = content.read_json(path, content.OF_STATUS)
+        status = {"error": None, "id": "", "sha256": {}, **read}  # older versions wrote no hashes
+        content.check_values(path, status, {"error": (str, type(None)), "id": (str,), "sha256": (dict,)})
+        if status["state"] not in STATES:
+            raise damaged(path, f"is damaged: there is no state {status['state']!r}")
+        return status
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is the record of a training; else it is one of an evaluation."""
+        return (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
+
+    def changes(self) -> str:
+        """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
+
+        Raises:
+            DamagedError: a file is gone.
+        """
+        hashes = self.status()["sha256"]
+        paths = [self.directory / name for name in KEPT if name in hashes]
+        if gone := [path for path in paths if not path.is_file()]:
+            raise damaged(gone[0], "is missing")
+        changed = [path.name for path in paths if content.sha256_of(path) != hashes[path.name]]
+        verb = "is" if len(changed) == 1 else "are"
+        return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
 
     @property
     def state(self) -> str:
@@ -149,8 +191,50 @@ class Run:
         write_json(self.directory / "environment.json", {**environment(), **facts})
 
     def read_manifest(self) -> pd.DataFrame:
-        """The manifest with its splits, typed."""
-        return read_manifest(self.directory / "manifest.csv")
+        """The manifest with its splits, typed; see `content.read_manifest`."""
+        return content.read_manifest(self.directory / "manifest.csv")
+
+    def read_predictions(self) -> pd.DataFrame:
+        """The predictions, checked against the manifest; see `content.read_predictions`."""
+        path = self.directory / "predictions.csv"
+        return content.read_predictions(path, self.read_manifest(), complete=self.is_training)
+
+    def read_history(self) -> pd.DataFrame:
+        """The curves of a training, one row per epoch; see `content.read_history`."""
+        return content.read_history(self.directory / "history.csv")
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The metrics, named as in test/accuracy; None where one is undefined.
+
+        Raises:
+            DamagedError: they are gone, or one is no metric, or a training lacks one that reports need.
+        """
+        return content.read_metrics(self.directory / "metrics.json", content.OF_REPORT if self.is_training else {})
+
+    def read_environment(self) -> dict[str, Any]:
+        """Versions, hardware, and facts of the run.
+
+        Raises:
+            DamagedError: they are gone, or one that every run has is missing or of another type.
+        """
+        facts = content.OF_ENVIRONMENT | content.OF_TRAINING if self.is_training else content.OF_ENVIRONMENT
+        return content.read_json(self.directory / "environment.json", facts)
+
+    def read_results(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Metrics and environment; see `read_metrics` and `read_environment`."""
+        return self.read_metrics(), self.read_environment()
+
+    def check(self) -> None:
+        """Reads all that a report needs of a training.
+
+        Raises:
+            DamagedError: the first file that is gone, damaged or contradicts another.
+        """
+        self.changes()
+        self.read_settings()
+        self.read_predictions()
+        self.read_history()
+        self.read_results()
 
     def check_same_data(self, manifest: pd.DataFrame) -> None:
         """Refuses to go on with other pictures or another split than the run began with.
@@ -159,6 +243,8 @@ class Run:
             UserError: they differ.
         """
         if not (self.directory / "manifest.csv").exists():
+            if self.checkpoints.is_dir():
+                log.warning("%s", damaged(self.directory / "manifest.csv", "is missing: its pictures are not compared"))
             return
         columns = ["image_id", "sha256", "split"]
         before, now = (table[columns].astype(str).set_index("image_id") for table in (self.read_manifest(), manifest))
@@ -171,19 +257,24 @@ class Run:
             )
 
     def read_config(self) -> dict[str, Any]:
-        """The configuration, as plain values."""
-        content = OmegaConf.to_container(OmegaConf.load(self.directory / CONFIG))
-        assert isinstance(content, dict)
-        return {str(key): value for key, value in content.items()}
+        """The configuration, as plain values.
+
+        Raises:
+            DamagedError: it is gone, or no configuration.
+        """
+        return read_yaml(self.directory / CONFIG)
+
+    def read_settings(self) -> Config:
+        """The configuration of a training; see `read_config`."""
+        return read_config(self.directory / CONFIG)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the JSON files of the record."""
-        content: dict[str, Any] = json.loads((self.directory / name).read_text(encoding="utf-8"))
-        return content
+        return content.read_json(self.directory / name, {})
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """One of the CSV files of the record."""
-        return read_table(self.directory / name)
+        """One of the CSV files of the record, as it is."""
+        return content.read_csv(self.directory / name, ())
 
 
 def new_id() -> str:
@@ -238,17 +329,35 @@ class Job:
         return replace(self, config_yaml=text)
 
 
-def read_config(path: Path) -> Config:
-    """The configuration that a run has recorded.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping of YAML, as plain values.
 
     Raises:
-        UserError: it is none of ours.
+        DamagedError: it is gone, or none.
     """
+    text = content.read_text(path)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+        read = OmegaConf.to_container(OmegaConf.create(text))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{display_path(path)} is no configuration of osteo train ({reason})") from error
+        raise damaged(path, f"is damaged: no YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(read, dict):
+        raise damaged(path, "is damaged: no mapping of YAML")
+    return {str(key): value for key, value in read.items()}
+
+
+def read_config(path: Path) -> Config:
+    """The configuration that a training has recorded; what older versions did not know has its default.
+
+    Raises:
+        DamagedError: it is gone, or none of ours.
+    """
+    recorded = read_yaml(path)
+    if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
+        raise damaged(path, f"is damaged: it lacks {missing[0]}")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), recorded))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)
     return replace(config, logger={name: _logger(name, node) for name, node in config.logger.items()})
 

@@ -1,11 +1,15 @@
 """The runs of a sweep, and its leaderboard."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from osteo.records.content import DamagedError
 from osteo.records.record import STATUS, Run
+
+log = logging.getLogger(__name__)
 
 SWEEP = "multirun.yaml"
 """What Hydra writes into the directory of a sweep: its configuration, and the overrides as they were typed."""
@@ -17,14 +21,19 @@ COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib
 
 
 def runs_of(sweep: Path) -> list[Run]:
-    """The runs of a sweep, or the single run, in the order of their numbers.
+    """The runs of a sweep, or the single run, in the order of their numbers; also one whose status.json is gone.
 
     What a sweep calls its jobs may have slashes in it (`hydra.sweep.subdir`), so they are searched in all its folders.
     """
-    if (sweep / STATUS).exists():
+    if _is_run(sweep):
         return [Run(sweep)]
     deepest = DEEPEST if (sweep / SWEEP).exists() else 1
     return sorted((Run(path, sweep) for path in _below(sweep, deepest)), key=lambda run: _in_order(run.name))
+
+
+def _is_run(directory: Path) -> bool:
+    names = ("config.yaml", "manifest.csv")
+    return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
 
 
 def _below(folder: Path, deepest: int) -> Iterator[Path]:
@@ -32,7 +41,7 @@ def _below(folder: Path, deepest: int) -> Iterator[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name in APART or path.name.startswith("."):
             continue
-        if (path / STATUS).exists():
+        if _is_run(path):
             yield path
         elif deepest > 1 and not (path / SWEEP).exists():
             yield from _below(path, deepest - 1)
@@ -42,17 +51,38 @@ def _in_order(name: str) -> list[tuple[bool, str]]:
     return [(not part.isdigit(), part.zfill(9)) for part in name.split("/")]
 
 
-def leaderboard(sweep: Path) -> pd.DataFrame:
-    """One row per finished run, the best AUROC on validation first, by which a run may be chosen.
+def trained(sweep: Path, check: Callable[[Run], object]) -> tuple[list[Run], list[str]]:
+    """The finished trainings of a sweep that pass a check, and a line on each that does not, which is logged too."""
+    usable, lines = [], []
+    for run in runs_of(sweep):
+        try:
+            if run.status()["state"] == "done" and run.is_training:
+                check(run)
+                usable.append(run)
+        except DamagedError as error:
+            lines.append(f"run {run.name} is left out: {error}")
+            log.warning("%s", lines[-1])
+    return usable, lines
+
+
+def changes(runs: Sequence[Run]) -> list[str]:
+    """A line on each run whose files are no longer what they were when it ended, which is logged too."""
+    found = {run.name: run.changes() for run in runs}
+    lines = [f"run {name}: {clause}; it is read as it is now" for name, clause in found.items() if clause]
+    for line in lines:
+        log.warning("%s", line)
+    return lines
+
+
+def leaderboard(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per finished training, the best AUROC on validation first, by which a run may be chosen.
 
     Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, val/auroc, the metrics as test/..., and the
     cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
     rows = []
-    for run in runs_of(sweep):
-        if run.status()["state"] != "done" or not (run.directory / "history.csv").exists():
-            continue  # the second: an evaluation
-        metrics, facts = run.read_json("metrics.json"), run.read_json("environment.json")
+    for run in runs:
+        metrics, facts = run.read_results()
         rows.append(
             {"run": run.name}
             | {key: facts[key] for key in ("backbone", "seed", "fold", "parameters", "epochs", "best_epoch")}

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, read_experiment, validate
 from osteo.files import write_table, write_text
-from osteo.records.record import Run, read_config
-from osteo.records.sweep import leaderboard, runs_of
+from osteo.records.record import Run
+from osteo.records.sweep import changes, leaderboard, runs_of, trained
 from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
@@ -103,7 +103,7 @@ class Report:
             "record": {
                 "run": best.name,
                 "configuration": OmegaConf.to_yaml(OmegaConf.create(public(configuration))),
-                "osteo": best.read_json("environment.json")["osteo"],
+                "osteo": best.read_environment()["osteo"],
             },
         }
 
@@ -178,17 +178,20 @@ def read_report(config: ReportConfig) -> Report:
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
     directory = Path(config.runs).expanduser()
-    board = leaderboard(directory)
-    if board.empty:
+    runs, damaged = trained(directory, Run.check)
+    if not runs and damaged:
+        raise UserError(f"runs={config.runs} holds no run that can be read: {damaged[0]}")
+    if not runs:
         raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
-    runs = [run for run in runs_of(directory) if run.name in set(board["run"])]
+    board = leaderboard(runs)
     experiment = read_experiment(runs, sensitivity=config.sensitivity)
+    experiment = replace(experiment, notes=[*damaged, *changes(runs), *experiment.notes])
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
         experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity,
         primary=config.primary,
     )  # fmt: skip
-    setting = read_config(results.best.system.best_run.directory / "config.yaml")
+    setting = results.best.system.best_run.read_settings()
     return compose(directory, setting, board, results, inspect_pictures(setting, results, config))
 
 
@@ -222,7 +225,7 @@ def compose(
             "forest": plots.forest(results),
             "roc_pr": plots.roc_and_pr(results),
             "training": plots.training(
-                {r.system.name: [run.read_table("history.csv") for run in r.system.runs] for r in results.models}
+                {r.system.name: [run.read_history() for run in r.system.runs] for r in results.models}
             ),
             "reliability": plots.reliability(results),
             "decision": plots.decision(results),
@@ -262,11 +265,11 @@ def _tables(
 
 def trials_of(directory: Path) -> str:
     """What a search chose from: its trials, and how many of them it ended early; empty where there was no search."""
-    if not (directory / "search.json").exists():
+    if not any((directory / name).exists() for name in ("search.json", "study.db")):
         return ""
     runs = runs_of(directory)
-    done = [run for run in runs if run.state == "done"]
-    pruned = sum(bool(run.read_json("environment.json").get("pruned")) for run in done)
+    done, _ = trained(directory, Run.read_environment)
+    pruned = sum(bool(run.read_environment().get("pruned")) for run in done)
     return f"a search of {counted(len(runs), 'trial')}, {pruned} ended early, {len(runs) - len(done)} without a result"
 
 
@@ -300,11 +303,11 @@ def _runs(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    environments = [run.read_json("environment.json") for run in runs]
+    environments = [run.read_environment() for run in runs]
     versions = [
         {
             "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
-            "machine": facts["machine"], "accelerator": facts["accelerator"], "precision": facts["precision"],
+            "machine": facts["machine"], **{name: facts.get(name, "-") for name in ("accelerator", "precision")},
         }
         for facts in environments
     ]  # fmt: skip
@@ -339,14 +342,14 @@ def file_sha256(path: Path) -> str:
 def model_card(report: Report, system: System) -> str:
     """The card of a system's best checkpoint, as Markdown."""
     run = system.best_run
-    facts, settings = run.read_json("environment.json"), run.read_config()
+    facts, settings = run.read_environment(), run.read_settings()
     manifest = run.read_manifest()
     result = next(result for result in report.results.models if result.system is system)
-    model, data = settings["model"], settings["data"]
+    model, data = settings.model, settings.data
     start = "random numbers"
-    if model["weights_file"]:
-        start = f"the file {Path(model['weights_file']).name}"
-    elif model["pretrained"]:
+    if model.weights_file:
+        start = f"the file {Path(model.weights_file).name}"
+    elif model.pretrained:
         start = "timm's pretrained weights"
     reached = pd.DataFrame(
         {"metric": metric.title, "95 % interval": format_interval(result.intervals[metric.name])}
@@ -357,24 +360,24 @@ def model_card(report: Report, system: System) -> str:
         "model_card.md.jinja",
         name=system.name,
         run=run.name,
-        validation=run.read_json("metrics.json")["val/auroc"],
+        validation=run.read_metrics()["val/auroc"],
         facts=facts,
-        size=data["image_size"],
-        channels=model["channels"],
-        fit={"pad": "padded to a square", "resize": "stretched to a square"}[data["fit"]],
+        size=data.image_size,
+        channels=model.channels,
+        fit={"pad": "padded to a square", "resize": "stretched to a square"}[data.fit],
         start=start,
         sha256=file_sha256(run.best_checkpoint),
         osteo=facts["osteo"],
         torch=facts["libraries"]["torch"],
         timm=facts["libraries"]["timm"],
         by_split=summary.by_split(manifest, None),
-        data=data["name"],
+        data=data.name,
         data_sha256=data_sha256(manifest),
         audit=report.audit,
         design=report.results.experiment.design,
         reached=reached,
         shortcut=format_interval(report.results.shortcut.intervals["auroc"]),
-        validated=validate(run.read_table("predictions.csv"), sensitivity=sensitivity),
+        validated=validate(run.read_predictions(), sensitivity=sensitivity),
         rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
         limits=report.limits,
     )

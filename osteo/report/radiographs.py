@@ -162,7 +162,7 @@ def grad_cams(
     correlations: list[float] = []
     compared, each = 0, math.ceil(RANDOMISED / len(runs))
     for number, run in enumerate(runs):
-        predictions = run.read_table("predictions.csv")
+        predictions = run.read_predictions()
         tested = [i for i in predictions.loc[predictions["split"] == "test", "image_id"] if i not in maps]
         chosen = [i for i in tested if i in first]
         chosen += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(chosen))]
@@ -200,7 +200,7 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     original = picture(str(used["image_id"].iloc[0]))
     twins = paper_twins(setting.augment)
     variants = [Panel(original, "original"), *(Panel(change(original), name) for name, change in twins.items())]
-    predictions = best.read_table("predictions.csv")
+    predictions = best.read_predictions()
     test = predictions[predictions["split"] == "test"].reset_index(drop=True)
     chosen = test.iloc[_spread(len(test), PREDICTIONS)]
     predicted = []

@@ -64,7 +64,7 @@ def methods_table(results: Results) -> pd.DataFrame:
             values = result.by_repeat[name]
             title, is_repeated = metrics[name].title, len(values) > 1 and result.system.kind == "model"
             row[f"{title}, by repeat"] = f"{values.min():.3f} to {values.max():.3f}" if is_repeated else "-"
-            runs = [run.read_json("metrics.json")[f"test/{name}"] for run in result.system.runs]
+            runs = [run.read_metrics()[f"test/{name}"] for run in result.system.runs]
             known = [value for value in runs if value is not None]
             row[f"{title}, by run"] = (
                 f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else "-"

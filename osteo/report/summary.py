@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from osteo.files import display_path, write_table
-from osteo.records.sweep import leaderboard, runs_of
+from osteo.records.content import DamagedError
+from osteo.records.record import Run
+from osteo.records.sweep import changes, leaderboard, runs_of, trained
 from osteo.report.tables import as_table, terminal
 from osteo.task import THRESHOLD
 
 if TYPE_CHECKING:
-    from osteo.records.record import Run
     from osteo.report.page import Report
 
 FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
@@ -27,8 +29,10 @@ def show_runs(directory: Path) -> bool:
         Whether every run is done.
     """
     console = terminal()
-    runs = runs_of(directory)
-    board = leaderboard(directory)
+    statuses = {run.name: status_of(run) for run in runs_of(directory)}
+    usable, damaged = trained(directory, Run.read_results)
+    changes(usable)
+    board = leaderboard(usable)
     is_sweep = not (directory / "status.json").exists()
     if is_sweep:
         write_table(directory / "leaderboard.csv", board)
@@ -39,11 +43,11 @@ def show_runs(directory: Path) -> bool:
             f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages",
             style="dim",
         )
-    failed = {run.name: run.status() for run in runs if run.status()["state"] != "done"}
+    failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
     if failed:
         table = Table("run", "state", "error", title="not done", title_justify="left")
         for name, status in failed.items():
-            table.add_row(name, status["state"], status["error"] or "")
+            table.add_row(escape(name), status["state"], escape(status["error"] or ""))
         console.print(table)
     place = display_path(directory)
     if is_sweep:
@@ -58,7 +62,7 @@ def show_runs(directory: Path) -> bool:
     if failed:
         lines.append(f"go on        osteo train resume={shlex.quote(place)}")
     console.print("\n".join(lines), soft_wrap=True)
-    return bool(runs) and not failed
+    return bool(statuses) and not failed and not damaged
 
 
 def show_report(report: "Report") -> None:
@@ -112,22 +116,45 @@ def _cell(key: str, value: object) -> str:
     return str(int(value)) if isinstance(value, float) else str(value)
 
 
-def row(run: "Run") -> dict[str, Any]:
-    """State, epochs done of all, time left, and the error of one run."""
-    import pandas as pd
+def status_of(run: Run) -> dict[str, Any]:
+    """What status.json says; the state is "damaged" where it cannot be read."""
+    try:
+        return run.status()
+    except DamagedError as error:
+        return {"state": "damaged", "error": str(error)}
 
-    state, error = run.state, run.status()["error"]
-    values: dict[str, Any] = {"run": run.name, "state": state}
-    settings = run.read_config() if (run.directory / "config.yaml").exists() else {}
-    if "trainer" in settings:  # else it had not begun, or is an evaluation
-        epochs = settings["trainer"]["max_epochs"]
-        history = run.directory / "history.csv"
-        seconds = pd.read_csv(history)["seconds"] if history.exists() else pd.Series(dtype=float)
-        values["backbone"] = settings["model"]["backbone"]
-        fold = settings["data"]["split"]["fold"]
-        values["fold"], values["seed"] = "-" if fold is None else str(fold), settings["seed"]
-        values["epochs"] = f"{len(seconds)} of {epochs}"
-        left = float(seconds.median()) * (epochs - len(seconds)) if len(seconds) and state == "running" else None
-        values["left"] = str(timedelta(seconds=round(left))) if left is not None else "-"
-    values["error"] = error or ""
-    return values
+
+def row(run: Run) -> dict[str, Any]:
+    """State, epochs done of all, time left, and the error of one run; damaged where a file of it cannot be read."""
+    values: dict[str, Any] = {"run": run.name}
+    try:
+        state, error = run.state, run.status()["error"]
+        values["state"] = state
+        if state == "done":
+            error = run.changes()
+            run.read_results()
+        return values | _progress(run, state) | {"error": error or ""}
+    except DamagedError as damage:
+        return values | {"state": "damaged", "error": str(damage)}
+
+
+def _progress(run: Run, state: str) -> dict[str, str]:
+    """What is trained, epochs done of all, and time left; of a training that has begun."""
+    if state != "done" and not (run.directory / "config.yaml").exists():
+        return {}
+    if not run.is_training and "trainer" not in run.read_config():
+        return {}  # an evaluation
+    settings = run.read_settings()
+    fold = settings.data.split.fold
+    has_begun = state == "done" or (run.directory / "history.csv").exists()
+    history = run.read_history() if has_begun else pd.DataFrame()
+    epochs, done = settings.trainer.max_epochs, len(history)
+    is_timed = state == "running" and "seconds" in history
+    left = str(timedelta(seconds=round(float(history["seconds"].median()) * (epochs - done)))) if is_timed else "-"
+    return {
+        "backbone": settings.model.backbone,
+        "fold": "-" if fold is None else str(fold),
+        "seed": str(settings.seed),
+        "epochs": f"{done} of {epochs}",
+        "left": left,
+    }

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from osteo.errors import UserError
-from osteo.files import whole
+from osteo.files import link_or_copy, whole
 from osteo.task import is_better
 from osteo.training.module import read_checkpoint
 
@@ -123,13 +122,11 @@ class Checkpoints(Callback):
         if not trainer.is_global_zero:
             trainer.save_checkpoint(last)  # takes part; nothing is written
             return
-        with whole(last) as aside:
+        with whole(last, durable=True) as aside:
             trainer.save_checkpoint(aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())  # so that a power failure finds a whole file under the new name
             if is_best:
-                with whole(best) as twin:
-                    twin.hardlink_to(aside)
+                with whole(best, durable=True) as twin:
+                    link_or_copy(aside, twin)
             if last.exists():
                 last.replace(self.folder / PREVIOUS)
 

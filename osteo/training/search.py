@@ -1,6 +1,5 @@
 """A search: which trials of an Optuna study the jobs of a sweep are, and when one is stopped early."""
 
-import json
 import logging
 import secrets
 import time
@@ -24,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from osteo.config import SearchSettings
 from osteo.errors import UserError, first_line, unknown
 from osteo.files import display_path, write_json
+from osteo.records import content
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
 from osteo.task import direction
@@ -219,7 +219,7 @@ class Search:
         if self.url == url_of(f"sqlite:///{sweep / 'study.db'}", sweep):
             sweep.mkdir(parents=True, exist_ok=True)
         note = sweep / NOTE
-        known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        known = content.read_json(note, {"id": (str,), "study": (str,)}) if note.exists() else {}
         self.identity = known.get("id", secrets.token_hex(4))
         self.study = optuna.create_study(
             study_name=known.get("study", name),
@@ -267,7 +267,7 @@ class Search:
         if strange := [run.directory.name for run in runs_of(self.sweep) if int(run.directory.name) not in trials]:
             raise UserError(
                 f"study {self.study.study_name} in {_called(self.url)} does not know run {strange[0]} of this sweep;"
-                f" is ${STORAGE} what it was?"
+                f" is ${STORAGE} what it was? Else {display_path(self.sweep / NOTE)} is not what the search wrote"
             )
         return [job for job in range(self.settings.n_trials) if job not in trials or trials[job].state not in ended]
 
@@ -294,10 +294,10 @@ class Search:
             state = run.state if (run.directory / "status.json").exists() else "interrupted"
             if state == "failed":
                 self.study.tell(number, state=TrialState.FAIL)
-            elif state == "done" and run.read_json("environment.json").get("pruned"):
+            elif state == "done" and run.read_environment().get("pruned"):
                 self.study.tell(number, state=TrialState.PRUNED)
             elif state == "done":
-                curve = run.read_table("history.csv")[self.monitor]
+                curve = run.read_history()[self.monitor]
                 self.study.tell(number, curve.min() if direction(self.monitor) == "min" else curve.max())
 
     def summary(self) -> str:
@@ -336,8 +336,8 @@ class Pruning(Callback):
         if rank():
             return
         try:
-            note = json.loads((sweep / NOTE).read_text(encoding="utf-8"))
-        except OSError:
+            note = content.read_json(sweep / NOTE, {"study": (str,)})
+        except content.DamagedError:
             raise UserError(
                 f"trial={number} is set by hydra/sweeper=search alone: {display_path(sweep)} is no search"
             ) from None

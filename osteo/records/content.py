@@ -1,0 +1,286 @@
+"""Reads the files of a run record: one that is gone, damaged or contradicts another is one line that names it."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from osteo.data.manifest import COLUMNS, SPLITS, typed
+from osteo.errors import UserError, counted
+from osteo.files import display_path, read_table
+from osteo.task import CLASSES
+from osteo.types import Floats, Mask
+
+Values: TypeAlias = dict[str, tuple[type, ...]]
+"""The types that a value may have, by its key."""
+
+ADVICE = "restore it from a copy, leave the run out, or train it again"
+OF_STATUS: Values = {"state": (str,)}
+OF_ENVIRONMENT: Values = {
+    **dict.fromkeys(("osteo", "python", "system", "machine"), (str,)), "libraries": (dict,), "backbone": (str,),
+    "seed": (int,), "fold": (int, type(None)),
+}  # fmt: skip
+OF_TRAINING: Values = dict.fromkeys(("parameters", "epochs", "best_epoch"), (int,))
+"""What environment.json of a training holds beside `OF_ENVIRONMENT`."""
+OF_REPORT: Values = dict.fromkeys(("val/auroc", "test/auroc", "test/accuracy"), (int, float, type(None)))
+"""What metrics.json of a training holds at least."""
+OF_HISTORY = ("epoch", "train/loss", "val/loss", "val/auroc")
+OF_PREDICTIONS = ("image_id", "split", "label", "logit", "probability")
+TOLERANCE = 1e-3
+"""by which a probability may differ from that of its logit: older versions rounded"""
+
+
+class Check(NamedTuple):
+    """What may be wrong with the rows of a table."""
+
+    wrong: Mask
+    """(N,)"""
+    say: Callable[[int], str]
+    """what is wrong with a row, by its place"""
+
+
+class DamagedError(UserError):
+    """A file of a record that is gone, cannot be read, or contradicts another."""
+
+
+def damaged(path: Path, what: str) -> DamagedError:
+    """The error of a file; `what` is the end of a sentence that begins with its name."""
+    return DamagedError(f"{display_path(path)} {what}; {ADVICE}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DamagedError: it is gone, empty, or no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise damaged(path, "is missing") from None
+    except UnicodeDecodeError:
+        raise damaged(path, "is damaged: it is no text") from None
+    except OSError as error:
+        raise damaged(path, f"cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise damaged(path, "is empty")
+    return text
+
+
+def read_json(path: Path, values: Values) -> dict[str, Any]:
+    """An object of JSON.
+
+    Args:
+        path: of the file.
+        values: what it has to hold, at least.
+
+    Raises:
+        DamagedError: it is none, or lacks a value or has one of another type.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        content = json.loads(read_text(path), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"is damaged: no JSON ({str(error) or 'too deep'})") from None
+    if not isinstance(content, dict):
+        raise damaged(path, "is damaged: no object of JSON")
+    check_values(path, content, values)
+    return content
+
+
+def check_values(path: Path, content: Mapping[str, Any], values: Values) -> None:
+    """Refuses an object that lacks a value or has one of another type.
+
+    Raises:
+        DamagedError: the first such value.
+    """
+    for key, types in values.items():
+        if key not in content:
+            raise damaged(path, f"is damaged: it lacks {key}")
+        value = content[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise damaged(path, f"is damaged: {key} is {str(value)[:40]!r}")
+
+
+def read_metrics(path: Path, needed: Values) -> dict[str, Any]:
+    """The metrics of a record: each a number, or none where it is undefined, or a confusion matrix.
+
+    Raises:
+        DamagedError: the first that is something else or missing.
+    """
+    content = read_json(path, needed)
+    for name, value in content.items():
+        if name.endswith("/confusion_matrix"):
+            is_good = isinstance(value, list) and len(value) == 2 and all(_is_pair(row) for row in value)
+        else:
+            is_good = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        if not is_good:
+            raise damaged(path, f"is damaged: {name} is {str(value)[:40]!r}")
+    return content
+
+
+def _is_pair(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 2 and all(isinstance(count, int) for count in row)
+
+
+def read_csv(path: Path, columns: tuple[str, ...], **options: Any) -> pd.DataFrame:
+    """A table with at least these columns and one row.
+
+    Raises:
+        DamagedError: it is none, or lacks a column.
+    """
+    text = read_text(path)
+    try:
+        table = read_table(io.StringIO(text), **options)
+    except ValueError as error:  # of pandas' parser
+        raise damaged(path, f"is damaged: no table ({str(error).strip().splitlines()[0]})") from None
+    if missing := [name for name in columns if name not in table]:
+        raise damaged(path, f"is damaged: it lacks the column {missing[0]}")
+    if table.empty:
+        raise damaged(path, "is damaged: it has no row")
+    return table
+
+
+def check_numbers(
+    path: Path,
+    table: pd.DataFrame,
+    columns: Iterable[str],
+    *,
+    finite: bool = True,
+    where: Mask | None = None,
+) -> None:
+    """Refuses columns that are not numbers.
+
+    Args:
+        path: of the table.
+        table: its rows.
+        columns: that hold numbers.
+        finite: refuse what is missing or infinite, too.
+        where: rows that are looked at; all where it is None.
+
+    Raises:
+        DamagedError: the first row that has none there.
+    """
+    for name in columns:
+        values, numbers = table[name], _numbers(table[name])
+        wrong = ~np.isfinite(numbers) if finite else np.isnan(numbers) & values.notna().to_numpy(bool)
+        wrong = wrong if where is None else wrong & where
+        kind = "finite number" if finite else "number"
+        refuse_rows(path, table, [Check(wrong, partial(_say_value, values, kind))])
+
+
+def _say_value(values: "pd.Series[Any]", kind: str, number: int) -> str:
+    return f"{values.name} is {values.iloc[number]}, no {kind}"
+
+
+def _numbers(values: "pd.Series[Any]") -> Floats:
+    """NaN where there is none, (N,)."""
+    numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
+    return np.asarray(numbers.to_numpy(float, na_value=np.nan), np.float64)
+
+
+def refuse_rows(path: Path, table: pd.DataFrame, checks: Iterable[Check]) -> None:
+    """Refuses a table that has a wrong row.
+
+    Args:
+        path: of the table.
+        table: its rows.
+        checks: what may be wrong with them.
+
+    Raises:
+        DamagedError: it names the first wrong row, by its number (the heading is none) and its picture.
+    """
+    found = [(int(np.argmax(wrong)), say) for wrong, say in checks if wrong.any()]
+    if found:
+        number, say = min(found, key=lambda pair: pair[0])
+        picture = f" ({table['image_id'].iloc[number]})" if "image_id" in table else ""
+        raise damaged(path, f"is damaged: row {number + 1}{picture}: {say(number)}")
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """The curves, one row per epoch.
+
+    Raises:
+        DamagedError: a column is missing or no number, or the epochs are not those from 0 on.
+    """
+    table = read_csv(path, OF_HISTORY)
+    check_numbers(path, table, table.columns, finite=False)
+    check_numbers(path, table, ("epoch",))
+    is_wrong = table["epoch"].to_numpy(float) != np.arange(len(table))
+    refuse_rows(path, table, [Check(is_wrong, lambda n: f"epoch {table['epoch'].iloc[n]} is out of order")])
+    return table
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """The manifest with its splits, typed.
+
+    Raises:
+        DamagedError: a column is missing or of another type, a picture stands in it twice, or a label is not that of
+            its class.
+    """
+    read = read_csv(path, tuple(COLUMNS), dtype="string", keep_default_na=False, na_values=[""])
+    image_ids, splits, labels, classes = (read[name] for name in ("image_id", "split", "label", "class_name"))
+    used = (splits != "excluded").to_numpy(bool, na_value=True)
+    check_numbers(path, read, ("label", "width", "height"), where=used)
+    expected = _numbers(classes.map(CLASSES.get))
+    refuse_rows(path, read, [
+        Check(image_ids.isna().to_numpy(bool), lambda _: "it has no image_id"),
+        Check(image_ids.duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
+        Check(~splits.isin([*SPLITS, "excluded"]).to_numpy(bool), lambda n: f"there is no split {splits.iloc[n]!r}"),
+        Check(used & (_numbers(labels) != expected), lambda n: f"label {labels.iloc[n]} of class {classes.iloc[n]}"),
+    ])  # fmt: skip
+    try:
+        return typed(read)
+    except (ValueError, TypeError) as error:
+        raise damaged(path, f"is damaged: {str(error).splitlines()[0]}") from None
+
+
+def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> pd.DataFrame:
+    """The predictions on the pictures of a manifest.
+
+    Args:
+        path: of predictions.csv.
+        manifest: that stands beside it.
+        complete: refuse a table that lacks a picture of the validation or test split, as a training leaves none out.
+
+    Raises:
+        DamagedError: a column or a picture is missing; a picture stands in it twice, or with another split or label
+            than in the manifest; or a logit is not finite, or not that of its probability.
+    """
+    table = read_csv(path, OF_PREDICTIONS)
+    check_numbers(path, table, ("label", "logit", "probability"))
+    known = manifest.set_index("image_id").reindex(table["image_id"].astype("string"))
+    is_known = known["split"].notna().to_numpy(bool)
+    split, label = known["split"].to_numpy(object), _numbers(known["label"])
+    probability, expected_probability = table["probability"].to_numpy(float), expit(table["logit"].to_numpy(float))
+    refuse_rows(path, table, [
+        Check(table["image_id"].duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
+        Check(~is_known, lambda _: "the picture is not in manifest.csv"),
+        Check(is_known & (table["split"].to_numpy(object) != known["split"].fillna("").to_numpy(object)),
+              lambda n: f"split {table['split'].iloc[n]}, but {split[n]} in manifest.csv"),
+        Check(is_known & (table["label"].to_numpy(float) != label),
+              lambda n: f"label {table['label'].iloc[n]}, but {label[n]:g} in manifest.csv"),
+        Check(np.abs(expected_probability - probability) > TOLERANCE,
+              lambda n: f"a probability of {probability[n]:.4f}, but its logit gives {expected_probability[n]:.4f}"),
+    ])  # fmt: skip
+    expected = manifest[manifest["split"].isin(["val", "test"])]
+    missing = expected[~expected["image_id"].isin(table["image_id"])]
+    if complete and len(missing):
+        count, (image_id, split) = counted(len(missing), "picture"), missing[["image_id", "split"]].iloc[0]
+        raise damaged(path, f"is damaged: it lacks {count}, {image_id} of split {split} first")
+    return table
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
