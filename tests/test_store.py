@@ -1,6 +1,7 @@
 """Decoding, squaring and keeping pictures."""
 
 import errno
+import hashlib
 import io
 import subprocess
 import sys
@@ -127,9 +128,14 @@ def test_what_is_not_finite_is_refused() -> None:
         stretch(np.array([[0.0, np.nan]], np.float32))
 
 
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def pictures(count: int) -> tuple[pd.DataFrame, dict[str, bytes]]:
-    content = {f"s/{i}": encoded(Image.fromarray(np.roll(RAMP, i, 1)), "PNG") for i in range(count)}
-    rows = [{"image_id": name, "sha256": f"{i:064d}", "split": ""} for i, name in enumerate(content)]
+    files = sorted((encoded(Image.fromarray(np.roll(RAMP, i, 1)), "PNG") for i in range(count)), key=sha)
+    content = {f"s/{i}": file for i, file in enumerate(files)}  # in the order in which a store keeps them
+    rows = [{"image_id": name, "sha256": sha(data), "split": ""} for name, data in content.items()]
     return typed(pd.DataFrame(rows)), content
 
 
@@ -151,10 +157,10 @@ def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
     again = open_store(table.iloc[::-1], read, tmp_path, image_size=32, fit="resize")
     assert len(reads) == 5
     assert first.rows == again.rows
-    for i, name in enumerate(content):
-        expected = square(decode(content[name]), 32, "resize")
-        assert np.array_equal(again.pictures[0, again.rows[f"{i:064d}"]], expected)
-        assert np.array_equal(again.pictures[1, again.rows[f"{i:064d}"]], clahe(expected))
+    for data in content.values():
+        expected = square(decode(data), 32, "resize")
+        assert np.array_equal(again.pictures[0, again.rows[sha(data)]], expected)
+        assert np.array_equal(again.pictures[1, again.rows[sha(data)]], clahe(expected))
     open_store(table, read, tmp_path, image_size=16, fit="resize")
     assert len(list((tmp_path / "stores").iterdir())) == 2
 
@@ -211,8 +217,8 @@ def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch:
     assert sorted((name[0], name.rpartition(".")[2]) for name in left) == [(".", "lock"), (".", "part")]
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert sorted(reads) == ["s/4", "s/5", "s/6"]
-    for i, name in enumerate(content):
-        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
+    for data in content.values():
+        assert np.array_equal(store.pictures[0, store.rows[sha(data)]], square(decode(data), 16, "pad"))
     assert sorted(path.name for path in next((tmp_path / "stores").iterdir()).iterdir()) == [
         "index.json",
         "pictures.npy",
@@ -239,8 +245,8 @@ def test_a_killed_process_leaves_a_store_that_the_next_one_finishes(tmp_path: Pa
     reads, read = counted(content)
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert 20 <= len(reads) <= 32
-    for i, name in enumerate(content):
-        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
+    for data in content.values():
+        assert np.array_equal(store.pictures[0, store.rows[sha(data)]], square(decode(data), 16, "pad"))
 
 
 def test_real_archive_shape_gives_the_counts_of_the_paper(archives: Path) -> None:

@@ -1,6 +1,7 @@
 """One table, one row per picture: what is known of every file before any of it is decoded."""
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -17,9 +18,10 @@ from scipy.sparse.csgraph import connected_components
 from osteo.data.clinical import who_class
 from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
 from osteo.errors import UserError
-from osteo.files import write_table
-from osteo.reading.pictures import describe_error, header
+from osteo.files import read_sealed, write_sealed
+from osteo.reading.pictures import NotRead, describe_error, header
 from osteo.task import CLASS_NAMES, CLASSES
+from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +49,19 @@ COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
 DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that are not the fault of the file itself."""
+NOT_READ = "not read"
+"""How a reason begins that lies in the disk or a permission, not in the bytes: it holds for this run alone."""
 
 
-def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
+def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
+
+    A file that could not be read then is tried again.
 
     Args:
         sources: by name, as read.
         cache: folder in which the table is kept.
+        renew: read all files again.
 
     Returns:
         One row per picture, `split` empty for a picture that can be used and "excluded" otherwise.
@@ -65,18 +72,24 @@ def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
     for name, source in sources.items():
         _check_classes(name, source)
     stamps = [source.stamp for source in sources.values()]
+    pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
-    facts = [[p.image_id, p.path, p.class_name, p.patient] for source in sources.values() for p in source.pictures]
-    recipe = json.dumps([stamps, facts])
-    kept = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
-    if all(stamps) and kept.exists():
-        return read_manifest(kept)
-    log.info("reading %d pictures", sum(len(source.pictures) for source in sources.values()))
+    recipe = json.dumps([stamps, [[p.image_id, p.path, p.class_name, p.patient] for p in pictures]])
+    place = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
+    text = read_sealed(place) if all(stamps) and not renew else None
+    kept = typed(pd.DataFrame()) if text is None else read_manifest(io.StringIO(text))
+    kept = kept[~kept["reason"].str.startswith(NOT_READ)]
+    known = set(kept["image_id"])
+    missing = [picture for picture in pictures if picture.image_id not in known]
+    if not missing:
+        return kept
+    log.info("reading %d pictures", len(missing))
     with ThreadPoolExecutor() as pool:
-        rows = [row for source in sources.values() for row in pool.map(lambda p, s=source: _row(p, s), source.pictures)]
-    manifest = _drop_repeats(typed(pd.DataFrame(rows)))
+        rows = list(pool.map(lambda picture: _row(picture, sources[picture.source]), missing))
+    table = pd.concat([kept, typed(pd.DataFrame(rows))]).set_index("image_id", drop=False)
+    manifest = _drop_repeats(table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True))
     if all(stamps):
-        write_table(kept, manifest)
+        write_sealed(place, manifest.to_csv(index=False, lineterminator="\n"))
     return manifest
 
 
@@ -85,9 +98,24 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=list(COLUMNS)).astype(COLUMNS).fillna({"split": "", "reason": "", "patient": ""})
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(file: Path | io.StringIO) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
-    return typed(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]))
+    return typed(pd.read_csv(file, dtype="string", keep_default_na=False, na_values=[""]))
+
+
+def read_bytes(read: ReadFile, name: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        NotRead: the disk or a missing permission does not let it be read, whatever its content.
+    """
+    try:
+        return read(name)
+    except OSError as error:
+        if error.errno is None:  # what a library says of the content
+            raise
+        why = "no permission" if isinstance(error, PermissionError) else (error.strerror or "").lower()
+        raise NotRead(why) from error
 
 
 def unusable(manifest: pd.DataFrame) -> "pd.Series[bool]":
@@ -124,9 +152,11 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
     reason = picture.refused
     if not reason:
         try:
-            content = source.read(picture.name)
+            content = read_bytes(source.read, picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
             row["width"], row["height"], row["format"], row["mode"] = header(content)
+        except NotRead as error:
+            reason = f"{NOT_READ} ({error})"
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:

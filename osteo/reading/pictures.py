@@ -28,6 +28,10 @@ class Unusable(ValueError):  # noqa: N818 - a property of the file, not of this 
     """A file holds no picture that can be used; says why in a few words, without a path or anything about a patient."""
 
 
+class NotRead(Unusable, OSError):  # noqa: N818
+    """A file was not read for a reason that lies outside it: another try may succeed."""
+
+
 def header(content: bytes) -> tuple[int, int, str, str]:
     """Width and height in pixels, format and mode, from a picture's first bytes.
 
