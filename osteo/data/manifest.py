@@ -168,7 +168,7 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
 def _drop_repeats(manifest: pd.DataFrame) -> pd.DataFrame:
     """Sets aside what a ready-made split folder repeats of the same source and class: each picture counts once."""
     folders = manifest["image_id"].str.casefold().str.split("/")
-    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_FOLDERS)).astype(bool)
+    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_FOLDERS.keys())).astype(bool)
     content = manifest["source"] + "/" + manifest["class_name"] + "/" + manifest["sha256"].fillna("")
     repeated = presplit & content.isin(content[~presplit]) & manifest["sha256"].notna()
     return exclude(manifest, repeated, REPEATED)

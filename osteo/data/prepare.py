@@ -269,25 +269,23 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
 
 
 def _report_leaks(manifest: pd.DataFrame, config: DataConfig) -> None:
-    """Warns of what stands in more than one split, with the first of it and how it is mended."""
-    found = {kind: sets for kind, sets in summary.leaks(manifest).items() if sets}
-    if not found:
+    """Warns of what stands in more than one split, with counts, the first of it and how it is mended."""
+    found = summary.leaks(manifest)
+    if not found["clusters"]:
         return
-    kinds = {
-        "pictures": "sets of the same file",
-        "clusters": "sets of copies or of one patient",
-        "patients": "patients",
-    }
-    counts = ", ".join(f"{len(sets)} {kinds[kind]}" for kind, sets in found.items())
     splits = manifest.set_index("image_id")["split"]
-    first = next(iter(found.values()))[0]
+    first = found["clusters"][0]
     other = next(image_id for image_id in first if splits[image_id] != splits[first[0]])
-    remedy = "data=clean or data.clean=true counts each picture once"
-    if not config.split.grouped:
-        remedy = f"data.split.grouped=true keeps them on one side, {remedy}"
+    remedy = "data.clean=true counts every picture once"
+    if config.split.file:
+        remedy = f"mend the file, or {remedy}"
+    elif not (config.split.grouped or config.split.test_source or config.split.ready_made):
+        remedy = f"data.split.grouped=true keeps them in one split, {remedy}"
     log.warning(
-        "the split leaks: %s in more than one split, %s (%s) and %s (%s) first; %s",
-        counts, first[0], splits[first[0]], other, splits[other], remedy,
+        "the split leaks: %s of copies or of one patient (%d of the same bytes, %d of one patient) in more than one,"
+        " %s (%s) and %s (%s) first; %s",
+        counted(len(found["clusters"]), "group"), len(found["pictures"]), len(found["patients"]),
+        first[0], splits[first[0]], other, splits[other], remedy,
     )  # fmt: skip
 
 

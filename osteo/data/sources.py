@@ -17,15 +17,16 @@ from osteo.reading.pictures import LARGEST_FILE, PICTURES
 from osteo.task import CLASSES
 from osteo.types import ReadFile
 
-SPLIT_FOLDERS = {  # of a ready-made split, as the Kaggle archive is reported to hold
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "test",
-    "testing",
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
 }
+"""Splits by the names of folders of a ready-made split, as the Kaggle archive is reported to hold."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +170,9 @@ class Shelf:
         part.mkdir(exist_ok=True)
         pictures, done = _reserve(part / PICTURES, self.shape), _reserve(part / DONE, self.shape[1:2], np.uint32)
         for row in np.flatnonzero(done):
-            if zlib.crc32(pictures[:, row].tobytes()) != done[row]:  # what the last builder wrote did not reach the disk
+            if (
+                zlib.crc32(pictures[:, row].tobytes()) != done[row]
+            ):  # what the last builder wrote did not reach the disk
                 done[row] = 0
         try:
             unreadable = self.decode(np.flatnonzero(done == 0), pictures, done)
@@ -184,7 +186,7 @@ class Shelf:
         part.rename(self.place)
         return index
 
-    def mend(self, rows: Sequence[int] | npt.NDArray[np.intp], index: Index) -> dict[str, str]:
+    def mend(self, rows: Iterable[int], index: Index, *, keep_going: bool = False) -> dict[str, str]:
         """Decodes rows again, into the store and its index; gives the reason of those that cannot be, by SHA-256."""
         again = [int(row) for row in rows if self.shas[row] not in index.unreadable]
         if not again:
@@ -194,7 +196,7 @@ class Shelf:
             if pictures is None:
                 return {self.shas[row]: "the store is gone" for row in again}
             before = index.checksums.copy()
-            reasons = self.decode(again, pictures, index.checksums, keep_going=True)
+            reasons = self.decode(again, pictures, index.checksums, keep_going=keep_going)
             found = {sha: reason for sha, reason in reasons.items() if not reason.startswith(NOT_READ)}
             if (before != index.checksums).any() or found:
                 index.unreadable.update(found)
@@ -293,10 +295,12 @@ class Verification:
             with self._file:
                 damaged = self._damaged()
             if damaged:
-                self._lost = self._shelf.mend(damaged, self._index)
+                self._lost = self._shelf.mend(damaged, self._index, keep_going=True)
                 self._mended = [self._shelf.images[row] for row in damaged if self._shelf.shas[row] not in self._lost]
                 self._was_in_use = self._is_in_use
-                log.warning("%s had been damaged on the disk; decoded again", counted(len(damaged), "stored picture"))
+                for count, what in ((self._mended, "decoded again"), (self._lost, "could not be decoded again")):
+                    if count:
+                        log.warning("%s had been damaged on the disk; %s", counted(len(count), "stored picture"), what)
         except OSError as error:
             self._error = error
 
