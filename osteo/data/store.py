@@ -98,10 +98,11 @@ def open_store(
     """
     kept = manifest[manifest["split"] != "excluded"].drop_duplicates("sha256").sort_values("sha256")
     planes = f"{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}" if twins else "plain"
-    recipe = f"{VERSION}:{image_size}:{fit}:{planes}:{','.join(kept['sha256'])}"
+    shas, images = (kept[column].to_numpy(object).tolist() for column in ("sha256", "image_id"))
+    recipe = f"{VERSION}:{image_size}:{fit}:{planes}:{','.join(shas)}"
     place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
-    shelf = Shelf(place, list(kept["sha256"]), list(kept["image_id"]), pixels, read, image_size, fit, 1 + twins)
+    shelf = Shelf(place, shas, images, pixels, read, image_size, fit, 1 + twins)
     if (index := shelf.load()) is None:
         log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
         with alone(place, "decoding these pictures") as is_alone:
