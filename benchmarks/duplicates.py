@@ -14,7 +14,7 @@ import numpy as np
 
 from osteo.config import AugmentConfig
 from osteo.data.alignment import Comparison
-from osteo.data.duplicates import SIDE, Pair, compare_likely, find_pairs
+from osteo.data.duplicates import SIDE, Pair, compare_likely, join
 from osteo.data.phantom import draw
 from osteo.data.store import square
 from osteo.training.augment import paper_twins
@@ -160,9 +160,10 @@ def judge(name: str, pairs: list[Pair], compared: list[Comparison], copies: dict
 
 def judge_originals(thumbnails: Grey) -> tuple[dict[str, object], set[int]]:
     """The nearest pair that was not joined and how many were, before copies are planted; and who was joined."""
-    pairs = find_pairs(thumbnails)
+    compared, lost = compare_likely(thumbnails)
+    pairs = join(compared, lost)
     joined = {(pair.first, pair.second) for pair in pairs}
-    apart = [c.fine for c in compare_likely(thumbnails)[0] if tuple(sorted(c.candidate[:2])) not in joined]
+    apart = [c.fine for c in compared if tuple(sorted(c.candidate[:2])) not in joined]
     row = {"found": "", "least alike": "", "nearest stranger": f"{max(apart):.2f}", "false": len(pairs)}
     return row, {number for pair in joined for number in pair}
 
@@ -191,14 +192,19 @@ def measure_real() -> dict[str, dict[str, object]]:
         originals[chosen] = [original for original, _ in pairs]
         together = np.concatenate([originals, [copy for _, copy in pairs]])
         copies = {len(knees) + seed: number for seed, number in enumerate(chosen)}
-        found[name] = judge(name, find_pairs(together), compare_likely(together)[0], copies)
+        compared, lost = compare_likely(together)
+        found[name] = judge(name, join(compared, lost), compared, copies)
     return found
 
 
-def measure_phantoms() -> dict[str, dict[str, object]]:
-    """The same of phantoms: all changes planted at once, each into patients of its own."""
+def phantoms() -> list[Grey]:
+    """Of as many patients."""
     with ThreadPoolExecutor() as pool:
-        patients = list(pool.map(patient, range(PATIENTS)))
+        return list(pool.map(patient, range(PATIENTS)))
+
+
+def measure_phantoms(patients: list[Grey]) -> dict[str, dict[str, object]]:
+    """The same of phantoms: all changes planted at once, each into patients of its own."""
     thumbnails = np.stack([thumbnail(picture) for picture in patients])
     found = {"none": judge_originals(thumbnails)[0]}
     added: list[Grey] = []
@@ -209,13 +215,14 @@ def measure_phantoms() -> dict[str, dict[str, object]]:
             copies[name][PATIENTS + len(added)] = number
             added.append(copy)
     together = np.concatenate([thumbnails, added])
-    pairs, compared = find_pairs(together), compare_likely(together)[0]
+    compared, lost = compare_likely(together)
+    pairs = join(compared, lost)
     return found | {name: judge(name, pairs, compared, of_one) for name, of_one in copies.items()}
 
 
 def measure() -> list[dict]:
     """One row per change: of 20 real knees and of 20 phantoms."""
-    return beside(measure_real(), measure_phantoms())
+    return beside(measure_real(), measure_phantoms(phantoms()))
 
 
 def beside(real: dict[str, dict[str, object]], phantoms: dict[str, dict[str, object]]) -> list[dict]:

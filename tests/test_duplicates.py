@@ -1,13 +1,12 @@
 """Copies that were altered are found, and strangers are not joined."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from benchmarks.duplicates import CHANGES, EXPORTED, measure_phantoms, patient, planted, thumbnail
+from benchmarks.duplicates import CHANGES, EXPORTED, measure_phantoms, patient, phantoms, planted, thumbnail
 from osteo.config import AugmentConfig, DataConfig
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.prepare import prepare
@@ -85,12 +84,15 @@ def test_nothing_and_blank_pictures_have_no_pairs() -> None:
     assert find_pairs(np.full((5, SIDE, SIDE), 90, np.uint8)) == []
 
 
+@pytest.fixture(scope="module")
+def many() -> list[Grey]:
+    return phantoms()
+
+
 @pytest.mark.slow
-def test_500_copies_among_2000_patients() -> None:
-    with ThreadPoolExecutor() as pool:
-        originals = list(pool.map(patient, range(2000)))
-    copies = [planted(originals[number], USUAL[number % len(USUAL)], number)[1] for number in range(500)]
-    pairs = find_pairs(np.stack([thumbnail(picture) for picture in originals] + copies))
+def test_500_copies_among_2000_patients(many: list[Grey]) -> None:
+    copies = [planted(many[number], USUAL[number % len(USUAL)], number)[1] for number in range(500)]
+    pairs = find_pairs(np.stack([thumbnail(picture) for picture in many] + copies))
     found = {(pair.first, pair.second) for pair in pairs}
     expected = {(number, 2000 + number) for number in range(500)}
     assert found - expected == set(), "strangers were joined"
@@ -98,8 +100,8 @@ def test_500_copies_among_2000_patients() -> None:
 
 
 @pytest.mark.slow
-def test_20_copies_of_each_kind_among_2000_patients() -> None:
-    found = measure_phantoms()
+def test_20_copies_of_each_kind_among_2000_patients(many: list[Grey]) -> None:
+    found = measure_phantoms(many)
     assert found.pop("none")["false"] == 0, "patients were joined"
     assert {name: row["found"] for name, row in found.items() if row["found"] < 18} == {}
     assert {name: row["false"] for name, row in found.items() if row["false"]} == {}

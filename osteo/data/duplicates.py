@@ -42,7 +42,11 @@ def find_pairs(thumbnails: Grey) -> list[Pair]:
 
     Of many copies of one picture not every pair is listed, but all copies are connected.
     """
-    compared, lost = compare_likely(thumbnails)
+    return join(*compare_likely(thumbnails))
+
+
+def join(compared: Sequence[Comparison], lost: Sequence[str]) -> list[Pair]:
+    """The pairs of the same exposure among what `compare_likely` returns, in the order of their indices."""
     same = [comparison for comparison in compared if comparison.fine >= SAME]
     found: dict[tuple[int, int], Pair] = {}
     for comparison in same + _without_detail(compared, same, lost):

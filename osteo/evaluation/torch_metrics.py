@@ -17,7 +17,7 @@ class Auroc(BinaryAUROC):
     """The area under the ROC curve of logits; those that arithmetic cannot tell apart are ties."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(normalization=None, **kwargs)
+        super().__init__(normalization=None, validate_args=False, **kwargs)
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Takes float logits and int labels, both (B,)."""
@@ -31,5 +31,8 @@ class Auroc(BinaryAUROC):
 
 
 def training_metrics() -> MetricCollection:
-    """What is followed while training; takes by name `logits`, probabilities `preds`, int labels `target`, all (B,)."""
-    return MetricCollection({"accuracy": BinaryAccuracy(), "auroc": Auroc()})
+    """What is followed while training; takes by name `logits`, probabilities `preds`, int labels `target`, all (B,).
+
+    The manifest has checked the labels; torchmetrics would do so in every step, for which the GPU has to be waited for.
+    """
+    return MetricCollection({"accuracy": BinaryAccuracy(validate_args=False), "auroc": Auroc()})

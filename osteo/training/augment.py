@@ -114,7 +114,7 @@ def hashed(seed: int, draw: Tensor, count: int) -> Tensor:
         count: numbers per draw.
     """
     golden = -7046029254386353131  # 2 ** 64 over the golden ratio, odd, as a signed integer
-    start = _mix(torch.tensor(seed, device=draw.device) + golden)
+    start = _mix(torch.tensor(seed) + golden)  # on the CPU: a GPU takes it along without being waited for
     state = _mix(start + draw * golden)
     return _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
 
