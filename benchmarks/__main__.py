@@ -31,6 +31,7 @@ BENCHMARKS = {
     "coverage": "intervals and tests against a known truth",
     "folds": "the AUROC of all pairs and of those within a fold, where networks differ by an offset",
     "selection": "the best of ten models on test, as measured and corrected",
+    "bounded": "what reading takes of files that claim or inflate to too much",
     "dicom": "what becomes of the files that pydicom ships",
     "parity": "one picture, one logit, wherever it is asked about",
     "predict": "how long an answer takes",

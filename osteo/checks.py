@@ -1,16 +1,19 @@
 """What goes together in a configuration, and what does not: one line for the first mistake."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from osteo import parts
 from osteo.config import DATA_SETS, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig, SplitConfig
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, counted, unknown
 from osteo.task import CLASSES
 
+LABEL_COLUMNS = ("picture", "class", "split")
+"""What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
 TARGET = "_target_"
 """The key of a part that names its class, as in Hydra."""
 
@@ -66,26 +69,81 @@ def check_data(data: DataConfig) -> None:
 
 
 def _check_archives(data: DataConfig) -> None:
-    given = {key for key in ("kaggle", "mendeley", "root") if getattr(data, key)}
-    used = {"folder": {"root"}, "paper": {"kaggle", "mendeley"}, "clean": {"kaggle", "mendeley"}}.get(data.name, set())
-    if given - used:
-        wrong = sorted(given - used)[0]
-        right = "data=folder" if wrong == "root" else "data=paper or data=clean"
-        raise UserError(f"data.{wrong} is not read by data={data.name}; it goes with {right}")
-    for key in sorted(used):
+    used = DATA_SETS[data.name]
+    for key in ("kaggle", "mendeley", "root"):
+        if getattr(data, key) and key not in used:
+            readers = [f"data={name}" for name, keys in DATA_SETS.items() if key in keys]
+            raise UserError(f"data.{key} is not read by data={data.name}; it goes with {' or '.join(readers)}")
+    for key in used:
         place = getattr(data, key)
         if not place and not (data.download and key != "root"):
             hint = "" if key == "root" else ", or data.download=true"
             raise UserError(f"data={data.name} needs data.{key}=PATH, a folder or a zip{hint}")
         if place and not Path(place).expanduser().exists():
             raise UserError(f"data.{key}={place}: no such file or folder")
-    if data.classes and data.name != "folder":
-        raise UserError(f"data.classes goes with data=folder, not with data={data.name}")
-    for pair in data.classes:
-        if pair.rpartition(":")[2].strip() not in CLASSES or ":" not in pair:
-            raise UserError(f"data.classes: '{pair}' is no FOLDER:CLASS with a class of {', '.join(CLASSES)}")
-    if data.download and data.name not in ("paper", "clean"):
-        raise UserError(f"data.download=true goes with data=paper or data=clean, not with data={data.name}")
+    if data.download and not {"kaggle", "mendeley"} & set(used):
+        raise UserError(f"data.download=true goes with the two archives, not with data={data.name}")
+    if data.split.test_source == data.name and len(used) == 1:
+        raise UserError(
+            f"data.split.test_source={data.split.test_source} leaves nothing to train on:"
+            f" data={data.name} is a single source"
+        )
+    if data.name != "folder":
+        for key in ("classes", "labels", "columns", "patient"):
+            if getattr(data, key):
+                raise UserError(f"data.{key} goes with data=folder, not with data={data.name}")
+    _check_labels(data)
+
+
+def _check_labels(data: DataConfig) -> None:
+    named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+    named_pairs(data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS)
+    if data.columns and not data.labels:
+        raise UserError("data.columns goes with data.labels=FILE")
+    if data.labels and not Path(data.labels).expanduser().is_file():
+        raise UserError(f"data.labels={data.labels}: no such file")
+    if data.patient and not data.labels:  # else it may be a column, which the file decides
+        patient_pattern(data.patient)
+
+
+def patient_pattern(given: str) -> re.Pattern[str]:
+    """The pattern that finds a patient in the path of a picture.
+
+    Raises:
+        UserError: it is none, or does not have exactly one group.
+    """
+    try:
+        pattern = re.compile(given)
+    except re.error as error:
+        raise UserError(f"data.patient={given} is no regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise UserError(
+            f"data.patient={given} has {counted(pattern.groups, 'group')}; the one that holds the patient is needed,"
+            " as in '([^/_]+)_[^/]*$' for P12_left.png"
+        )
+    return pattern
+
+
+def named_pairs(given: Sequence[str], key: str, form: str, allowed: Iterable[str]) -> dict[str, str]:
+    """What names stand for, from pairs such as healthy:normal; names in lower case, since case is no difference.
+
+    Args:
+        given: the pairs.
+        key: of the configuration that gave them, for errors.
+        form: of a pair, in words, for errors.
+        allowed: what a name may stand for.
+
+    Raises:
+        UserError: one is no such pair, or two contradict each other.
+    """
+    found: dict[str, str] = {}
+    for pair in given:
+        name, colon, meaning = (part.strip().casefold() for part in pair.rpartition(":"))
+        if not colon or not name or meaning not in allowed:
+            raise UserError(f"{key}: '{pair}' is no {form} of {', '.join(allowed)}")
+        if found.setdefault(name, meaning) != meaning:
+            raise UserError(f"{key}: '{name}' stands for {found[name]} and for {meaning}")
+    return found
 
 
 def _check_split(split: SplitConfig) -> None:

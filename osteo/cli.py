@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from osteo.errors import unknown
+from osteo.errors import printable, unknown
 
 COMMANDS = {
     "prepare": "read the archives, decode every picture once, and show what is used",
@@ -57,7 +57,7 @@ def main() -> None:
         print(f"osteo {version('osteo')}")
         return
     if arguments[0] not in COMMANDS:
-        print(f"osteo: {unknown('command', arguments[0], COMMANDS)}", file=sys.stderr)
+        print(f"osteo: {printable(unknown('command', arguments[0], COMMANDS))}", file=sys.stderr)
         sys.exit(2)
     _run(arguments[0], arguments[1:])
 

@@ -10,8 +10,15 @@ from typing import Any
 
 from osteo.task import RULES, YOUDEN
 
-DATA_SETS = ("phantom", "paper", "clean", "folder")
-"""Values of data.name, beside the sources that plugins register."""
+DATA_SETS: dict[str, tuple[str, ...]] = {
+    "phantom": (),
+    "paper": ("kaggle", "mendeley"),
+    "clean": ("kaggle", "mendeley"),
+    "kaggle": ("kaggle",),
+    "mendeley": ("mendeley",),
+    "folder": ("root",),
+}
+"""Values of data.name, beside the sources that plugins register, and the keys of the archives that each reads."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -64,18 +71,34 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    name: str = option("phantom", "phantom, paper, clean, folder, or a source that a plugin has registered")
-    kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, data=clean)")
-    mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, data=clean)")
+    name: str = option(
+        "phantom", "phantom, paper, clean, kaggle, mendeley, folder, or a source that a plugin has registered"
+    )
+    kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, clean or kaggle)")
+    mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, clean or mendeley)")
     root: str | None = option(
         None,
-        "a folder or zip with class folders normal and osteoporosis (data=folder); or what a registered source reads",
+        "a folder or zip with class folders normal and osteoporosis, or with pictures that data.labels names"
+        " (data=folder); or what a registered source reads",
     )
     classes: list[str] = option(
-        [], "what folders of other names stand for, as in [healthy:normal,ill:osteoporosis] (data=folder)"
+        [],
+        "what folders of other names, or other words of data.labels, stand for, as in"
+        " [healthy:normal,ill:osteoporosis] (data=folder)",
+    )
+    labels: str | None = option(
+        None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
+    )
+    columns: list[str] = option(
+        [], "what columns of other names hold, as in [Datei:picture,Befund:class,Gruppe:split] (data.labels)"
+    )
+    patient: str | None = option(
+        None,
+        "whose picture it is: a column of data.labels, or a pattern with one group that is searched in the path,"
+        " as in '([^/_]+)_[^/]*$' (data=folder)",
     )
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
-    download: bool = option(False, "fetch the archives that are not given (data=paper, data=clean)")
+    download: bool = option(False, "fetch the archives that are not given (data=paper, clean, kaggle or mendeley)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
     fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))

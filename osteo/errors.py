@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and the words that messages share."""
 
 import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +24,27 @@ def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) 
 def counted(number: int, noun: str) -> str:
     """A number of things in words: 1 file, 2 files."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, what turns the direction of text, and bytes of a name that is not UTF-8."""
+
+
+def printable(text: object) -> str:
+    r"""Text on one line that a terminal prints and a file in UTF-8 holds; anything else stands as in \x1b or \xe9."""
+    return UNPRINTABLE.sub(_escape, str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each of them printable."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:  # how Python holds a byte that is not UTF-8
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 DISK = {

@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def whole(path: Path) -> Iterator[Path]:
     aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))  # names end at 255 bytes
         inner = aside / path.name
         yield inner
         if inner.is_dir():
@@ -47,9 +48,9 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole, in UTF-8."""
+    """Writes a text file whole, in UTF-8; what of a file's name is not UTF-8 stands as an escape."""
     with whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,8 +59,51 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Writes a CSV file whole, without an index column, floats to full precision."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    """Writes a CSV file whole, without an index column, floats to full precision.
+
+    Text that a spreadsheet would take for a formula stands behind an apostrophe, which `read_table` takes away.
+    """
+    cells = _map_text(table, lambda text: f"'{text}" if FORMULA.match(text) else text)
+    write_text(path, cells.to_csv(index=False, lineterminator="\n").replace("\r", "\\x0d"))  # it would end a row
+
+
+def read_table(path: Path, **options: Any) -> pd.DataFrame:
+    """Reads a CSV file that `write_table` wrote, every text as it was.
+
+    Args:
+        path: of the file.
+        options: of `pandas.read_csv`.
+    """
+    return _map_text(pd.read_csv(path, **options), unquoted)
+
+
+def unquoted(text: str) -> str:
+    """Text as it was before `write_table` put an apostrophe before what looks like a formula."""
+    return text[1:] if QUOTED_FORMULA.match(text) else text
+
+
+FORMULA = re.compile(r"(?![+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$)'*([=@\t\uff1d\uff0b\uff0d\uff20]|[+-][\s\S])")
+"""Text that a spreadsheet may take for a formula, behind any number of apostrophes; a number or a dash is none."""
+QUOTED_FORMULA = re.compile(f"'(?:{FORMULA.pattern})")
+
+
+def _map_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    changed = table.copy()
+    for name, column in table.items():
+        if pd.api.types.is_string_dtype(column) or pd.api.types.is_object_dtype(column):
+            values = [change(value) if isinstance(value, str) else value for value in column]
+            changed[name] = pd.Series(values, column.index, dtype=column.dtype)
+    return changed
+
+
+def name_of_file(name: str, suffix: str) -> str:
+    """A name and a suffix as a name that a disk takes: at most 255 bytes, and a hash of the name where it is cut."""
+    content = name.encode(errors="backslashreplace")
+    room = 255 - len(suffix.encode())
+    if len(content) > room:
+        mark = f"-{hashlib.sha256(content).hexdigest()[:12]}"
+        content = content[: room - len(mark)].decode(errors="ignore").encode() + mark.encode()
+    return content.decode() + suffix
 
 
 def write_sealed(path: Path, text: str) -> None:

@@ -38,7 +38,7 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 is too small; the smallest allowed is 1"),
         (["model.pretrained=maybe"], "model.pretrained=maybe: Value 'maybe' is not a valid bool"),
         (["optimizer=adam"], "optimizer 'adam' is unknown; choose one of: adamw, sgd"),
-        (["data=xray"], "data 'xray' is unknown; choose one of: clean, folder, paper, phantom"),
+        (["data=xray"], "data 'xray' is unknown; choose one of: clean, folder, kaggle, mendeley, paper, phantom"),
         (["augment.name=mixup"], "augment.name 'mixup' is unknown; choose one of: online, paper"),
         (["trainer.accelerator=tpu"], "trainer.accelerator 'tpu' is unknown; choose one of: auto, cpu"),
         (["trainer.precision=8"], "trainer.precision '8' is unknown; choose one of: auto, 32-true"),

@@ -1,12 +1,18 @@
 """The clinical sheet, with its odd headings."""
 
+import io
+import time
+import zipfile
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from osteo.data.clinical import mismatches, read_sheet, who_class
 from osteo.data.prepare import sheet_mismatches, t_scores
 from osteo.data.sources import read_mendeley
+from osteo.reading import tables
+from osteo.reading.pictures import Unusable
 from tests.conftest import REAL_DATA
 
 SHEET = REAL_DATA / "mendeley" / "patient details.xlsx"
@@ -41,16 +47,86 @@ def test_the_cut_offs_of_the_who(t_score: float, name: str) -> None:
     assert who_class(t_score) == name
 
 
-def test_what_is_no_sheet_is_none() -> None:
-    assert read_sheet(b"not a workbook") is None
-    import io
+def workbook(*rows: list[object], **replaced: bytes) -> bytes:
+    """A workbook of one sheet; the parts that `replaced` names have other content."""
+    book, first, last = openpyxl.Workbook(), io.BytesIO(), io.BytesIO()
+    for row in rows:
+        book.worksheets[0].append(row)
+    book.save(first)
+    with zipfile.ZipFile(first) as made, zipfile.ZipFile(last, "w", zipfile.ZIP_DEFLATED) as target:
+        for part in made.infolist():
+            content = replaced.get(Path(part.filename).stem, made.read(part))
+            target.writestr(part.filename, content)
+    return last.getvalue()
 
-    import openpyxl
 
-    book, buffer = openpyxl.Workbook(), io.BytesIO()
-    book.worksheets[0].append(["other", "table"])
-    book.save(buffer)
-    assert read_sheet(buffer.getvalue()) is None
+def sheet_xml(rows: bytes, dimension: str = "A1:B2") -> bytes:
+    space = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">'
+    return space + f'<dimension ref="{dimension}"/><sheetData>'.encode() + rows + b"</sheetData></worksheet>"
+
+
+HEADINGS = (
+    b'<row r="1"><c r="A1" t="inlineStr"><is><t>Patient ID</t></is></c>'
+    b'<c r="B1" t="inlineStr"><is><t>Age</t></is></c></row>'
+)
+ONE_PATIENT = b'<row r="%d"><c r="A%d" t="inlineStr"><is><t>n1</t></is></c></row>'
+
+
+def test_another_table_is_no_sheet() -> None:
+    assert read_sheet(workbook(["other", "table"])) is None
+    assert read_sheet(workbook()) is None
+
+
+def test_a_sheet_that_claims_to_be_huge_is_read_for_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_CELLS", (20_000, 256))
+    xml = sheet_xml(HEADINGS + ONE_PATIENT % (2, 2) + ONE_PATIENT.replace(b"n1", b"n2") % (10**12, 3), "A1:XFD1048576")
+    found = read_sheet(workbook([], sheet1=xml))
+    assert found is not None
+    assert list(found.index) == ["N1"], "no row below the last that Excel has"
+
+
+BOMBS = {
+    "rows": workbook([], sheet1=sheet_xml(HEADINGS + b"<row><c><v>1</v></c></row>" * 60_000)),
+    "bytes": workbook([], sheet1=sheet_xml(HEADINGS + b"<row/>" * 3_000_000)),
+    "styles": workbook([], styles=b" " * 20_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_sheet_larger_than_any_of_patients_is_refused_at_once(kind: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(Unusable, match="larger than a sheet with one row per patient can be"):
+        read_sheet(BOMBS[kind])
+    assert time.monotonic() - begun < 10
+    assert len(BOMBS[kind]) < 300_000
+
+
+def test_a_sheet_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_SECONDS", -1.0)
+    with pytest.raises(Unusable, match="larger than a sheet"):
+        read_sheet(workbook(["Patient ID"]))
+
+
+DAMAGED = {
+    "text": b"not a workbook",
+    "cut short": workbook(["Patient ID"], ["N1"])[:-100],
+    "cut sheet": workbook([], sheet1=sheet_xml(HEADINGS)[:-20]),
+    "entities": workbook([], sheet1=b'<!DOCTYPE a [<!ENTITY b "c">]>' + sheet_xml(HEADINGS)),
+    "no workbook": workbook([], workbook=b""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_sheet_is_named_and_the_pictures_are_used(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "normal").mkdir()
+    (tmp_path / "normal" / "N1.png").write_bytes(b"")
+    (tmp_path / "details.xlsx").write_bytes(DAMAGED[kind])
+    found = read_mendeley(str(tmp_path))
+    assert found.clinical is None
+    assert [picture.patient for picture in found.pictures] == ["N1"]
+    assert caplog.messages == ["set aside details.xlsx: not a workbook, or damaged"]
 
 
 def test_t_scores_go_by_image(archives: Path, tmp_path: Path) -> None:

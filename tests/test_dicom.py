@@ -2,12 +2,11 @@
 
 import io
 import os
-import struct
-import subprocess
 import time
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +24,8 @@ from pydicom.uid import (
 )
 
 from osteo.data.store import Grey
-from osteo.reading import apart
-from osteo.reading.pictures import PICTURES_AND_DICOM, Unusable, decode
+from osteo.reading import apart, worker
+from osteo.reading.pictures import PICTURES_AND_DICOM, NotRead, Unusable, decode
 from osteo.reading.reader import looks_like_picture, read_picture
 from tests.dicom import FILES, RNG, compressed, dataset, file, picture, saved, table, written
 
@@ -211,41 +210,48 @@ def test_threads_share_the_process_without_mixing_pictures_up() -> None:
 def test_a_process_that_dies_takes_one_file_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = picture(8), picture(8)
     same(file(one, 8), one)
-    ask = apart._ask
+    exchange, deaths = apart._exchange, []
 
-    def killed(reader: "subprocess.Popen[bytes]", content: bytes) -> Grey:
-        reader.kill()
-        return ask(reader, content)
+    def killed(process: apart.Process, *request: Any) -> tuple[bool, str, Grey]:
+        if len(deaths) < most:
+            deaths.append(process.pid)
+            process.kill()
+        return exchange(process, *request)
 
-    def interrupted(reader: "subprocess.Popen[bytes]", content: bytes) -> Grey:
-        reader.stdin.write(struct.pack(">Q", len(content)) + content)
-        reader.stdin.flush()
+    def interrupted(process: apart.Process, task: bytes, content: bytes, size: int) -> tuple[bool, str, Grey]:
+        process.stdin.write(worker.REQUEST.pack(task, len(content), size) + content)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "_ask", killed)
-        assert reason(file(one, 8)) == "DICOM that crashes its decoder"
-        patch.setattr(apart, "_ask", interrupted)
+        patch.setattr(apart, "_exchange", killed)
+        most = 1
+        same(file(one, 8), one)  # the next process reads it
+        most = 3
+        with pytest.raises(NotRead, match="DICOM whose reading was ended from outside"):
+            read_picture(file(one, 8), 64)
+        assert len(set(deaths)) == 3
+        patch.setattr(apart, "_exchange", interrupted)
         with pytest.raises(KeyboardInterrupt):
             read_picture(file(one, 8), 64)
     same(file(other, 8), other)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_fork_has_a_process_of_its_own() -> None:
+def test_a_fork_has_processes_of_its_own() -> None:
     pixels = picture(8)
     same(file(pixels, 8), pixels)
-    mine = apart._reader
+    mine = set(apart._alive)
     if not (child := os.fork()):
         wrong = True
         try:
             same(file(pixels, 8), pixels)
-            wrong = apart._reader is mine
+            wrong = bool(apart._alive & mine)
         finally:
             apart.stop()
             os._exit(wrong)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert apart._reader is mine
+    assert apart._alive == mine
+    assert all(process.poll() is None for process in mine)
     same(file(pixels, 8), pixels)
 
 
@@ -284,7 +290,7 @@ def test_plain_files_that_are_no_picture() -> None:
     claims[29:33] = zlib.crc32(claims[12:29]).to_bytes(4)
     place = png.index(b"IDAT") - 4
     for content in (bytes(claims), png[:place] + b"\xff\xff\xff\xff" + png[place + 4 :], png[:-20]):
-        assert reason(content) == "cut short, or not as large as it says"
+        assert reason(content) == "truncated, or not as large as it says"
     assert reason((FILES / "ExplVR_LitEndNoMeta.dcm").read_bytes()).endswith("its header (DICM at byte 128) is missing")
 
 

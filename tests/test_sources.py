@@ -3,11 +3,16 @@
 import errno
 import hashlib
 import io
+import multiprocessing
 import os
+import pickle
 import re
+import socket
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +24,14 @@ from PIL import Image
 from osteo import parts
 from osteo.checks import check
 from osteo.config import DataConfig, PrepareConfig
+from osteo.data.archives import Folder, Zip
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
 from osteo.data.prepare import prepare
-from osteo.data.sources import Folder, Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
+from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
 from osteo.data.store import square
 from osteo.data.summary import leaks
 from osteo.errors import UserError
-from osteo.reading.pictures import decode
+from osteo.reading.pictures import Unusable, decode
 from osteo.task import CLASS_NAMES
 
 
@@ -404,7 +410,7 @@ def test_an_unknown_source_is_answered_with_all_names(registered: Callable[[obje
     with pytest.raises(UserError) as caught:
         check(PrepareConfig(data=DataConfig(name="your_source")))
     assert str(caught.value) == (
-        "data.name 'your_source' is unknown; choose one of: phantom, paper, clean, folder, my_source"
+        "data.name 'your_source' is unknown; choose one of: phantom, paper, clean, kaggle, mendeley, folder, my_source"
     )
 
 
@@ -433,3 +439,202 @@ def test_a_source_that_breaks_its_contract_is_one_line(
         prepare(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+
+
+def reasons(root: Path) -> dict[str, str]:
+    """Why each picture of a folder or zip is set aside, or nothing, by its name."""
+    table = build_manifest({"folder": read_folder(str(root))}, root.parent / "cache")
+    return {i.removeprefix("folder/"): reason for i, reason in zip(table["image_id"], table["reason"], strict=True)}
+
+
+def two_classes(root: Path) -> Path:
+    return write(root, **{"normal/a.png": png(1), "osteoporosis/b.png": png(2)})
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "data")
+    os.mkfifo(root / "normal" / "pipe.png")
+    (root / "normal" / "device.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "normal" / "socket.png"))
+        found = reasons(root)
+    odd = "not a regular file (a pipe, a socket or a device)"
+    assert found == {
+        "normal/a.png": "",
+        "normal/device.png": odd,
+        "normal/pipe.png": odd,
+        "normal/socket.png": odd,
+        "osteoporosis/b.png": "",
+    }
+    with pytest.raises(Unusable, match="not a regular file"):  # one that took a picture's place
+        Folder(root).read("normal/pipe.png")
+    for place in ("/dev/zero", root / "normal" / "pipe.png"):
+        with pytest.raises(UserError, match=r"^data.root=\S+ is neither a folder nor a zip file$"):
+            read_folder(str(place))
+
+
+def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
+    root = two_classes(tmp_path / "data")
+    write(tmp_path / "elsewhere", **{"c.png": png(3), "deeper/d.png": png(4)})
+    for link, target in {
+        "osteopenia": tmp_path / "elsewhere",
+        "again": root / "normal",
+        "normal/self": root / "normal",
+        "normal/up": tmp_path,
+        "normal/root": "/",
+        "zz": tmp_path / "elsewhere" / "deeper",
+        "normal/file.png": root / "osteoporosis" / "b.png",
+        "normal/round.png": "round.png",
+    }.items():
+        (root / link).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    found = read_folder(str(root))
+    assert {p.name: p.refused for p in found.pictures} == {
+        "normal/a.png": "",
+        "normal/file.png": "",
+        "normal/round.png": "broken link",
+        "osteopenia/c.png": "",
+        "osteopenia/deeper/d.png": "",
+        "osteoporosis/b.png": "",
+    }
+    assert found.strays == ["again", "normal/root", "normal/self", "normal/up", "osteopenia/back", "zz"]
+    assert found.read("osteopenia/deeper/d.png") == png(4)
+
+
+def test_a_folder_that_cannot_be_entered_is_set_aside_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(two_classes(tmp_path / "data"), **{"normal/locked/c.png": png(3)})
+    scandir = os.scandir
+
+    def refuse(path: object) -> object:  # as the system does, unless root asks
+        if str(path).endswith(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    locked = "locked"
+    assert reasons(root) == {
+        "normal/a.png": "",
+        "normal/locked/*": "folder that cannot be entered (permission denied)",
+        "osteoporosis/b.png": "",
+    }
+    locked = "data"
+    with pytest.raises(UserError, match=r"^data.root=\S+/data cannot be opened: Permission denied$"):
+        read_folder(str(root))
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not at hand")
+@pytest.mark.parametrize(("name", "bad"), [("damaged_entry", 1), ("backslashes", 0)])
+def test_the_shared_zips(name: str, bad: int) -> None:
+    source = read_folder(str(CASES / f"{name}.zip"))
+    assert len(source.pictures) == 12
+    assert {picture.class_name for picture in source.pictures} == {"normal", "osteoporosis"}
+    assert not any("\\" in picture.image_id for picture in source.pictures)
+    broken = []
+    for picture in source.pictures:
+        try:
+            assert decode(source.read(picture.name)).ndim == 2
+        except Unusable as error:
+            broken.append(str(error))
+    assert broken == ["damaged in its zip (wrong checksum)"] * bad
+
+
+def hostile_zip(path: Path) -> Path:
+    """Two good pictures, and one of each kind that must be set aside."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zipfile: one name twice
+        archive.writestr("normal/a.png", png(1))
+        archive.writestr("osteoporosis\\b.png", png(2))
+        for name in ("checksum", "deflate", "method", "longer", "shorter", "twice", "twice", "./slash"):
+            archive.writestr(f"normal/{name}.png", png(3))
+        archive.writestr("normal\\slash.png", png(4))
+        archive.writestr("normal/bomb.png", bytes(65 * 2**20), compresslevel=1)
+        archive.writestr("normal/inner.zip", b"PK")
+        places = {Path(info.filename).stem: info.header_offset for info in archive.infolist()}
+    raw = bytearray(path.read_bytes())
+    for name, at, value in (
+        ("checksum", 16, b"1234"),
+        ("method", 10, b"\x09\0"),  # deflate64
+        ("longer", 24, b"\xff\xff\0\0"),
+        ("shorter", 24, b"\x20\0\0\0"),
+    ):  # in the zip's directory, whose records end with the name
+        start = raw.rindex(f"normal/{name}.png".encode()) - 46 + at
+        raw[start : start + len(value)] = value
+    start = places["deflate"] + 30 + len("normal/deflate.png")
+    raw[start : start + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(raw)
+    return path
+
+
+def test_what_is_wrong_with_an_entry_of_a_zip_is_that_entrys_alone(tmp_path: Path) -> None:
+    damaged, checksum = "damaged in its zip (it cannot be unpacked)", "damaged in its zip (wrong checksum)"
+    assert reasons(hostile_zip(tmp_path / "bad.zip")) == {
+        "normal/a.png": "",
+        "osteoporosis/b.png": "",
+        "normal/bomb.png": "compressed to less than 1 in 20: no picture is",
+        "normal/checksum.png": checksum,
+        "normal/deflate.png": damaged,
+        "normal/longer.png": "",  # all of it is there
+        "normal/method.png": "compressed in its zip by a method that is not read",
+        "normal/shorter.png": checksum,
+        "normal/slash.png": "several files of this name",
+        "normal/twice.png": "several files of this name",
+    }
+
+
+def test_a_zip_that_is_cut_short_or_damaged_is_one_line(archives: Path, tmp_path: Path) -> None:
+    whole = zipped(archives / "kaggle", tmp_path / "K.zip").read_bytes()
+    damaged = whole.replace(b"PK\1\2", b"PK\0\0")
+    unreadable = bytearray(whole)
+    first = unreadable.index(b"PK\1\2")
+    unreadable[first + 9] |= 8  # the name says that it is UTF-8
+    unreadable[first + 46] = 0xE9
+    for content in (whole[:-30], whole[: len(whole) // 2], damaged, bytes(unreadable)):
+        (tmp_path / "bad.zip").write_bytes(content)
+        with pytest.raises(UserError, match=r"bad.zip is a zip file that is damaged or cut short; fetch it again$"):
+            read_folder(str(tmp_path / "bad.zip"))
+
+
+def many(path: Path, count: int) -> Zip:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(count):
+            archive.writestr(f"normal/{number}.png", str(number) * 3000)
+    return Zip(path)
+
+
+def _read_in_child(archive: Zip, name: str) -> bytes:
+    return archive.read(name)
+
+
+def test_a_zip_is_opened_once_whoever_reads_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, opened = many(tmp_path / "many.zip", 300), []
+    open_zip = zipfile.ZipFile.__init__
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *a, **k: (opened.append(1), open_zip(*a, **k))[1])
+    names = [entry.name for entry in archive.entries()]
+    expected = [Path(name).stem.encode() * 3000 for name in names]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            assert list(pool.map(archive.read, names)) == expected
+    assert not opened
+    assert archive.read(names[1], 2) == expected[1][:2]
+    assert pickle.loads(pickle.dumps(archive)).read(names[1]) == expected[1]
+    if "fork" in multiprocessing.get_all_start_methods():
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.starmap(_read_in_child, [(archive, name) for name in names]) == expected
+    assert archive.read(names[2]) == expected[2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="shows its open files on Linux")
+def test_a_zip_is_closed_with_its_last_reader(tmp_path: Path) -> None:
+    def is_open() -> bool:
+        return str(tmp_path / "many.zip") in {os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()}
+
+    many(tmp_path / "many.zip", 2)
+    assert not is_open()
+    source = read_folder(str(tmp_path / "many.zip"))
+    assert source.read("normal/1.png")
+    assert is_open()
+    del source
+    assert not is_open()

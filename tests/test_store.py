@@ -22,7 +22,7 @@ from osteo.data.manifest import typed
 from osteo.data.prepare import Prepared, prepare
 from osteo.data.store import ChangedFileError, Verification, clahe, open_store, square
 from osteo.errors import UserError
-from osteo.reading.pictures import decode, header, stretch
+from osteo.reading.pictures import Unusable, decode, header, stretch
 from osteo.types import Grey
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
@@ -89,7 +89,7 @@ def test_a_cut_picture_is_refused_not_filled_with_grey() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300), dtype=np.uint8))
     for kind in ("PNG", "JPEG"):
         content = encoded(noise, kind)
-        with pytest.raises(OSError, match=r"truncated|broken"):
+        with pytest.raises((OSError, Unusable), match="truncated"):
             decode(content[: len(content) * 2 // 3])
 
 
@@ -100,7 +100,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
     small[16:24] = struct.pack(">II", 30000, 30000)
     small[29:33] = struct.pack(">I", zlib.crc32(bytes(small[12:29])))
-    with pytest.raises(ValueError, match="more than 100 million pixels"):
+    with pytest.raises(Unusable, match="more than 100 million pixels"):
         header(bytes(small))
 
 

@@ -22,7 +22,7 @@ from osteo.app.jobs import C, FailFast, Task, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import check_processes, resumed
-from osteo.errors import UserError, diagnose
+from osteo.errors import UserError, diagnose, printable
 from osteo.files import display_path
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
@@ -117,7 +117,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
             raise
         fail(command, UserError(str(error).splitlines()[0]))
     except FailFast as error:
-        print(f"osteo {command}: {error}", file=sys.stderr)
+        print(f"osteo {command}: {printable(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print(f"osteo {command}: interrupted", file=sys.stderr)
@@ -171,5 +171,5 @@ def _exit(command: str, application: Application[Any], code: int, finish: Callab
 
 def fail(command: str, error: UserError) -> NoReturn:
     """Prints one line and exits with 2."""
-    print(f"osteo {command}: {error}", file=sys.stderr)
+    print(f"osteo {command}: {printable(error)}", file=sys.stderr)
     sys.exit(2)

@@ -1,5 +1,6 @@
-"""One line of what Hydra and OmegaConf say of a mistake in the configuration."""
+"""One line of what Hydra and OmegaConf say of a mistake in the configuration, and log messages that can be printed."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -10,10 +11,19 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
 
 from osteo.config import WandbConfig
-from osteo.errors import unknown
+from osteo.errors import printable_lines, unknown
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+
+class Printable(logging.Formatter):
+    """Log messages without what would move the cursor of a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line of a record, before any traceback."""
+        record.message = printable_lines(record.message)
+        return super().formatMessage(record)
 
 
 def describe_mistake(error: Exception, schema: type[Any]) -> str:

@@ -18,12 +18,12 @@ from osteo.data.manifest import unusable
 from osteo.data.splits import assign_splits, read_split, with_split
 from osteo.errors import counted
 from osteo.files import cache_dir
-from osteo.reading.pictures import decode
+from osteo.reading.reader import read_picture
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
-USUAL_MODES = ("L", "RGB")
+USUAL_MODES = ("L", "RGB", "MONOCHROME1", "MONOCHROME2")
 TINY = 100  # pixels
 
 
@@ -182,7 +182,8 @@ def _exposures(pairs: Iterable[prepare.SameExposure], manifest: pd.DataFrame, re
     return [
         Exposure(
             *pair,
-            same_pixels=pair.similarity > 0.95 and np.array_equal(decode(read(pair.first)), decode(read(pair.second))),
+            same_pixels=pair.similarity > 0.95
+            and np.array_equal(read_picture(read(pair.first)), read_picture(read(pair.second))),
             contradictory=labels[pair.first] != labels[pair.second],
         )
         for pair in pairs

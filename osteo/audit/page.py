@@ -8,7 +8,7 @@ from rich.console import Console
 from osteo.audit.findings import Audit, Exposure
 from osteo.errors import counted
 from osteo.evaluation.bootstrap import format_interval
-from osteo.reading.pictures import decode
+from osteo.reading.reader import read_picture
 from osteo.report.html import HEIGHT, embed, render
 from osteo.report.tables import as_table
 
@@ -112,7 +112,7 @@ def render_page(audit: Audit) -> str:
         return {
             "name": image_id,
             "label": labels[image_id],
-            "picture": embed(decode(audit.read(image_id), HEIGHT)),
+            "picture": embed(read_picture(audit.read(image_id), HEIGHT)),
             "note": note,
         }
 

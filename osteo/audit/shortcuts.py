@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.systems import TREES
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import read_colour
 from osteo.types import Floats, Grey, ReadFile
 
 FOLDS = 10
@@ -89,21 +92,17 @@ class Facts(NamedTuple):
 def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
     """Size and colour of every file that can be decoded, by image_id."""
 
-    def measure(row: tuple[str, str, str]) -> tuple[str, Facts]:
-        image_id, kind, mode = row
+    def measure(row: tuple[str, str]) -> tuple[str, Facts]:
+        image_id, mode = row
         content = read(image_id)
-        reduced = cv2.IMREAD_REDUCED_COLOR_8 if kind == "JPEG" else cv2.IMREAD_COLOR
         colour = 0.0
-        if (
-            mode not in ("L", "1", "LA", "I;16")
-            and (picture := cv2.imdecode(np.frombuffer(content, np.uint8), reduced)) is not None
-        ):
-            small = picture[::4, ::4].astype(np.int16) if kind != "JPEG" else picture.astype(np.int16)
-            colour = float((small.max(axis=2) - small.min(axis=2)).mean())
+        if mode not in ("L", "1", "LA", "I;16"):
+            with suppress(Unusable):
+                colour = read_colour(content)
         return image_id, Facts(len(content), colour)
 
     with ThreadPoolExecutor() as pool:
-        rows = manifest[["image_id", "format", "mode"]].itertuples(index=False, name=None)
+        rows = manifest[["image_id", "mode"]].itertuples(index=False, name=None)
         return dict(pool.map(measure, rows))
 
 
@@ -117,6 +116,8 @@ def shortcuts(
 ) -> list[Shortcut]:
     """How well random forests predict that see one trivial thing each, cross-validated by group.
 
+    What is found in fewer than two groups of a class cannot be tested, and is left out.
+
     Args:
         manifest: rows with a label, with groups.
         thumbnails: uint8 (S, S) by SHA-256.
@@ -128,10 +129,10 @@ def shortcuts(
     table = table.sort_values("image_id").reset_index(drop=True)
     features = _features(table, thumbnails, facts)
     label = table["label"].astype(int)
-    found = []
+    found: list[Shortcut] = []
     for name, values in features.items():
         if name != "source" or table["source"].nunique() > 1:
-            found.append(_cross_validate(name, SHORTCUTS[name], values, label, table["group"], seed))
+            found += _cross_validate(name, SHORTCUTS[name], values, label, table["group"], seed)
     if clinical is not None:
         known = table["patient"].map(clinical["age"]).notna() & table["patient"].map(clinical["sex"]).notna()
         rows = table[known]
@@ -139,12 +140,12 @@ def shortcuts(
             age = rows["patient"].map(clinical["age"]).astype(float)
             male = (rows["patient"].map(clinical["sex"]) == "male").astype(float)
             age_sex = np.column_stack([age, male])
-            found.append(_cross_validate("age_sex", SHORTCUTS["age_sex"], age_sex, label[known], rows["group"], seed))
+            found += _cross_validate("age_sex", SHORTCUTS["age_sex"], age_sex, label[known], rows["group"], seed)
     if table["source"].nunique() == 2:
         picture = np.hstack([features["thumbnail_8x8"], features["border"]])
         which = (table["source"] == sorted(table["source"])[-1]).astype(int)
         names = ("source_from_picture", "the picture")
-        found.append(_cross_validate(*names, picture, which, table["group"], seed, "source"))
+        found += _cross_validate(*names, picture, which, table["group"], seed, "source")
     return found
 
 
@@ -176,8 +177,11 @@ def _cross_validate(
     groups: "pd.Series[str]",
     seed: int,
     target: str = "label",
-) -> Shortcut:
-    folds = min(FOLDS, int(truth.value_counts().min()), groups.nunique())
+) -> list[Shortcut]:
+    """The shortcut, or none where two folds cannot both hold both classes."""
+    folds = min(FOLDS, int(groups.groupby(truth).nunique().min()))
+    if truth.nunique() < 2 or folds < 2:
+        return []
     forest = RandomForestClassifier(TREES, random_state=seed)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     parts = list(splitter.split(features, truth, groups))
@@ -189,4 +193,4 @@ def _cross_validate(
     found = metric_intervals(
         np.asarray(truth, int), scores[None], list(groups), names=("accuracy", "auroc"), networks=fold[None], seed=seed
     )
-    return Shortcut(name, title, len(truth), majority, found["accuracy"], found["auroc"], target)
+    return [Shortcut(name, title, len(truth), majority, found["accuracy"], found["auroc"], target)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from osteo.app import hydra as application
 from osteo.config import ExportConfig
-from osteo.errors import counted
+from osteo.errors import counted, printable
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -51,5 +51,7 @@ def export(config: ExportConfig, job: Job) -> bool:
         with whole(output) as aside:
             shutil.copyfile(made, aside)
     side = model.card.image_size
-    print(f"{output}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{printable(output)}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB"
+    )
     return True

@@ -9,7 +9,7 @@ from osteo import parts
 from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.config import RerunConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, printable
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     columns = ["image_id", "logit"]
     same = record.read_table("predictions.csv")[columns].equals(repetition.read_table("predictions.csv")[columns])
     for name in changed:
-        print(f"{name}: {first[name]} before, {second.get(name)} now")
+        print(f"{printable(name)}: {first[name]} before, {second.get(name)} now")
     if not changed:
         print(f"all {len(first)} metrics are identical, {'and the logits too' if same else 'but the logits are not'}")
     return not changed and same

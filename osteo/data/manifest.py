@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from osteo.data.clinical import who_class
-from osteo.data.sources import SPLIT_FOLDERS, Picture, Source
+from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
-from osteo.files import read_sealed, write_sealed
-from osteo.reading.pictures import NotRead, describe_error, header
+from osteo.files import read_sealed, read_table, write_sealed
+from osteo.reading.labels import SPLIT_NAMES
+from osteo.reading.pictures import NotRead, describe_error
+from osteo.reading.reader import read_header
 from osteo.task import CLASS_NAMES, CLASSES
 from osteo.types import ReadFile
 
@@ -51,6 +54,8 @@ DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that are not the fault of the file itself."""
 NOT_READ = "not read"
 """How a reason begins that lies in the disk or a permission, not in the bytes: it holds for this run alone."""
+AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_values": [""]}
+"""How pandas reads a manifest's CSV."""
 
 
 def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
@@ -64,7 +69,7 @@ def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = 
         renew: read all files again.
 
     Returns:
-        One row per picture, `split` empty for a picture that can be used and "excluded" otherwise.
+        One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
 
     Raises:
         UserError: a source has no pictures, or lacks a class.
@@ -74,10 +79,11 @@ def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = 
     stamps = [source.stamp for source in sources.values()]
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
-    recipe = json.dumps([stamps, [[p.image_id, p.path, p.class_name, p.patient] for p in pictures]])
+    facts = [[p.image_id, p.path, p.class_name, p.patient, p.split] for p in pictures]
+    recipe = json.dumps([stamps, facts])
     place = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
     text = read_sealed(place) if all(stamps) and not renew else None
-    kept = typed(pd.DataFrame()) if text is None else read_manifest(io.StringIO(text))
+    kept = typed(pd.DataFrame() if text is None else pd.read_csv(io.StringIO(text), **AS_TEXT))
     kept = kept[~kept["reason"].str.startswith(NOT_READ)]
     known = set(kept["image_id"])
     missing = [picture for picture in pictures if picture.image_id not in known]
@@ -98,9 +104,9 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=list(COLUMNS)).astype(COLUMNS).fillna({"split": "", "reason": "", "patient": ""})
 
 
-def read_manifest(file: Path | io.StringIO) -> pd.DataFrame:
+def read_manifest(path: Path) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
-    return typed(pd.read_csv(file, dtype="string", keep_default_na=False, na_values=[""]))
+    return typed(read_table(path, **AS_TEXT))
 
 
 def read_bytes(read: ReadFile, name: str) -> bytes:
@@ -135,8 +141,8 @@ def _check_classes(name: str, source: Source) -> None:
     present = {picture.class_name for picture in source.pictures}
     if not present:
         raise UserError(
-            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}"
-            f" with files ending in .png, .jpg or .jpeg ({len(source.strays)} other files were found)"
+            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}, or"
+            f" data.classes or data.labels to say what is what ({len(source.strays)} other files were found)"
         )
     for needed in CLASS_NAMES:
         if needed not in present:
@@ -154,21 +160,21 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
         try:
             content = read_bytes(source.read, picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
-            row["width"], row["height"], row["format"], row["mode"] = header(content)
+            row["width"], row["height"], row["format"], row["mode"] = read_header(content)
         except NotRead as error:
             reason = f"{NOT_READ} ({error})"
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:
         reason = OSTEOPENIA
-    row["split"], row["reason"] = ("excluded", reason) if reason else ("", "")
+    row["split"], row["reason"] = ("excluded", reason) if reason else (picture.split, "")
     return row
 
 
 def _drop_repeats(manifest: pd.DataFrame) -> pd.DataFrame:
     """Sets aside what a ready-made split folder repeats of the same source and class: each picture counts once."""
     folders = manifest["image_id"].str.casefold().str.split("/")
-    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_FOLDERS.keys())).astype(bool)
+    presplit = folders.map(lambda parts: bool(set(parts[1:-1]) & SPLIT_NAMES.keys())).astype(bool)
     content = manifest["source"] + "/" + manifest["class_name"] + "/" + manifest["sha256"].fillna("")
     repeated = presplit & content.isin(content[~presplit]) & manifest["sha256"].notna()
     return exclude(manifest, repeated, REPEATED)

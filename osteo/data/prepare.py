@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import pandas as pd
 
 from osteo import parts
-from osteo.checks import check, check_data
+from osteo.checks import check, check_data, named_pairs
 from osteo.config import DATA_SETS, DataConfig, PhantomConfig
 from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
@@ -22,7 +23,9 @@ from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, 
 from osteo.data.splits import assign_splits
 from osteo.data.store import ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
-from osteo.files import alone, cache_dir, read_sealed, whole, write_sealed
+from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed
+from osteo.reading.labels import read_labels
+from osteo.task import CLASSES
 from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
@@ -137,16 +140,24 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     if config.name not in DATA_SETS:
         return check_sources(parts.sources[config.name](config, cache), f"data.name={config.name}")
     if config.name == "folder":
-        pairs = [pair.rpartition(":") for pair in config.classes]
-        classes = {folder.strip(): class_name.strip() for folder, _, class_name in pairs}
-        return {"folder": read_folder(str(config.root), classes)}
+        classes = named_pairs(config.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+        labels = read_labels(config) if config.labels else None
+        return {"folder": read_folder(str(config.root), classes, labels=labels, patient=config.patient)}
     kaggle, mendeley = config.kaggle, config.mendeley
+    used = DATA_SETS[config.name] or ("kaggle", "mendeley")
     if config.name == "phantom":
         root = phantom_archives(config.phantom, cache)
         kaggle, mendeley = str(root / "kaggle"), str(root / "mendeley")
-    if config.download:
-        kaggle, mendeley = kaggle or str(download.kaggle()), mendeley or str(download.mendeley(cache / "downloads"))
-    return {"kaggle": read_kaggle(str(kaggle)), "mendeley": read_mendeley(str(mendeley))}
+    if config.download and "kaggle" in used:
+        kaggle = kaggle or str(download.kaggle())
+    if config.download and "mendeley" in used:
+        mendeley = mendeley or str(download.mendeley(cache / "downloads"))
+    found = {}
+    if "kaggle" in used:
+        found["kaggle"] = read_kaggle(str(kaggle))
+    if "mendeley" in used:
+        found["mendeley"] = read_mendeley(str(mendeley))
+    return found
 
 
 def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
@@ -290,10 +301,15 @@ def _report_leaks(manifest: pd.DataFrame, config: DataConfig) -> None:
 
 
 def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], folder: Path) -> None:
-    """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none."""
+    """Writes every used picture and its six variants as SPLIT/CLASS/SOURCE NAME, VARIANT.png, all or none.
+
+    Where two pictures would have one name, a hash tells them apart.
+    """
     import cv2
 
     store.confirm()
+    stem_of = {image_id: image_id.replace("/", " ").rpartition(".")[0] for image_id in used["image_id"]}
+    times = Counter(stem.casefold() for stem in stem_of.values())
     with whole(folder) as aside:
         for image_id, sha256, split, class_name in used[["image_id", "sha256", "split", "class_name"]].itertuples(
             index=False, name=None
@@ -301,7 +317,9 @@ def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], fol
             place = aside / split / class_name
             place.mkdir(parents=True, exist_ok=True)
             picture = store.pictures[0, store.rows[sha256]]
-            stem = image_id.replace("/", " ").rsplit(".", 1)[0]
-            cv2.imwrite(str(place / f"{stem}, original.png"), picture)
-            for name, change in twins.items():
-                cv2.imwrite(str(place / f"{stem}, {name}.png"), change(picture))
+            stem = stem_of[image_id]
+            if times[stem.casefold()] > 1:
+                stem = f"{stem} {hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+            for name, change in {"original": lambda picture: picture, **twins}.items():
+                content = cv2.imencode(".png", change(picture))[1].tobytes()
+                (place / name_of_file(stem, f", {name}.png")).write_bytes(content)

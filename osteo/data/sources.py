@@ -1,124 +1,26 @@
-"""Reads archives as they were downloaded, a folder or a zip, and names every picture in them."""
+"""Names every picture of an archive as it was downloaded, by its class folders."""
 
-import re
-import stat
-import zipfile
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import PurePosixPath
 
 import pandas as pd
 
-from osteo.data.clinical import SHEETS, read_sheet
-from osteo.errors import UserError, unknown
-from osteo.reading.pictures import LARGEST_FILE, PICTURES
+from osteo.data.archives import Archive, Entry, open_archive
+from osteo.data.clinical import SHEETS, find_sheet
+from osteo.errors import UserError, counted, printable, unknown
+from osteo.reading.labels import Label, LabelFile, check_patients, patient_in, warn_of
+from osteo.reading.pictures import Unusable
+from osteo.reading.reader import looks_like_picture
 from osteo.task import CLASSES
 from osteo.types import ReadFile
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Splits by the names of folders of a ready-made split, as the Kaggle archive is reported to hold."""
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in an archive."""
-
-    name: str
-    stamp: str
-    """changes when the content does: size and time, or size and checksum"""
-    refused: str = ""
-    """why the file must not be opened, or empty"""
-
-
-class Archive(Protocol):
-    """A folder or a zip."""
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file, sorted by name, whatever order the file system has."""
-
-    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
-        """The content of one file, or its first bytes."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder on disk."""
-
-    root: Path
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file below the folder."""
-        for path in sorted(self.root.rglob("*")):
-            if path.is_dir():
-                continue
-            name = path.relative_to(self.root).as_posix()
-            try:
-                status = path.stat()
-            except OSError:
-                yield Entry(name, "", "broken link")
-                continue
-            refused = "larger than 512 MiB" if status.st_size > LARGEST_FILE else ""
-            yield Entry(name, f"{status.st_size}:{status.st_mtime_ns}", refused)
-
-    def read(self, name: str, most: int = -1) -> bytes:
-        """The content of one file, or its first bytes."""
-        with (self.root / name).open("rb") as file:
-            return file.read(most)
-
-
-@dataclass(frozen=True)
-class Zip:
-    """A zip file, read in place: nothing is ever unpacked to a path that the zip names."""
-
-    root: Path
-
-    def entries(self) -> Iterator[Entry]:
-        """Every file in the zip; links, encrypted files, bombs and escaping names are refused."""
-        with zipfile.ZipFile(self.root) as archive:
-            for entry in sorted(archive.infolist(), key=lambda info: info.filename):
-                if entry.is_dir():
-                    continue
-                name, refused = entry.filename.replace("\\", "/"), ""
-                if name.startswith("/") or ".." in PurePosixPath(name).parts or re.match(r"[A-Za-z]:", name):
-                    refused = "name leaves the archive"
-                elif stat.S_ISLNK(entry.external_attr >> 16):
-                    refused = "link inside a zip"
-                elif entry.flag_bits & 1:
-                    refused = "encrypted"
-                elif entry.file_size > LARGEST_FILE:
-                    refused = "larger than 512 MiB"
-                yield Entry(entry.filename, f"{entry.file_size}:{entry.CRC}", refused)
-
-    def read(self, name: str, most: int = LARGEST_FILE) -> bytes:
-        """The content of one file, at most as long as the zip's index says, or its first bytes."""
-        with zipfile.ZipFile(self.root) as archive, archive.open(name) as file:
-            return file.read(most)
-
-
-def open_archive(root: str, key: str) -> Archive:
-    """The folder or zip at `root`; `key` is the option that named it, for the error.
-
-    Raises:
-        UserError: nothing is there, or it is neither a folder nor a zip.
-    """
-    path = Path(root).expanduser()
-    if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise UserError(f"{key}={root}: no such file or folder")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{key}={root} is neither a folder nor a zip file")
-    return Zip(path)
+MOST_FOLDERS = 5  # that a warning names
+HEAD = 132  # bytes of a file that show whether it is DICOM
 
 
 @dataclass(frozen=True)
@@ -137,6 +39,8 @@ class Picture:
     """pseudonym within the source, or empty where nothing is known"""
     refused: str = ""
     """why the file must not be opened, or empty"""
+    split: str = ""
+    """train, val or test where the source states it, or empty"""
 
 
 @dataclass
@@ -159,9 +63,9 @@ def class_of(name: str, classes: Mapping[str, str] | None = None) -> str | None:
 
     Args:
         name: inside its archive.
-        classes: the class that each folder stands for, by its name in lower case; without it, those named as a class.
+        classes: what folders of other names stand for, by name in lower case; those named as a class need no mention.
     """
-    known = classes or {class_name: class_name for class_name in CLASSES}
+    known = {class_name: class_name for class_name in CLASSES} | dict(classes or {})
     for part in reversed(PurePosixPath(name).parts[:-1]):
         if found := known.get(part.strip().casefold()):
             return found
@@ -173,6 +77,21 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) and part != ".." for part in PurePosixPath(name).parts)
 
 
+def is_picture(archive: Archive, entry: Entry) -> bool:
+    """Whether a file is meant to be read, by its suffix or else by its first bytes; see `looks_like_picture`.
+
+    So is what cannot be opened: nobody knows, and it is named with its reason.
+    """
+    if is_hidden(entry.name):
+        return False
+    if entry.is_folder or looks_like_picture(entry.name, b""):
+        return True
+    try:
+        return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
+    except (OSError, Unusable):
+        return True
+
+
 def read_source(
     source: str,
     root: str,
@@ -180,44 +99,86 @@ def read_source(
     *,
     patient_of: Callable[[str], str] = lambda _: "",
     classes: Mapping[str, str] | None = None,
+    labels: LabelFile | None = None,
 ) -> Source:
-    """Finds the pictures of an archive by its class folders.
+    """Finds the pictures of an archive by its class folders, or by a table of labels.
 
     Args:
         source: name of the source, the first part of every image_id.
         root: folder or zip.
         key: option that named it, for errors.
-        patient_of: gives the patient from a name inside the archive.
+        patient_of: gives the patient from a name inside the archive, where no table does.
         classes: as `class_of` takes them.
+        labels: a table that says what each picture shows, in place of class folders.
 
     Raises:
-        UserError: the archive cannot be opened.
+        UserError: the archive cannot be opened, or the table does not fit it.
     """
     archive = open_archive(root, key)
     found = Source([], read=archive.read)
-    stamps = []
+    entries, unnamed = [], []
     for entry in archive.entries():
-        name, path = entry.name, PurePosixPath(entry.name)
-        class_name = class_of(name, classes)
-        if found.clinical is None and path.suffix.lower() in SHEETS and not entry.refused:
-            found.clinical = read_sheet(archive.read(name))
-        if class_name is None or is_hidden(name) or path.suffix.lower() not in PICTURES:
-            found.strays.append(name)
-            continue
+        if found.clinical is None and PurePosixPath(entry.name).suffix.lower() in SHEETS and not entry.refused:
+            found.clinical = find_sheet(archive, entry.name)
+        if labels is None and class_of(entry.name, classes) is None:
+            found.strays.append(entry.name)
+            if looks_like_picture(entry.name, b"") and not is_hidden(entry.name):
+                unnamed.append(entry.name)
+        elif is_picture(archive, entry):
+            entries.append(entry)
+        else:
+            found.strays.append(entry.name)
+    if labels is None:
+        _warn_of_folders(unnamed, [entry.name for entry in entries], classes or {})
+        stated = {entry.name: Label(class_of(entry.name, classes) or "") for entry in entries}
+    else:
+        stated = _match(entries, labels, classes, (source, root))
+    found.strays += [entry.name for entry in entries if entry.name not in stated]
+    entries = [entry for entry in entries if entry.name in stated]
+    for name, refused in ((entry.name, entry.refused) for entry in entries):
+        class_name, patient, split = stated[name]
         found.pictures.append(
             Picture(
                 image_id=f"{source}/{name}",
                 source=source,
                 name=name,
-                path=f"{root.rstrip('/')}/{name}",
+                path=f"{printable(root.rstrip('/'))}/{name}",
                 class_name=class_name,
-                patient=patient_of(name),
-                refused=entry.refused,
+                patient=patient or patient_of(name),
+                refused=refused,
+                split=split,
             )
         )
-        stamps.append(f"{found.pictures[-1].path}:{entry.stamp}")
-    found.stamp = "\n".join(stamps)
+    found.stamp = "\n".join(f"{p.path}:{entry.stamp}" for p, entry in zip(found.pictures, entries, strict=True))
     return found
+
+
+def _match(
+    entries: list[Entry], labels: LabelFile, classes: Mapping[str, str] | None, prefixes: tuple[str, str]
+) -> dict[str, Label]:
+    """What the table says of each picture that it names, by name; warns of what does not fit."""
+    for entry in entries:
+        if entry.is_folder:
+            log.warning("set aside %s: %s", entry.name, entry.refused)
+    stated = labels.match([entry.name for entry in entries if not entry.is_folder], prefixes)
+    other = [name for name, label in stated.items() if class_of(name, classes) not in (None, label.class_name)]
+    warn_of(other, f"{labels.option} has another class than the folder for {{}}: the file counts")
+    return stated
+
+
+def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str, str]) -> None:
+    """Names the folders of pictures that stand for no class, and what is mapped though no such folder is there."""
+    folders = Counter(PurePosixPath(name).parent.as_posix() for name in unnamed)
+    if folders:
+        listed = ", ".join(f"{folder} ({count})" for folder, count in sorted(folders.items())[:MOST_FOLDERS])
+        more = ", ..." if len(folders) > MOST_FOLDERS else ""
+        log.warning(
+            "%s left out, in folders that stand for no class: %s%s; map them with data.classes=[FOLDER:CLASS]",
+            counted(len(unnamed), "picture"), listed, more,
+        )  # fmt: skip
+    present = {part.strip().casefold() for name in named for part in PurePosixPath(name).parts[:-1]}
+    if absent := sorted(classes.keys() - present):
+        log.warning("data.classes names folders that hold no picture: %s", ", ".join(absent))
 
 
 def read_mendeley(root: str) -> Source:
@@ -230,9 +191,31 @@ def read_kaggle(root: str) -> Source:
     return read_source("kaggle", root, "data.kaggle")
 
 
-def read_folder(root: str, classes: Mapping[str, str] | None = None) -> Source:
-    """Any folder or zip with class folders; `classes` as `class_of` takes them."""
-    return read_source("folder", root, "data.root", classes=classes)
+def read_folder(
+    root: str,
+    classes: Mapping[str, str] | None = None,
+    *,
+    labels: LabelFile | None = None,
+    patient: str | None = None,
+) -> Source:
+    """Any folder or zip, with class folders or a table of labels.
+
+    Args:
+        root: folder or zip.
+        classes: as `class_of` takes them.
+        labels: as `read_source` takes them.
+        patient: a column of the labels, which have found it already, or a pattern as `patient_in` takes it.
+
+    Raises:
+        UserError: it cannot be opened, the labels do not fit it, or no picture has a patient though one is asked for.
+    """
+    column = labels.patient_column if labels else ""
+    patient_of = patient_in(patient) if patient and not column else lambda _: ""
+    found = read_source("folder", root, "data.root", patient_of=patient_of, classes=classes, labels=labels)
+    if patient or column:
+        option = f"data.patient={patient}" if patient else f"column '{column}'"
+        check_patients({picture.name: picture.patient for picture in found.pictures}, option)
+    return found
 
 
 def check_sources(found: object, key: str) -> dict[str, Source]:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from osteo.config import SplitConfig
 from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
-from osteo.data.sources import SPLIT_FOLDERS
 from osteo.errors import UserError, counted, unknown
+from osteo.reading.labels import SPLIT_NAMES
+from osteo.reading.tables import read_users_table
 from osteo.task import CLASS_NAMES
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,14 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """The manifest with train, val or test in `split` for every row that is not excluded.
 
     Raises:
-        UserError: a split or a class within it would be empty, or the split file does not fit the pictures.
+        UserError: a split or a class within it would be empty, or what states the split does not fit the pictures.
     """
     usable = manifest[manifest["split"] != "excluded"]
+    stated = usable["split"] != ""
+    if stated.any() and (config.file or config.test_source or config.fold is not None or config.ready_made):
+        log.warning("the split that the labels state is not used: data.split asks for another")
     folders = split_folders(manifest)[usable.index]
-    if folders.nunique() > 1 and not (config.ready_made or config.file):
+    if folders.nunique() > 1 and not (config.ready_made or config.file or stated.any()):
         names = ", ".join(split for split in SPLITS if (folders == split).any())
         log.warning(
             "%d of %d pictures lie in folders of a ready-made split (%s), which is not used: they are dealt anew;"
@@ -45,6 +49,8 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
         folds = deal(usable, [1.0] * config.folds, config)
         rest = usable[folds != config.fold]
         chosen = _train_and_val(rest, config).reindex(usable.index, fill_value="test")
+    elif stated.any():
+        chosen = _as_stated(usable)
     else:
         parts = deal(usable, [config.train, config.val, 1.0 - config.train - config.val], config)
         chosen = parts.map(dict(enumerate(SPLITS)))
@@ -57,9 +63,7 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
 def split_folders(manifest: pd.DataFrame) -> "pd.Series[str]":
     """The split that the nearest folder above a picture, or above what repeats it, is named for; else missing."""
     folders = manifest["image_id"].str.casefold().str.split("/").map(lambda parts: parts[-2:0:-1])
-    split = folders.map(
-        lambda names: next((SPLIT_FOLDERS[n.strip()] for n in names if n.strip() in SPLIT_FOLDERS), None)
-    )
+    split = folders.map(lambda names: next((SPLIT_NAMES[n.strip()] for n in names if n.strip() in SPLIT_NAMES), None))
     content = manifest["source"] + "/" + manifest["class_name"] + "/" + manifest["sha256"]
     repeats = split[split.notna() & content.notna()].groupby(content).first()
     return split.where(split.notna(), content.map(repeats)).astype("string")
@@ -71,7 +75,7 @@ def _from_folders(usable: pd.DataFrame, folders: "pd.Series[str]", config: Split
         outside = usable.loc[folders.isna(), "image_id"]
         raise UserError(
             f"data.split.ready_made=true: {counted(len(outside), 'picture')}, {outside.iloc[0]} first, in no folder"
-            f" named {', '.join(SPLIT_FOLDERS)}"
+            f" named {', '.join(SPLIT_NAMES)}"
         )
     if not (folders == "test").any():
         raise UserError("data.split.ready_made=true: no picture lies in a folder named test or testing")
@@ -142,15 +146,13 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
     """The split of every image_id in a CSV file.
 
     Args:
-        path: of the file, with the columns image_id and split.
+        path: of the file, with the columns image_id and split; see `read_users_table`.
         option: that named it, for errors.
 
     Raises:
         UserError: no such file, a column is missing, a split has an unknown name, or a picture is in two of them.
     """
-    if not path.is_file():
-        raise UserError(f"{option}: no such file")
-    table = pd.read_csv(path, dtype="string")
+    table = read_users_table(path, option)
     if missing := {"image_id", "split"} - set(table.columns):
         raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
     rows = table.dropna(subset=["image_id", "split"])[["image_id", "split"]].drop_duplicates()
@@ -164,6 +166,13 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
             f" {first} first ({where}); keep one row of each"
         )
     return {str(image_id): str(split) for image_id, split in zip(rows["image_id"], rows["split"], strict=True)}
+
+
+def _as_stated(usable: pd.DataFrame) -> "pd.Series[str]":
+    """The split that the sources state."""
+    if strange := sorted(set(usable["split"]) - set(SPLITS)):
+        raise unknown("split", strange[0], SPLITS)
+    return usable["split"]
 
 
 def _from_file(manifest: pd.DataFrame, path: Path) -> "pd.Series[str]":

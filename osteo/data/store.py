@@ -24,12 +24,13 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
-from osteo.reading.pictures import NotRead, decode, describe_error
+from osteo.reading.pictures import NotRead, describe_error
+from osteo.reading.reader import read_picture
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the pixels: raise it when decode, square or clahe change what they return
+VERSION = 2  # of the pixels: raise it when read_picture, square or clahe change what they return
 
 CHUNK = 4096  # pictures after which what is done is safe on the disk
 
@@ -228,7 +229,7 @@ class Shelf:
                     raise ChangedFileError(
                         f"{self.images[row]} has changed since it was hashed, though its size and time are the same"
                     )
-                picture = square(decode(content, self.image_size), self.image_size, self.fit)
+                picture = square(read_picture(content, self.image_size), self.image_size, self.fit)
             except NotRead as error:
                 return f"{NOT_READ} ({error})"
             except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,13 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from osteo.config import ExportConfig
+from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.sources import class_of, open_archive
+from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
-from osteo.reading.pictures import PICTURES, decode, describe_error
+from osteo.reading.pictures import describe_error
+from osteo.reading.reader import read_picture
 from osteo.task import CLASS_NAMES, CLASSES
 from osteo.types import Floats, Grey
 
@@ -253,12 +255,12 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
         drawn = [_phantom(number, name) for number, name in enumerate(class_names)]
         return [model.prepare(picture) for picture in drawn], [CLASSES[name] for name in class_names]
     archive = open_archive(root, "check")
-    names = [e.name for e in archive.entries() if PurePosixPath(e.name).suffix.lower() in PICTURES and not e.refused]
+    names = [entry.name for entry in archive.entries() if not entry.refused and is_picture(archive, entry)]
     pictures: list[Grey] = []
     labels: list[int | None] = []
     for name in names[:: -(-len(names) // MAX_PICTURES) or 1]:
         try:
-            pictures.append(model.prepare(decode(archive.read(name), model.card.image_size)))
+            pictures.append(model.prepare(read_picture(archive.read(name), model.card.image_size)))
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             log.warning("check: skipped %s: %s", name, describe_error(error))
             continue

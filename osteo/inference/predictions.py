@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import pandas as pd
 
-from osteo.data.sources import Archive, Entry, Folder, is_hidden, open_archive
+from osteo.data.archives import Archive, Entry, Folder, open_archive
+from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model
-from osteo.reading.pictures import Unusable
-from osteo.reading.reader import looks_like_picture, read_picture
+from osteo.reading.pictures import Unusable, describe_error
+from osteo.reading.reader import read_picture
 from osteo.types import Grey
 
 log = logging.getLogger(__name__)
 
 BATCH = 16  # pictures that are answered at once
-HEAD = 132  # bytes of a file that show whether it is DICOM
 COLUMNS = (
     *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
     *("flag", "guard_score", "guard_limit"),
@@ -60,21 +60,16 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     """
     path = Path(given).expanduser()
     if path.is_file() and path.suffix.lower() != ".zip":
-        return Folder(path.parent), [Entry(path.name, "", "")]
+        folder = Folder(path.parent)
+        return folder, [folder.entry(path.name)]
     archive = open_archive(given, "input")
     entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
-    pictures = [entry for entry in entries if _is_picture(archive, entry)]
+    pictures = [entry for entry in entries if is_picture(archive, entry)]
     if skipped := len(entries) - len(pictures):
         log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
     if not pictures:
         raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
     return archive, pictures
-
-
-def _is_picture(archive: Archive, entry: Entry) -> bool:
-    if looks_like_picture(entry.name, b""):
-        return True
-    return not entry.refused and looks_like_picture(entry.name, archive.read(entry.name, HEAD))
 
 
 def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
@@ -88,6 +83,8 @@ def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[M
             yield Opened(entry.name, read_picture(archive.read(entry.name), size))
         except Unusable as error:
             yield Opened(entry.name, None, str(error).splitlines()[0])
+        except PermissionError as error:
+            yield Opened(entry.name, None, describe_error(error))
         except (OSError, RuntimeError):
             yield Opened(entry.name, None, "cannot be read")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from osteo.reading.pictures import LARGEST_PICTURE, Unusable, stretch
+from osteo.reading.pictures import LARGEST_PICTURE, Header, Unusable, jpeg_2000, stretch
 from osteo.types import Floats, Grey, Mask
 
 T = TypeVar("T")
@@ -41,6 +41,16 @@ def read_dicom(content: bytes) -> Grey:
     pixels, photometric = _try(_decode, dataset, otherwise="its pixel data cannot be decoded")
     render = _render_grey if photometric in GREY else _render_colour
     return _try(render, pixels, photometric, dataset, otherwise="its table, window or rescaling makes no sense")
+
+
+def read_dicom_header(content: bytes) -> Header:
+    """Columns and rows, the format DICOM, and the photometric interpretation.
+
+    Raises:
+        Unusable: as `read_dicom`, as far as that shows without decoding.
+    """
+    dataset = _try(_parse, content, otherwise="its elements cannot be read")
+    return Header(int(dataset.Columns), int(dataset.Rows), "DICOM", str(dataset.PhotometricInterpretation))
 
 
 def _try(step: Callable[..., T], *arguments: Any, otherwise: str) -> T:
@@ -135,11 +145,8 @@ def _check_codestream(dataset: Any) -> None:
     if len(parse_basic_offsets(dataset.PixelData)) > 1:
         raise Unusable(MULTI_FRAME)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if start >= 0:  # JPEG 2000, bare or in a box: SOC, SIZ
-        right, bottom, left, top = (int.from_bytes(frame[start + at : start + at + 4]) for at in (8, 12, 16, 20))
-        height, width = bottom - top, right - left
-        samples, depth = int.from_bytes(frame[start + 40 : start + 42]), (frame[start + 42] & 127) + 1
+    if codestream := jpeg_2000(frame):
+        width, height, samples, depth = codestream
     elif frame.startswith(b"\xff\xd8"):
         at = 2
         while not (0xC0 <= frame[at + 1] <= 0xCF and frame[at + 1] not in (0xC4, 0xC8, 0xCC)) and frame[at + 1] != 0xF7:

@@ -1,22 +1,13 @@
 """From the bytes of a file to the grey picture in it, whatever the file is."""
 
+import json
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 
-import cv2
-
-from osteo.reading.pictures import (
-    LARGEST_FILE,
-    PICTURES_AND_DICOM,
-    Unusable,
-    decode,
-    describe_error,
-    header,
-    is_dicom,
-)
+from osteo.reading.apart import ask
+from osteo.reading.pictures import LARGEST_FILE, PICTURES_AND_DICOM, Header, Unusable, is_dicom
+from osteo.reading.worker import COLOUR, HEADER, PICTURE
 from osteo.types import Grey
-
-PNG_PIXELS_PER_BYTE = 8 * 1032  # at most: one bit each, deflated
 
 
 def looks_like_picture(name: str, head: bytes) -> bool:
@@ -29,49 +20,45 @@ def looks_like_picture(name: str, head: bytes) -> bool:
     return path.suffix.lower() in PICTURES_AND_DICOM or (is_dicom(head) and path.name.upper() != "DICOMDIR")
 
 
-def read_picture(content: bytes, size: int) -> Grey:
-    """Eight-bit grey pixels (H, W), upright, bone bright.
+def read_picture(content: bytes, size: int = 0) -> Grey:
+    """Eight-bit grey pixels (H, W), upright, bone bright, read in a process of bounded memory and time.
 
-    Common picture formats are decoded as in training. DICOM is recognised by its content; see osteo.reading.dicom.
+    Common picture formats are decoded as osteo.reading.pictures describes. DICOM is recognised by its content; see
+    osteo.reading.dicom.
 
     Args:
         content: all bytes of the file.
         size: side of the square that the picture is resized to, in pixels; a JPEG is decoded at least twice as large.
+            0 decodes all pixels.
+
+    Raises:
+        Unusable: whatever the reason; nothing else is raised.
+        NotRead: an Unusable whose reason lies outside the file.
+    """
+    return _ask(PICTURE, content, size)[1]
+
+
+def read_header(content: bytes) -> Header:
+    """The size, format and mode of a picture, of DICOM too, bounded as `read_picture`.
 
     Raises:
         Unusable: whatever the reason; nothing else is raised.
     """
-    if len(content) > LARGEST_FILE:
-        raise Unusable("larger than 512 MiB")
-    if is_dicom(content):
-        if find_spec("pydicom") is None:
-            raise Unusable("DICOM needs pip install 'osteo[dicom]'")
-        from osteo.reading.apart import read_apart
-
-        return read_apart(content)
-    try:
-        _check_png(content)
-        return decode(content, size)
-    except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
-        reason = describe_error(error).partition(" (")[0]  # brackets hold numbers or bytes of the file
-    except Exception:  # noqa: BLE001 - what a broken file makes of Pillow's parsers: struct.error, KeyError, ...
-        reason = "damaged picture"
-    if content[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):  # the groups that a DICOM data set starts with
-        reason = "not a picture; if it is DICOM, its header (DICM at byte 128) is missing"
-    raise Unusable(reason)
+    return Header(*json.loads(_ask(HEADER, content)[0]))
 
 
-def _check_png(content: bytes) -> None:
-    """Refuses a PNG file that declares more pixels or a longer chunk than it holds: OpenCV would allocate them all.
+def read_colour(content: bytes) -> float:
+    """The mean difference between a picture's channels, in grey levels; 0 of DICOM.
 
     Raises:
-        OSError, ValueError: the file is cut short or declares too much, or it is not a picture.
+        Unusable: whatever the reason; nothing else is raised.
     """
-    width, height, kind, _ = header(content)
-    if kind != "PNG":
-        return
-    at = 8
-    while at < len(content) and content[at + 4 : at + 8] != b"IEND":
-        at += 12 + int.from_bytes(content[at : at + 4])
-    if at >= len(content) or width * height > PNG_PIXELS_PER_BYTE * len(content):
-        raise ValueError("cut short, or not as large as it says")
+    return float(json.loads(_ask(COLOUR, content)[0]))
+
+
+def _ask(task: bytes, content: bytes, size: int = 0) -> tuple[str, Grey]:
+    if len(content) > LARGEST_FILE:
+        raise Unusable("larger than 512 MiB")
+    if is_dicom(content) and find_spec("pydicom") is None:
+        raise Unusable("DICOM needs pip install 'osteo[dicom]'")
+    return ask(task, content, size)

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from osteo.config import Config, WandbConfig
 from osteo.data.manifest import read_manifest
 from osteo.errors import UserError
-from osteo.files import display_path, write_json, write_table, write_text
+from osteo.files import display_path, read_table, write_json, write_table, write_text
 from osteo.records import locks
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Run:
 
     def read_table(self, name: str) -> pd.DataFrame:
         """One of the CSV files of the record."""
-        return pd.read_csv(self.directory / name)
+        return read_table(self.directory / name)
 
 
 def new_id() -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from osteo.config import PredictConfig, ServeConfig
 from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
-from osteo.files import display_path, whole, write_json, write_table, write_text
+from osteo.files import display_path, name_of_file, whole, write_json, write_table, write_text
 from osteo.inference.answer import VARIANTS
 from osteo.inference.model import Model
 from osteo.inference.predictions import Row, to_table
@@ -56,11 +56,17 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
             seen = np.asarray(picture, np.uint8)
             if row.heat is not None:
                 seen = np.hstack([seen, overlay(row.answer.prepared, row.heat)])
-                write_png(folder / "overlays" / f"{PurePosixPath(row.name)}.png", seen)
+                write_png(overlay_path(folder, row.name), seen)
             figures.append({"row": row, "picture": embed(seen)})
     failed = [row for row in rows if row.reason]
     page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, config), models=cards)
     write_text(folder / "predictions.html", page)
+
+
+def overlay_path(folder: Path, name: str) -> Path:
+    """Where the overlay of a picture lies, whatever the length of its name."""
+    *inner, last = PurePosixPath(name).parts
+    return folder.joinpath("overlays", *(name_of_file(part, "") for part in inner), name_of_file(last, ".png"))
 
 
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:

@@ -20,7 +20,7 @@ from osteo.data.store import Store, square
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.files import cache_dir
-from osteo.reading.pictures import decode
+from osteo.reading.reader import read_picture
 from osteo.records.record import Run
 from osteo.report.figures import Panel, panels
 from osteo.report.html import embed
@@ -188,7 +188,7 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     """
 
     def picture(image_id: str) -> Grey:
-        return square(decode(read(image_id), 224), 224, setting.data.fit)
+        return square(read_picture(read(image_id), 224), 224, setting.data.fit)
 
     manifest = best.read_manifest()
     used = manifest[manifest["split"] != "excluded"]

@@ -35,8 +35,9 @@ def show_runs(directory: Path) -> bool:
     if len(board):
         console.print(results_table(board))
         console.print(
-            "[dim]one row per run, the best AUROC on validation first; the other metrics are of its test pictures at a"
-            f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages[/dim]"
+            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures at a"
+            f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages",
+            style="dim",
         )
     failed = {run.directory.name: run.status() for run in runs if run.status()["state"] != "done"}
     if failed:

@@ -3,17 +3,28 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from osteo.errors import printable, printable_lines
 from osteo.files import write_text
 
 
-def terminal() -> Console:
+class Terminal(Console):
+    """Prints names as they are: nothing in them is markup, or moves the cursor."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What Rich makes of every text that it prints, also in the cells of a table."""
+        return super().render_str(printable_lines(text), **options)
+
+
+def terminal() -> Terminal:
     """The terminal in its own width; a file or a pipe in one that holds every table of ours."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
 
 
 def as_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
@@ -28,10 +39,10 @@ def as_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
 
 
 def cell(value: object) -> str:
-    """A number to three digits, a missing value as a dash, anything else as it is."""
+    """A number to three digits, a missing value as a dash, anything else as it is, where it can be printed."""
     if pd.isna(value):  # type: ignore[call-overload]
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(value)
 
 
 def as_markdown(frame: pd.DataFrame) -> str:

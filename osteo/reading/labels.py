@@ -1,0 +1,275 @@
+"""Labels from a table: the class of each picture of a folder or zip, and where it says so its patient and split."""
+
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pandas as pd
+
+from osteo.checks import LABEL_COLUMNS, named_pairs, patient_pattern
+from osteo.config import DataConfig
+from osteo.errors import UserError, counted
+from osteo.reading.pictures import PICTURES_AND_DICOM
+from osteo.reading.tables import read_users_table
+from osteo.task import CLASSES, POSITIVE
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {
+    "picture": ("image_id", "picture", "image", "image_name", "file", "file_name", "path", "name"),
+    "class": ("class", "class_name", "label", "diagnosis", "target", POSITIVE),
+    "patient": ("patient", "patient_id", "subject", "subject_id"),
+    "split": ("split",),
+}
+"""Names of columns by what they hold, the first that is there counts; case, blanks, - and _ make no difference."""
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Splits by what folders and tables call them."""
+NUMBERS = {f"{label}{zero}": name for name, label in CLASSES.items() if label is not None for zero in ("", ".0")}
+MOST_SHOWN = 5  # words of a column; more may be a column of patients, whose names stand in no message
+
+
+class Label(NamedTuple):
+    """What is stated of a picture."""
+
+    class_name: str
+    patient: str = ""
+    split: str = ""
+
+
+class Row(NamedTuple):
+    """A row of a table of labels."""
+
+    number: int
+    """in the file, the heading being 1"""
+    picture: str
+    """as the file names it"""
+    label: Label
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A table of labels."""
+
+    option: str
+    """that named it, for messages"""
+    rows: list[Row]
+    patient_column: str = ""
+    """the column that names the patients, or empty"""
+
+    def match(self, names: Iterable[str], prefixes: Iterable[str] = ()) -> dict[str, Label]:
+        """The label of every picture that a row names, by name; what does not fit is said in a warning for each kind.
+
+        Args:
+            names: of the pictures in their archive.
+            prefixes: that a row may have before such a name.
+
+        Raises:
+            UserError: no row fits, or one fits several pictures, or two rows contradict each other.
+        """
+        places = _Places(names, prefixes)
+        found: dict[str, Row] = {}
+        spare = []
+        for row in self.rows:
+            fitting = places.find(row.picture)
+            if len(fitting) > 1:
+                raise UserError(
+                    f"{self.option}: '{row.picture}' in row {row.number} may be {fitting[0]} or {fitting[1]};"
+                    " give paths"
+                )
+            if not fitting:
+                spare.append(row.picture)
+                continue
+            earlier = found.setdefault(fitting[0], row)
+            for kind, one, two in zip(Label._fields, earlier.label, row.label, strict=True):
+                if one != two:
+                    raise UserError(
+                        f"{self.option}: rows {earlier.number} and {row.number} differ in the"
+                        f" {kind.removesuffix('_name')} of {fitting[0]}; keep one of them"
+                    )
+        if not found:
+            raise UserError(
+                f"{self.option} names none of the {len(places.names)} pictures"
+                + (f", such as {places.names[0]}; its first row names '{self.rows[0].picture}'" if places.names else "")
+            )
+        warn_of(spare, f"{self.option} has {{}} without a picture", "row")
+        left_out = [name for name in places.names if name not in found]
+        warn_of(left_out, f"{self.option} has no row with a class for {{}}: left out")
+        return {name: row.label for name, row in found.items()}
+
+
+class _Places:
+    """Finds a picture by its path, or the end of it, with or without suffix and in any case."""
+
+    def __init__(self, names: Iterable[str], prefixes: Iterable[str]) -> None:
+        self.names = list(names)
+        self._prefixes = ["", *(f"{_folded(prefix).rstrip('/')}/" for prefix in prefixes)]
+        self._whole: dict[str, list[str]] = {}
+        self._ends: dict[str, list[str]] = {}
+        for name in self.names:
+            path = _folded(name)
+            self._whole.setdefault(path, []).append(name)
+            suffix = PurePosixPath(path).suffix
+            for form in {path, path.removesuffix(suffix) if suffix in PICTURES_AND_DICOM else path}:
+                parts = form.split("/")
+                for start in range(len(parts)):
+                    self._ends.setdefault("/".join(parts[start:]), []).append(name)
+
+    def find(self, given: str) -> list[str]:
+        """The pictures that a name may stand for; the whole path of one is that one."""
+        key = _folded(given)
+        paths = [key.removeprefix(prefix) for prefix in self._prefixes]
+        for known in (self._whole, self._ends):
+            for path in paths:
+                if path in known:
+                    return known[path]
+        return []
+
+
+def _folded(name: str) -> str:
+    """A name as it is compared: without regard to case, to slashes of Windows and to how accents are composed."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./").casefold()
+
+
+def read_labels(data: DataConfig) -> LabelFile:
+    """Reads `data.labels`.
+
+    Raises:
+        UserError: there is no such table, a column is missing, or a word in it is none that it may hold.
+    """
+    path = Path(str(data.labels)).expanduser()
+    option = f"data.labels={path.name}"
+    table = read_users_table(path, option)
+    columns = _find_columns(table, data, option)
+    if table.empty:
+        raise UserError(f"{option} has no row below its headings")
+    log.info("%s: %s", option, ", ".join(f"{meaning} from column '{name}'" for meaning, name in columns.items()))
+    words = {name: name for name in CLASSES} | NUMBERS
+    words |= named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+    cells = {meaning: table[column].fillna("") for meaning, column in columns.items()}
+    classes = _translate(cells["class"], words, columns["class"], option, "map it with data.classes=[WORD:CLASS]")
+    blank = pd.Series("", index=table.index)
+    splits = blank
+    if "split" in cells:
+        splits = _translate(cells["split"], SPLIT_NAMES, columns["split"], option, "write train, val or test")
+    known = (classes != "") & (cells["picture"] != "")
+    if not known.any():
+        raise UserError(f"{option} has no row with a picture and a class of {', '.join(CLASSES)}")
+    patients = cells.get("patient", blank).str.upper()
+    values = zip(table.index, cells["picture"], classes, patients, splits, known, strict=True)
+    rows = [Row(number, picture, Label(*stated)) for number, picture, *stated, use in values if use]
+    if "split" in cells and (missing := sum(not row.label.split for row in rows)):
+        raise UserError(f"{option} has no split in {missing} of {len(rows)} rows; give all of them one, or none")
+    return LabelFile(option, rows, columns.get("patient", ""))
+
+
+def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[str, str]:
+    """The heading of the column that holds each thing, for those that are there."""
+    headings: dict[str, str] = {}
+    for heading in table.columns:
+        if (earlier := headings.setdefault(_plain(heading), heading)) != heading:
+            raise UserError(f"{option} has the columns '{earlier}' and '{heading}', which cannot be told apart")
+    listed = f"its columns are: {', '.join(table.columns)}"
+    given = {}
+    for name, meaning in named_pairs(
+        data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS
+    ).items():
+        if _plain(name) not in headings:
+            raise UserError(f"{option} has no column '{name}'; {listed}")
+        given[meaning] = headings[_plain(name)]
+    if data.patient:
+        if _plain(data.patient) in headings:
+            given["patient"] = headings[_plain(data.patient)]
+        elif "(" not in data.patient:
+            raise UserError(
+                f"data.patient={data.patient} is no column of {option} and no pattern with a group; {listed}"
+            )
+    for meaning, names in COLUMNS.items():
+        present = [headings[_plain(name)] for name in names if _plain(name) in headings]
+        if present and not (meaning == "patient" and data.patient):
+            given.setdefault(meaning, present[0])
+    for needed in ("picture", "class"):
+        if needed not in given:
+            raise UserError(
+                f"{option} has no column for the {needed}, such as {', '.join(COLUMNS[needed])}; name it:"
+                f" data.columns=[COLUMN:{needed}]; {listed}"
+            )
+    return given
+
+
+def _plain(heading: str) -> str:
+    return re.sub(r"[\s_-]+", "", heading).casefold()
+
+
+def _translate(
+    cells: "pd.Series[str]", words: Mapping[str, str], column: str, option: str, hint: str
+) -> "pd.Series[str]":
+    """What the words of a column stand for; a warning counts those that are none, which become empty.
+
+    Raises:
+        UserError: none of them is known.
+    """
+    meanings = cells.str.casefold().map(words).fillna("")
+    strange = cells[meanings == ""]
+    if strange.empty:
+        return meanings
+    shown = sorted(set(strange) - {""})
+    listed = f": {', '.join(shown)}" if 0 < len(shown) <= MOST_SHOWN else ""
+    expected = ", ".join(dict.fromkeys(words.values()))
+    message = (
+        f"{option}: {len(strange)} of {len(cells)} rows have none of {expected} in column '{column}'{listed}; {hint}"
+    )
+    if len(strange) == len(cells):
+        raise UserError(message)
+    log.warning("%s", message)
+    return meanings
+
+
+def patient_in(given: str) -> Callable[[str], str]:
+    """A function that finds the patient in the path of a picture by a pattern, in upper case; empty where it has none.
+
+    Raises:
+        UserError: it is no pattern with one group.
+    """
+    pattern = patient_pattern(given)
+
+    def find(name: str) -> str:
+        found = pattern.search(name)
+        return (found[1] or "").strip().upper() if found else ""
+
+    return find
+
+
+def check_patients(patients: Mapping[str, str], option: str) -> None:
+    """Warns of pictures of which no patient is known.
+
+    Args:
+        patients: by the name of the picture, empty where unknown.
+        option: that was to give them, for messages.
+
+    Raises:
+        UserError: it gives no patient at all.
+    """
+    unknown = [name for name, patient in patients.items() if not patient]
+    if unknown and len(unknown) == len(patients):
+        raise UserError(
+            f"{option} finds no patient in any of {counted(len(patients), 'picture')}, such as {unknown[0]}"
+        )
+    warn_of(unknown, f"{option} finds no patient in {{}}: each counts as one of its own")
+
+
+def warn_of(names: list[str], message: str, noun: str = "picture") -> None:
+    """Logs a warning with the number of things, of which it names the first, at `{}`; nothing where there are none."""
+    if names:
+        log.warning("%s", message.replace("{}", f"{counted(len(names), noun)} ({names[0]} first)"))
