@@ -172,10 +172,8 @@ class Shelf:
         part.mkdir(exist_ok=True)
         pictures, done = _reserve(part / PICTURES, self.shape), _reserve(part / DONE, self.shape[1:2], np.uint32)
         for row in np.flatnonzero(done):
-            if (
-                zlib.crc32(pictures[:, row].tobytes()) != done[row]
-            ):  # what the last builder wrote did not reach the disk
-                done[row] = 0
+            if zlib.crc32(pictures[:, row].tobytes()) != done[row]:
+                done[row] = 0  # what the last builder wrote did not reach the disk
         try:
             unreadable = self.decode(np.flatnonzero(done == 0), pictures, done)
         except ChangedFileError:
