@@ -152,8 +152,10 @@ def _check_split(split: SplitConfig) -> None:
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
             f" for data.split.folds={split.folds}"
         )
-    if sum((split.file is not None, split.fold is not None, split.test_source is not None)) > 1:
-        raise UserError("only one of data.split.file, data.split.fold and data.split.test_source can be given")
+    given = (split.file is not None, split.fold is not None, split.test_source is not None, split.ready_made)
+    if sum(given) > 1:
+        names = "data.split.file, data.split.fold, data.split.test_source and data.split.ready_made"
+        raise UserError(f"only one of {names} can be given")
     if split.train + split.val >= 1.0:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
     if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):

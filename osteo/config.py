@@ -62,6 +62,9 @@ class SplitConfig:
     stratify: list[str] = option(["label", "source"], "manifest columns whose mix every split repeats")
     file: str | None = option(None, "a CSV file with the columns image_id and split, instead of drawing one")
     test_source: str | None = option(None, "leave-one-source-out: every picture of this source tests")
+    ready_made: bool = option(
+        False, "take the split of folders named train, val and test; without val, it is drawn from train"
+    )
 
 
 @dataclass
@@ -225,6 +228,9 @@ class PluginsConfig:
 class PrepareConfig(PluginsConfig):
     """What `osteo prepare` takes."""
 
+    verify: bool = option(
+        False, "hash every file again, compare every stored picture with its checksum, and mend what is damaged"
+    )
     export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import pandas as pd
 
 from osteo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -168,6 +171,54 @@ def check_checksums(path: Path) -> None:
     if entry is not None:
         part = entry.partition("/")[2] or entry
         raise UserError(f"{path.name} is damaged (the checksum of {part} is wrong); take another copy of it")
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """Writes a text file whole, with its SHA-256 in the first line, by which `read_sealed` knows a damaged one."""
+    with whole(path) as aside:
+        aside.write_bytes(_seal(text.encode("utf-8")))
+
+
+def read_sealed(path: Path) -> str | None:
+    """The text that `write_sealed` has written; None where it is missing, damaged or edited."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    text = content.partition(b"\n")[2]
+    return text.decode("utf-8") if content == _seal(text) else None
+
+
+def _seal(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+@contextmanager
+def alone(place: Path, work: str) -> Iterator[bool]:
+    """Lets one process at a time work on `place`; others wait.
+
+    Yields:
+        False on a file system without locks, where others may be at work at the same time.
+    """
+    from filelock import FileLock, Timeout  # not before it is needed: every command imports this module
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
+    is_alone = True
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            log.info("another process is %s; waiting for it", work)
+            lock.acquire(timeout=-1)
+    except OSError:
+        is_alone = False
+    try:
+        yield is_alone
+        with suppress(OSError):  # whoever still waits finds the work done; what is left is no lock
+            Path(lock.lock_file).unlink()
+    finally:
+        lock.release()
 
 
 def cache_dir(setting: str | None) -> Path:

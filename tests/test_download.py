@@ -124,6 +124,18 @@ def test_damage_is_found_by_the_checksums_of_the_zip(serve: Callable[..., Server
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("damaged", [b"", CONTENT[: len(CONTENT) // 2], CONTENT[:1000] + b"?" + CONTENT[1001:]])
+@pytest.mark.parametrize("suffix", [".zip", ".part"])
+def test_what_is_damaged_in_the_cache_is_fetched_again(
+    serve: Callable[..., Server], tmp_path: Path, suffix: str, damaged: bytes
+) -> None:
+    serve()
+    (tmp_path / f"mendeley-fxjm8fb6mw-2{suffix}").write_bytes(damaged)
+    path = download.mendeley(tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_server_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download, "MENDELEY", "http://127.0.0.1:9/file.zip")
     with pytest.raises(UserError, match=r"set data.mendeley=FILE") as caught:

@@ -1,10 +1,12 @@
 """Archives as they come: folders and zips, class folders in any case and depth, and files that are no pictures."""
 
 import errno
+import hashlib
 import io
 import multiprocessing
 import os
 import pickle
+import re
 import socket
 import stat
 import warnings
@@ -25,8 +27,9 @@ from osteo.config import DataConfig, PrepareConfig
 from osteo.data.archives import Folder, Zip
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
 from osteo.data.prepare import prepare
-from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley
+from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
 from osteo.data.store import square
+from osteo.data.summary import leaks
 from osteo.errors import UserError
 from osteo.reading.pictures import Unusable, decode
 from osteo.task import CLASS_NAMES
@@ -251,6 +254,68 @@ def test_the_same_files_under_other_names_of_classes_are_read_anew(tmp_path: Pat
         }
 
 
+def test_only_what_is_in_the_bytes_is_remembered(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write(tmp_path / "k", **{"normal/text.png": b"a letter"})
+    for path in (archives / "kaggle").rglob("*.*"):
+        write(root, **{f"{path.parent.name}/{path.name}": path.read_bytes()})
+    failing, reads = {"normal/1n.jpg": errno.EIO, "osteoporosis/3.JPEG": errno.EACCES}, []
+    read_file = Folder.read
+
+    def read(self: Folder, name: str, *most: int) -> bytes:
+        reads.append(name)
+        if name in failing:
+            raise OSError(failing[name], os.strerror(failing[name]), str(root / name))
+        return read_file(self, name, *most)
+
+    monkeypatch.setattr(Folder, "read", read)
+    config = DataConfig(name="folder", root=str(root), image_size=32, cache=str(tmp_path / "cache"))
+    config.split.grouped = False
+    for _ in range(2):
+        reads.clear()
+        caplog.clear()
+        prepare(config)
+        assert sorted(caplog.messages) == [
+            "set aside folder/normal/1n.jpg: not read (input/output error); the next run tries again",
+            "set aside folder/normal/text.png: not a picture",
+            "set aside folder/osteoporosis/3.JPEG: not read (no permission); the next run tries again",
+        ]
+    assert sorted(reads) == sorted(failing)  # nothing else is read again
+    with pytest.raises(UserError, match=r"3 files cannot be used, folder/normal/1n.jpg first \(not read"):
+        prepare(replace(config, strict=True))
+    failing.clear()
+    healed, store = prepare(config)
+    fresh, _ = prepare(replace(config, cache=str(tmp_path / "fresh")))
+    assert healed.equals(fresh)
+    assert list(healed.loc[healed["split"] == "excluded", "reason"]) == ["not a picture"]
+    assert len(store.rows) == len(healed) - 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_file_that_changed_behind_its_size_and_time_is_hashed_again(
+    tmp_path: Path, grouped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write(tmp_path / "k", **{f"{CLASS_NAMES[i % 2]}/{i}.png": png(i, (9, 9)) for i in range(24)})
+    config = DataConfig(name="folder", root=str(root), image_size=32, cache=str(tmp_path / "cache"))
+    config.split.grouped = grouped
+    old = build_manifest({"folder": read_folder(str(root))}, tmp_path / "cache").set_index("image_id")["sha256"]
+    target = root / "normal/4.png"
+    status, content = target.stat(), target.read_bytes()
+    other = next(file for file in (png(i, (9, 9)) for i in range(99, 999)) if len(file) == len(content))
+    target.write_bytes(other)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    manifest, store = prepare(config)
+    assert caplog.messages == [
+        "folder/normal/4.png has changed since it was hashed, though its size and time are the same;"
+        " all files are hashed again"
+    ]
+    new = manifest.set_index("image_id")["sha256"]
+    assert list(new[new != old].items()) == [("folder/normal/4.png", hashlib.sha256(other).hexdigest())]
+    assert np.array_equal(store.pictures[0, store.rows[new["folder/normal/4.png"]]], square(decode(other), 32, "pad"))
+    assert not list((tmp_path / "cache/stores").glob(".*.part"))
+
+
 def in_memory(source: str = "mine", **changes: str) -> Source:
     """A source of twenty pictures that lie nowhere; `changes` are made to the first."""
     content = {f"{i}.png": png(i) for i in range(20)}
@@ -268,6 +333,53 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], DataConfig
         return DataConfig(name="my_source", root="wherever", image_size=32)
 
     return register
+
+
+def copies_of(root: Path) -> Path:
+    """Two sources of 24 pictures, of which three are the same files in both."""
+    for source in ("a", "b"):
+        write(root / source, **{f"{CLASS_NAMES[i % 2]}/{i}.png": png(i + 100 * (source == "b")) for i in range(24)})
+    for i in (3, 4, 8):
+        write(root / "b", **{f"{CLASS_NAMES[i % 2]}/{i}.png": png(i)})
+    return root
+
+
+def test_a_split_that_leaks_is_spoken_of_before_training(
+    registered: Callable[[object], DataConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = copies_of(tmp_path / "data")
+    config = registered(lambda *_: {name: read_source(name, str(root / name), "data.root") for name in "ab"})
+    config.cache = str(tmp_path / "cache")
+    config.split.test_source = "b"
+    leaky, _ = prepare(config)
+    assert {kind: len(sets) for kind, sets in leaks(leaky).items()} == {"pictures": 3, "clusters": 3, "patients": 0}
+    (said,) = caplog.messages
+    assert re.fullmatch(
+        r"the split leaks: 3 groups of copies or of one patient \(3 of the same bytes, 0 of one patient\) in more than"
+        r" one, a/normal/4.png \((train|val)\) and b/normal/4.png \(test\) first;"
+        r" data.clean=true counts every picture once",
+        said,
+    )
+    caplog.clear()
+    config.split.test_source = None
+    whole, _ = prepare(config)
+    assert caplog.messages == []
+    listed = whole[["image_id", "split"]].set_index("image_id")
+    for image_id in ("a/osteoporosis/3.png", "b/osteoporosis/3.png"):
+        listed.loc[image_id, "split"] = "val" if image_id.startswith("a") else "test"
+    listed.to_csv(tmp_path / "split.csv")
+    config.split.file, config.split.grouped = str(tmp_path / "split.csv"), False
+    prepare(config)
+    (said,) = caplog.messages
+    assert said == (
+        "the split leaks: 1 group of copies or of one patient (1 of the same bytes, 0 of one patient) in more than one,"
+        " a/osteoporosis/3.png (val) and b/osteoporosis/3.png (test) first; mend the file, or data.clean=true counts"
+        " every picture once"
+    )
+    caplog.clear()
+    config.clean = True
+    prepare(config)
+    assert caplog.messages == []
 
 
 def test_a_registered_source_is_prepared_by_its_name(

@@ -1,15 +1,17 @@
 """Splits: never across a group, balanced, and the same everywhere."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from osteo.config import SplitConfig
-from osteo.data.manifest import typed
+from osteo.data.manifest import REPEATED, exclude, typed
 from osteo.data.splits import assign_splits, deal
 from osteo.errors import UserError
+from osteo.task import CLASS_NAMES
 
 
 def manifest(counts: dict[tuple[str, int], int], group_size: int = 1) -> pd.DataFrame:
@@ -114,3 +116,85 @@ def test_excluded_rows_stay_excluded() -> None:
     done = assign_splits(table, replace(SplitConfig(), fold=0))
     assert set(done.loc[:9, "split"]) == {"excluded"}
     assert not (done.loc[10:, "split"] == "excluded").any()
+
+
+def test_a_picture_in_two_splits_of_a_file_is_named(tmp_path: Path) -> None:
+    table, path = manifest(PAPER), tmp_path / "split.csv"
+    drawn = assign_splits(table, SplitConfig())[["image_id", "split"]]
+    pd.concat([drawn, drawn.head(5)]).to_csv(path, index=False)  # a row twice is no contradiction
+    assert (assign_splits(table, SplitConfig(file=str(path)))["split"] == drawn["split"]).all()
+    moved = drawn.iloc[[3, 7]].assign(split=["val", "train"])
+    pd.concat([drawn, moved]).to_csv(path, index=False)
+    with pytest.raises(UserError) as caught:
+        assign_splits(table, SplitConfig(file=str(path)))
+    assert str(caught.value) == (
+        "data.split.file=split.csv lists 2 pictures in several splits, kaggle/0/3.png first (train and val);"
+        " keep one row of each"
+    )
+
+
+def test_a_file_that_names_pictures_of_another_data_set_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, path = manifest(PAPER), tmp_path / "split.csv"
+    assign_splits(table, SplitConfig())[["image_id", "split"]].to_csv(path, index=False)
+    fewer = table.drop(index=[1, 2]).reset_index(drop=True)
+    assign_splits(fewer, SplitConfig(file=str(path)))
+    assert caplog.messages == [
+        "data.split.file=split.csv names 2 pictures that the data does not have, kaggle/0/1.png first"
+    ]
+
+
+def ready_made(*folders: str, count: int = 4) -> pd.DataFrame:
+    rows = [
+        {"image_id": f"s/{folder}/{label}/{i}.png", "source": "s", "label": label, "class_name": CLASS_NAMES[label],
+         "sha256": f"{folder}{label}{i}", "group": f"{folder}{label}{i}"}
+        for folder in folders for label in (0, 1) for i in range(count)
+    ]  # fmt: skip
+    return typed(pd.DataFrame(rows))
+
+
+def test_a_ready_made_split_is_taken_or_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    table = ready_made("Training", "deep/valid", "TEST", count=8)
+    assign_splits(table, SplitConfig())
+    assert caplog.messages == [
+        "48 of 48 pictures lie in folders of a ready-made split (train, val, test), which is not used: they are dealt"
+        " anew; data.split.ready_made=true takes the split as it is"
+    ]
+    caplog.clear()
+    taken = assign_splits(table, SplitConfig(ready_made=True))
+    assert list(taken["split"]) == ["train"] * 16 + ["val"] * 16 + ["test"] * 16
+    assert caplog.messages == []
+    assign_splits(ready_made("train", count=8), SplitConfig())  # one folder is no split
+    assert caplog.messages == []
+
+
+def test_a_ready_made_split_without_validation_gets_one_from_training() -> None:
+    table = ready_made("train", "test", count=9)
+    taken = assign_splits(table, SplitConfig(ready_made=True))
+    folder = table["image_id"].str.split("/").str[1]
+    assert set(taken.loc[folder == "test", "split"]) == {"test"}
+    assert taken.loc[folder == "train", "split"].value_counts().to_dict() == {"train": 14, "val": 4}
+
+
+def test_a_ready_made_split_is_that_of_the_repeated_files_too() -> None:
+    """As in the Kaggle archive: every picture in a class folder, and again in train, val or test."""
+    table = pd.concat([ready_made("train", "val", "test")] * 2, ignore_index=True)
+    table.loc[:23, "image_id"] = (
+        table.loc[:23, "image_id"].str.replace(r"^s/\w+/", "s/", regex=True) + "-" + table.loc[:23, "sha256"]
+    )
+    table = exclude(table, pd.Series(table.index >= 24), REPEATED)
+    taken = assign_splits(table, SplitConfig(ready_made=True))
+    assert list(taken.loc[:23, "split"]) == ["train"] * 8 + ["val"] * 8 + ["test"] * 8
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("train", "test", "more"), "8 pictures, s/more/0/0.png first, in no folder named train, training, val"),
+        (("train", "val"), "no picture lies in a folder named test or testing"),
+    ],
+)
+def test_a_ready_made_split_that_is_none_is_one_line(folders: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        assign_splits(ready_made(*folders), SplitConfig(ready_made=True))

@@ -1,7 +1,9 @@
 """Decoding, squaring and keeping pictures."""
 
 import errno
+import hashlib
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -17,9 +19,11 @@ from PIL import Image
 
 from osteo.config import DataConfig
 from osteo.data.manifest import typed
-from osteo.data.prepare import prepare
-from osteo.data.store import clahe, open_store, square
+from osteo.data.prepare import Prepared, prepare
+from osteo.data.store import ChangedFileError, Verification, clahe, open_store, square
+from osteo.errors import UserError
 from osteo.reading.pictures import Unusable, decode, header, stretch
+from osteo.types import Grey
 
 RAMP = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
 
@@ -127,9 +131,14 @@ def test_what_is_not_finite_is_refused() -> None:
         stretch(np.array([[0.0, np.nan]], np.float32))
 
 
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def pictures(count: int) -> tuple[pd.DataFrame, dict[str, bytes]]:
-    content = {f"s/{i}": encoded(Image.fromarray(np.roll(RAMP, i, 1)), "PNG") for i in range(count)}
-    rows = [{"image_id": name, "sha256": f"{i:064d}", "split": ""} for i, name in enumerate(content)]
+    files = sorted((encoded(Image.fromarray(np.roll(RAMP, i, 1)), "PNG") for i in range(count)), key=sha)
+    content = {f"s/{i}": file for i, file in enumerate(files)}  # in the order in which a store keeps them
+    rows = [{"image_id": name, "sha256": sha(data), "split": ""} for name, data in content.items()]
     return typed(pd.DataFrame(rows)), content
 
 
@@ -151,10 +160,10 @@ def test_a_store_is_built_once_and_opened_after(tmp_path: Path) -> None:
     again = open_store(table.iloc[::-1], read, tmp_path, image_size=32, fit="resize")
     assert len(reads) == 5
     assert first.rows == again.rows
-    for i, name in enumerate(content):
-        expected = square(decode(content[name]), 32, "resize")
-        assert np.array_equal(again.pictures[0, again.rows[f"{i:064d}"]], expected)
-        assert np.array_equal(again.pictures[1, again.rows[f"{i:064d}"]], clahe(expected))
+    for data in content.values():
+        expected = square(decode(data), 32, "resize")
+        assert np.array_equal(again.pictures[0, again.rows[sha(data)]], expected)
+        assert np.array_equal(again.pictures[1, again.rows[sha(data)]], clahe(expected))
     open_store(table, read, tmp_path, image_size=16, fit="resize")
     assert len(list((tmp_path / "stores").iterdir())) == 2
 
@@ -211,8 +220,8 @@ def test_what_a_killed_builder_had_done_is_taken_up(tmp_path: Path, monkeypatch:
     assert sorted((name[0], name.rpartition(".")[2]) for name in left) == [(".", "lock"), (".", "part")]
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert sorted(reads) == ["s/4", "s/5", "s/6"]
-    for i, name in enumerate(content):
-        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
+    for data in content.values():
+        assert np.array_equal(store.pictures[0, store.rows[sha(data)]], square(decode(data), 16, "pad"))
     assert sorted(path.name for path in next((tmp_path / "stores").iterdir()).iterdir()) == [
         "index.json",
         "pictures.npy",
@@ -239,8 +248,114 @@ def test_a_killed_process_leaves_a_store_that_the_next_one_finishes(tmp_path: Pa
     reads, read = counted(content)
     store = open_store(table, read, tmp_path, image_size=16, fit="pad")
     assert 20 <= len(reads) <= 32
-    for i, name in enumerate(content):
-        assert np.array_equal(store.pictures[0, store.rows[f"{i:064d}"]], square(decode(content[name]), 16, "pad"))
+    for data in content.values():
+        assert np.array_equal(store.pictures[0, store.rows[sha(data)]], square(decode(data), 16, "pad"))
+
+
+def built(table: pd.DataFrame, content: dict[str, bytes], folder: Path) -> Grey:
+    """The pictures of a new store."""
+    store = open_store(table, content.__getitem__, folder, image_size=16, fit="pad")
+    assert store.confirm() == 0
+    return store.pictures.copy()
+
+
+def flip(folder: Path, shape: tuple[int, ...], plane: int, row: int) -> None:
+    """Changes one bit of a stored picture, as a failing disk does."""
+    (path,) = (folder / "stores").rglob("pictures.npy")
+    pictures = np.lib.format.open_memmap(path, mode="r+")
+    assert pictures.shape == shape
+    pictures[plane, row, 3, 5] ^= 4
+    pictures.flush()
+
+
+@pytest.mark.parametrize("plane", [0, 1])
+def test_a_flipped_bit_is_found_and_mended(tmp_path: Path, plane: int, caplog: pytest.LogCaptureFixture) -> None:
+    table, content = pictures(5)
+    whole = built(table, content, tmp_path)
+    flip(tmp_path, whole.shape, plane, 3)
+    reads, read = counted(content)
+    store = open_store(table, read, tmp_path, image_size=16, fit="pad")
+    assert store.confirm() == 1
+    assert reads == ["s/3"]
+    assert caplog.messages == ["1 stored picture had been damaged on the disk; decoded again"]
+    assert np.array_equal(store.pictures, whole)
+    assert open_store(table, read, tmp_path, image_size=16, fit="pad").confirm() == 0
+
+
+def test_damage_that_is_found_while_pictures_are_used_ends_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, content = pictures(5)
+    whole = built(table, content, tmp_path)
+    flip(tmp_path, whole.shape, 0, 2)
+    from osteo.data.datamodule import KneeDataModule  # not above: other processes import this file
+
+    begun, compare = threading.Event(), Verification._damaged
+
+    def wait(self: Verification) -> list[int]:
+        begun.wait(10)
+        return compare(self)
+
+    monkeypatch.setattr(Verification, "_damaged", wait)
+    store = open_store(table, content.__getitem__, tmp_path, image_size=16, fit="pad")
+    datamodule = KneeDataModule(Prepared(table.assign(split="train", label=[0, 1, 0, 1, 0]), store), batch_size=2)
+    datamodule.setup("fit")
+    begun.set()
+    with pytest.raises(UserError, match=r"1 stored picture had been damaged on the disk, s/2 first, and used .* again"):
+        datamodule.teardown("fit")
+    assert np.array_equal(built(table, content, tmp_path), whole)
+
+
+def test_a_damaged_picture_without_its_file_is_one_line(tmp_path: Path) -> None:
+    table, content = pictures(5)
+    whole = built(table, content, tmp_path)
+    flip(tmp_path, whole.shape, 0, 2)
+
+    def gone(image_id: str) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", image_id)
+
+    store = open_store(table, gone, tmp_path, image_size=16, fit="pad")
+    with pytest.raises(UserError, match=r"s/2 first, cannot be mended .*not read \(no such file or directory\)"):
+        store.confirm()
+    store = open_store(table, gone, tmp_path, image_size=16, fit="pad")
+    assert store.unreadable == {table.loc[2, "sha256"]: "not read (no such file or directory)"}  # set aside from now on
+    with pytest.raises(ChangedFileError, match="s/2 has changed since it was hashed"):
+        open_store(table, lambda name: content[name] + b"?", tmp_path, image_size=16, fit="pad")
+    assert np.array_equal(built(table, content, tmp_path), whole)
+
+
+def test_a_picture_is_not_stored_under_the_hash_of_another(tmp_path: Path) -> None:
+    table, content = pictures(3)
+    content["s/1"] = content["s/2"]
+    with pytest.raises(ChangedFileError, match="s/1 has changed since it was hashed"):
+        open_store(table, content.__getitem__, tmp_path, image_size=16, fit="pad")
+    assert [path.suffix for path in (tmp_path / "stores").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOENT])
+def test_what_the_disk_does_not_give_is_tried_again(tmp_path: Path, number: int) -> None:
+    table, content = pictures(3)
+    broken = {"s/1"}
+
+    def read(image_id: str) -> bytes:
+        if image_id in broken:
+            raise OSError(number, os.strerror(number), f"/home/someone/{image_id}")
+        return content[image_id] if image_id != "s/2" else b"not a picture"
+
+    table.loc[2, "sha256"] = sha(b"not a picture")
+    table = table.sort_values("sha256", ignore_index=True)
+    damaged, unread = sha(b"not a picture"), sha(content["s/1"])
+    for _ in range(2):
+        store = open_store(table, read, tmp_path, image_size=16, fit="pad")
+        why = "no permission" if number == errno.EACCES else os.strerror(number).lower()
+        assert store.unreadable == {unread: f"not read ({why})", damaged: "not a picture"}
+    broken.clear()
+    for _ in range(2):
+        store = open_store(table, read, tmp_path, image_size=16, fit="pad")
+        assert store.unreadable == {damaged: "not a picture"}
+        expected = square(decode(content["s/1"]), 16, "pad")
+        assert np.array_equal(store.pictures[0, store.rows[unread]], expected)
+        assert store.confirm() == 0
 
 
 def test_real_archive_shape_gives_the_counts_of_the_paper(archives: Path) -> None:

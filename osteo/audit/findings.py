@@ -143,9 +143,9 @@ def audit_dataset(
     cache = cache_dir(config.cache)
     sources = prepare.read_sources(config, cache)
     read = prepare.reader(sources)
-    manifest = table.build_manifest(sources, cache)
-    recorded = read_split(against, manifest) if against else None
-    small = prepare.open_thumbnails(manifest, read, cache)
+    recorded = read_split(against, table.build_manifest(sources, cache)) if against else None
+    manifest, small = prepare.with_manifest(lambda m: (m, prepare.open_thumbnails(m, read, cache)), sources, cache)
+    small.confirm()
     pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}

@@ -28,6 +28,7 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     if config.export_augmented and Path(config.export_augmented).expanduser().exists():
         raise UserError(f"export_augmented={config.export_augmented} exists already; name a new folder")
     sources = preparing.read_sources(config.data, cache_dir(config.data.cache))
+    verified = preparing.verify(config.data, sources) if config.verify else []
     manifest, store = preparing.prepare(config.data, sources)
     console.print(as_table(flow(manifest, DELIBERATE), title="pictures"))
     used = manifest[manifest["split"].isin(SPLITS)]
@@ -38,7 +39,7 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
         preparing.export(used, store, paper_twins(config.augment), folder)
         console.print(f"augmented    {folder}", soft_wrap=True)
     strays = [name for source in sources.values() for name in source.strays]
-    for line in preparing.sheet_mismatches(sources):
+    for line in [*verified, *preparing.sheet_mismatches(sources)]:
         console.print(line)
     if strays:
         console.print(f"skipped {counted(len(strays), 'other file')}: {', '.join(strays[:10])}")

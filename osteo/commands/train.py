@@ -31,6 +31,7 @@ def train(config: Config, job: Job) -> None:
 
     from osteo.data.datamodule import KneeDataModule
     from osteo.data.prepare import prepare
+    from osteo.data.summary import leaks
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation, make_cpu_twin
@@ -75,6 +76,7 @@ def train(config: Config, job: Job) -> None:
         record.write_metrics(results)
         costs = {"seconds": round(time.perf_counter() - begun, 1), "seconds_fit": round(seconds_fit, 1)}
         facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)
+        facts |= {"leaks": {kind: len(sets) for kind, sets in leaks(prepared.manifest).items()}}
         record.write_environment(**facts)
         fit.log_result(loggers, results | facts, fit.history_of(callbacks)[best_epoch], predictions)
     record.set_status("done")

@@ -160,6 +160,17 @@ class KneeDataModule(LightningDataModule):
         if self._prepared is None:
             assert self.config is not None
             self._use(prepare(self.config))
+        assert self._prepared is not None
+        self._prepared.store.begin_use()
+
+    def teardown(self, stage: str) -> None:
+        """Called by Lightning at the end of a stage, before anyone believes its results.
+
+        Raises:
+            UserError: stored pictures were damaged on the disk, and used.
+        """
+        if self._prepared is not None:
+            self._prepared.store.confirm()
 
     def _use(self, prepared: Prepared) -> None:
         manifest, store = self._prepared = prepared

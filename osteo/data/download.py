@@ -1,14 +1,18 @@
 """Fetches the two archives: with progress, going on where an earlier try stopped, and checked."""
 
 import http.client
+import logging
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
 from osteo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 KAGGLE = "stevepython/osteoporosis-knee-xray-dataset"
 MENDELEY = "https://data.mendeley.com/public-api/zip/fxjm8fb6mw/download/2"  # doi 10.17632/fxjm8fb6mw.2, 2021
@@ -38,7 +42,7 @@ def kaggle() -> Path:
 
 
 def mendeley(folder: Path) -> Path:
-    """The Mendeley archive as a zip in the folder, fetched where it is missing.
+    """The Mendeley archive as a zip in the folder, fetched where it is missing or damaged.
 
     Nothing is published to check the file by, but a zip holds a checksum of each file in it: all are compared.
 
@@ -47,11 +51,18 @@ def mendeley(folder: Path) -> Path:
     """
     target = folder / "mendeley-fxjm8fb6mw-2.zip"
     if target.exists():
-        return target
+        if not (broken := _broken(target)):
+            return target
+        log.warning("the Mendeley archive in the cache is damaged (%s); fetching it again", broken)
+        target.unlink()
     part = target.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    is_resumed = part.exists()
     try:
         _fetch(MENDELEY, part)
+        if is_resumed and _broken(part):  # what an earlier try left was damaged
+            part.unlink()
+            _fetch(MENDELEY, part)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise UserError(
             f"the Mendeley archive could not be fetched ({type(error).__name__}); try again to go on where it stopped,"
@@ -93,6 +104,6 @@ def _broken(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             first = archive.testzip()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError):
         return "not a zip file"
     return f"checksum of {first}" if first else ""

@@ -1,12 +1,14 @@
 """One table, one row per picture: what is known of every file before any of it is decoded."""
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,12 @@ from scipy.sparse.csgraph import connected_components
 from osteo.data.clinical import who_class
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
-from osteo.files import read_table, write_table
+from osteo.files import read_sealed, read_table, write_sealed
 from osteo.reading.labels import SPLIT_NAMES
-from osteo.reading.pictures import describe_error
+from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
 from osteo.task import CLASS_NAMES, CLASSES
+from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +52,21 @@ COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
 DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that are not the fault of the file itself."""
+NOT_READ = "not read"
+"""How a reason begins that lies in the disk or a permission, not in the bytes: it holds for this run alone."""
+AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_values": [""]}
+"""How pandas reads a manifest's CSV."""
 
 
-def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
+def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
+
+    A file that could not be read then is tried again.
 
     Args:
         sources: by name, as read.
         cache: folder in which the table is kept.
+        renew: read all files again.
 
     Returns:
         One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
@@ -67,19 +77,25 @@ def build_manifest(sources: Mapping[str, Source], cache: Path) -> pd.DataFrame:
     for name, source in sources.items():
         _check_classes(name, source)
     stamps = [source.stamp for source in sources.values()]
+    pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
-    found = [picture for source in sources.values() for picture in source.pictures]
-    facts = [[p.image_id, p.path, p.class_name, p.patient, p.split] for p in found]
+    facts = [[p.image_id, p.path, p.class_name, p.patient, p.split] for p in pictures]
     recipe = json.dumps([stamps, facts])
-    kept = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
-    if all(stamps) and kept.exists():
-        return read_manifest(kept)
-    log.info("reading %d pictures", len(found))
+    place = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
+    text = read_sealed(place) if all(stamps) and not renew else None
+    kept = typed(pd.DataFrame() if text is None else pd.read_csv(io.StringIO(text), **AS_TEXT))
+    kept = kept[~kept["reason"].str.startswith(NOT_READ)]
+    known = set(kept["image_id"])
+    missing = [picture for picture in pictures if picture.image_id not in known]
+    if not missing:
+        return kept
+    log.info("reading %d pictures", len(missing))
     with ThreadPoolExecutor() as pool:
-        rows = [row for source in sources.values() for row in pool.map(lambda p, s=source: _row(p, s), source.pictures)]
-    manifest = _drop_repeats(typed(pd.DataFrame(rows)))
+        rows = list(pool.map(lambda picture: _row(picture, sources[picture.source]), missing))
+    table = pd.concat([kept, typed(pd.DataFrame(rows))]).set_index("image_id", drop=False)
+    manifest = _drop_repeats(table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True))
     if all(stamps):
-        write_table(kept, manifest)
+        write_sealed(place, manifest.to_csv(index=False, lineterminator="\n"))
     return manifest
 
 
@@ -90,7 +106,22 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Reads a manifest written as CSV."""
-    return typed(read_table(path, dtype="string", keep_default_na=False, na_values=[""]))
+    return typed(read_table(path, **AS_TEXT))
+
+
+def read_bytes(read: ReadFile, name: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        NotRead: the disk or a missing permission does not let it be read, whatever its content.
+    """
+    try:
+        return read(name)
+    except OSError as error:
+        if error.errno is None:  # what a library says of the content
+            raise
+        why = "no permission" if isinstance(error, PermissionError) else (error.strerror or "").lower()
+        raise NotRead(why) from error
 
 
 def unusable(manifest: pd.DataFrame) -> "pd.Series[bool]":
@@ -127,9 +158,11 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
     reason = picture.refused
     if not reason:
         try:
-            content = source.read(picture.name)
+            content = read_bytes(source.read, picture.name)
             row["sha256"] = hashlib.sha256(content).hexdigest()
             row["width"], row["height"], row["format"], row["mode"] = read_header(content)
+        except NotRead as error:
+            reason = f"{NOT_READ} ({error})"
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
     if not reason and row["label"] is None:

@@ -6,6 +6,8 @@ thickness of the cortex, the density of trabecular bone and the anisotropy of it
 soft tissue and film are drawn without regard to it.
 """
 
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import openpyxl
 
-from osteo.files import whole
+from osteo.files import read_sealed, whole, write_sealed
 from osteo.task import CLASSES, NEGATIVE
 from osteo.types import Grey
 
@@ -29,6 +31,7 @@ T_SCORES = dict(zip(CLASSES, ((-0.9, 1.0), (-2.4, -1.1), (-4.0, -2.5)), strict=T
 MENDELEY_FOLDER = "Osteoporosis Knee X-ray"
 MENDELEY_PREFIX = dict(zip(CLASSES, ("N", "OP", "OS"), strict=True))
 SHEET = "patient details.xlsx"
+CHECKSUMS = "checksums.json"
 HEADINGS = (  # of the published sheet, with its stray blanks and colons
     "S.No", "Patient Id", "Joint Pain:", "Gender", "Age", "Menopause Age", "height  (meter)", "Weight (KG) ", "Smoker",
     "Alcoholic", "Diabetic", "Hypothyroidism", "Number of Pregnancies", "Seizer Disorder", "Estrogen Use",
@@ -65,6 +68,21 @@ def write_archives(root: Path, *, seed: int, kaggle: Mapping[str, int], mendeley
             list(pool.map(lambda sketch: (aside / sketch.name).write_bytes(_encode(sketch)), first + second))
         if second:
             _write_sheet(aside / "mendeley" / MENDELEY_FOLDER / SHEET, second, seed)
+        write_sealed(aside / CHECKSUMS, json.dumps(_checksums(aside)))
+
+
+def is_intact(root: Path) -> bool:
+    """Whether every file of `write_archives` is there, and no other, as it was written."""
+    text = read_sealed(root / CHECKSUMS)
+    return text is not None and json.loads(text) == _checksums(root)
+
+
+def _checksums(root: Path) -> dict[str, str]:
+    """SHA-256 by path below the root."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    with ThreadPoolExecutor() as pool:
+        sums = pool.map(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), paths)
+        return {path.relative_to(root).as_posix(): value for path, value in zip(paths, sums, strict=True)}
 
 
 def _sketch(name: str, class_name: str, seed: int) -> Sketch:

@@ -3,30 +3,33 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 
 from osteo import parts
 from osteo.checks import check, check_data, named_pairs
 from osteo.config import DATA_SETS, DataConfig, PhantomConfig
-from osteo.data import clinical, download, phantom
+from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
-from osteo.data.store import Store, open_store
-from osteo.errors import UserError, unknown
-from osteo.files import cache_dir, name_of_file, whole, write_json
+from osteo.data.store import ChangedFileError, Store, open_store
+from osteo.errors import UserError, counted, unknown
+from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed
 from osteo.reading.labels import read_labels
 from osteo.task import CLASSES
 from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PAIRS_VERSION = 5  # raise it when find_pairs changes what it returns
 
@@ -73,7 +76,28 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     """
     cache = cache_dir(config.cache)
     sources = sources or read_sources(config, cache)
-    manifest = table.build_manifest(sources, cache)
+    manifest, store = with_manifest(partial(_group_and_decode, config, sources, cache), sources, cache)
+    manifest = set_unreadable_aside(manifest, store)
+    _report_unusable(manifest, strict=config.strict)
+    if not split:
+        return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
+    manifest = assign_splits(manifest, config.split)
+    _report_leaks(manifest, config)
+    return Prepared(manifest, store)
+
+
+def with_manifest(work: Callable[[pd.DataFrame], T], sources: Mapping[str, Source], cache: Path) -> T:
+    """What `work` makes of the manifest; once more of a renewed one where it came upon a file that has changed."""
+    try:
+        return work(table.build_manifest(sources, cache))
+    except ChangedFileError as error:
+        log.warning("%s; all files are hashed again", error)
+        return work(table.build_manifest(sources, cache, renew=True))
+
+
+def _group_and_decode(
+    config: DataConfig, sources: dict[str, Source], cache: Path, manifest: pd.DataFrame
+) -> tuple[pd.DataFrame, Store]:
     read = reader(sources)
     pairs = []
     if config.clean or config.split.grouped:
@@ -82,12 +106,29 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
         manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
-    store = open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
-    manifest = set_unreadable_aside(manifest, store)
-    _report_unusable(manifest, strict=config.strict)
-    if split:
-        return Prepared(assign_splits(manifest, config.split), store)
-    return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
+    return manifest, open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
+
+
+def verify(config: DataConfig, sources: dict[str, Source]) -> list[str]:
+    """Hashes every file and compares every stored picture anew, and mends what is damaged; one line for each of both.
+
+    Raises:
+        UserError: a damaged picture cannot be decoded again.
+    """
+    cache = cache_dir(config.cache)
+    before = table.build_manifest(sources, cache)
+    after = table.build_manifest(sources, cache, renew=True)
+    changed = int((before["sha256"].fillna("") != after["sha256"].fillna("")).sum())
+    lines = [f"verified {counted(len(after), 'file')}, {changed} changed since they were hashed"]
+    manifest, store = _group_and_decode(config, sources, cache, after)
+    stores = {f"{config.image_size} x {config.image_size}": store}
+    if config.clean or config.split.grouped:
+        stores[f"{SIDE} x {SIDE}, in which copies are searched"] = open_thumbnails(manifest, reader(sources), cache)
+    for size, opened in stores.items():
+        mended = opened.confirm()
+        checked = counted(len(opened.rows) - len(opened.unreadable), "stored picture")
+        lines.append(f"verified {checked} of {size}, {mended} damaged and mended")
+    return lines
 
 
 def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
@@ -120,12 +161,18 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
 
 
 def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
-    """The folder with the phantom archives of this seed and these counts, drawn where it is missing."""
+    """The folder with the phantom archives of this seed and these counts, drawn where it is missing or damaged."""
     recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley], sort_keys=True)
     root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    if not root.is_dir():
-        log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
-        phantom.write_archives(root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley)
+    if phantom.is_intact(root):
+        return root
+    log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
+    with alone(root, "drawing them"):
+        if not phantom.is_intact(root):
+            if root.exists():
+                log.warning("the phantom radiographs in the cache are damaged or of an older version: drawn anew")
+                shutil.rmtree(root)
+            phantom.write_archives(root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley)
     return root
 
 
@@ -172,14 +219,15 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
     shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
     recipe = f"{PAIRS_VERSION}:{','.join(shas)}"
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
-    if not kept.exists():
+    if (text := read_sealed(kept)) is None:
+        thumbnails.confirm()  # what is found among damaged pictures would be kept
         log.info("comparing %d pictures", len(shas))
         plane = thumbnails.pictures[0]  # mapped: not copied where all of it is used
         found = find_pairs(plane if not thumbnails.unreadable else plane[[thumbnails.rows[sha] for sha in shas]])
-        write_json(kept, [[shas[p.first], shas[p.second], *p[2:]] for p in found])
+        text = json.dumps([[shas[p.first], shas[p.second], *p[2:]] for p in found])
+        write_sealed(kept, text)
     names = decodable(manifest).sort_values("image_id").drop_duplicates("sha256").set_index("sha256")["image_id"]
-    pairs = json.loads(kept.read_text(encoding="utf-8"))
-    return [SameExposure(*sorted((names[a], names[b])), *rest) for a, b, *rest in pairs]
+    return [SameExposure(*sorted((names[a], names[b])), *rest) for a, b, *rest in json.loads(text)]
 
 
 def t_scores(manifest: pd.DataFrame, sources: dict[str, Source]) -> dict[str, float]:
@@ -227,7 +275,29 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
             " mend or remove them, or set data.strict=false"
         )
     for image_id, reason in zip(unusable["image_id"], unusable["reason"], strict=True):
-        log.warning("set aside %s: %s", image_id, reason)
+        again = "; the next run tries again" if reason.startswith(table.NOT_READ) else ""
+        log.warning("set aside %s: %s%s", image_id, reason, again)
+
+
+def _report_leaks(manifest: pd.DataFrame, config: DataConfig) -> None:
+    """Warns of what stands in more than one split, with counts, the first of it and how it is mended."""
+    found = summary.leaks(manifest)
+    if not found["clusters"]:
+        return
+    splits = manifest.set_index("image_id")["split"]
+    first = found["clusters"][0]
+    other = next(image_id for image_id in first if splits[image_id] != splits[first[0]])
+    remedy = "data.clean=true counts every picture once"
+    if config.split.file:
+        remedy = f"mend the file, or {remedy}"
+    elif not (config.split.grouped or config.split.test_source or config.split.ready_made):
+        remedy = f"data.split.grouped=true keeps them in one split, {remedy}"
+    log.warning(
+        "the split leaks: %s of copies or of one patient (%d of the same bytes, %d of one patient) in more than one,"
+        " %s (%s) and %s (%s) first; %s",
+        counted(len(found["clusters"]), "group"), len(found["pictures"]), len(found["patients"]),
+        first[0], splits[first[0]], other, splits[other], remedy,
+    )  # fmt: skip
 
 
 def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], folder: Path) -> None:
@@ -237,6 +307,7 @@ def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], fol
     """
     import cv2
 
+    store.confirm()
     stem_of = {image_id: image_id.replace("/", " ").rpartition(".")[0] for image_id in used["image_id"]}
     times = Counter(stem.casefold() for stem in stem_of.values())
     with whole(folder) as aside:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from osteo.config import SplitConfig
 from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, counted, unknown
+from osteo.reading.labels import SPLIT_NAMES
 from osteo.reading.tables import read_users_table
 from osteo.task import CLASS_NAMES
 
@@ -25,10 +26,20 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     """
     usable = manifest[manifest["split"] != "excluded"]
     stated = usable["split"] != ""
-    if stated.any() and (config.file or config.test_source or config.fold is not None):
+    if stated.any() and (config.file or config.test_source or config.fold is not None or config.ready_made):
         log.warning("the split that the labels state is not used: data.split asks for another")
+    folders = split_folders(manifest)[usable.index]
+    if folders.nunique() > 1 and not (config.ready_made or config.file or stated.any()):
+        names = ", ".join(split for split in SPLITS if (folders == split).any())
+        log.warning(
+            "%d of %d pictures lie in folders of a ready-made split (%s), which is not used: they are dealt anew;"
+            " data.split.ready_made=true takes the split as it is",
+            folders.notna().sum(), len(folders), names,
+        )  # fmt: skip
     if config.file:
-        chosen = _from_file(usable, Path(config.file).expanduser())
+        chosen = _from_file(manifest, Path(config.file).expanduser())
+    elif config.ready_made:
+        chosen = _from_folders(usable, folders, config)
     elif config.test_source:
         if config.test_source not in set(usable["source"]):
             raise unknown("data.split.test_source", config.test_source, sorted(usable["source"].unique()))
@@ -47,6 +58,31 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
     split[chosen.index] = chosen
     _check_filled(manifest.assign(split=split))
     return manifest.assign(split=split)
+
+
+def split_folders(manifest: pd.DataFrame) -> "pd.Series[str]":
+    """The split that the nearest folder above a picture, or above what repeats it, is named for; else missing."""
+    folders = manifest["image_id"].str.casefold().str.split("/").map(lambda parts: parts[-2:0:-1])
+    split = folders.map(lambda names: next((SPLIT_NAMES[n.strip()] for n in names if n.strip() in SPLIT_NAMES), None))
+    content = manifest["source"] + "/" + manifest["class_name"] + "/" + manifest["sha256"]
+    repeats = split[split.notna() & content.notna()].groupby(content).first()
+    return split.where(split.notna(), content.map(repeats)).astype("string")
+
+
+def _from_folders(usable: pd.DataFrame, folders: "pd.Series[str]", config: SplitConfig) -> "pd.Series[str]":
+    """The ready-made split; pictures for validation are drawn from those for training where no folder has them."""
+    if folders.isna().any():
+        outside = usable.loc[folders.isna(), "image_id"]
+        raise UserError(
+            f"data.split.ready_made=true: {counted(len(outside), 'picture')}, {outside.iloc[0]} first, in no folder"
+            f" named {', '.join(SPLIT_NAMES)}"
+        )
+    if not (folders == "test").any():
+        raise UserError("data.split.ready_made=true: no picture lies in a folder named test or testing")
+    if (folders == "val").any():
+        return folders
+    rest = usable[folders == "train"]
+    return _train_and_val(rest, config).reindex(usable.index, fill_value="test")
 
 
 def _train_and_val(rest: pd.DataFrame, config: SplitConfig) -> "pd.Series[str]":
@@ -114,15 +150,22 @@ def read_split_file(path: Path, option: str) -> dict[str, str]:
         option: that named it, for errors.
 
     Raises:
-        UserError: no such file, a column is missing, or a split has an unknown name.
+        UserError: no such file, a column is missing, a split has an unknown name, or a picture is in two of them.
     """
     table = read_users_table(path, option)
     if missing := {"image_id", "split"} - set(table.columns):
         raise UserError(f"{option} lacks the column {sorted(missing)[0]}; it needs image_id and split")
-    given = table.dropna(subset=["split"]).drop_duplicates("image_id").set_index("image_id")["split"].to_dict()
-    if wrong := sorted(set(given.values()) - {*SPLITS, "excluded"}):
-        raise unknown("split", wrong[0], (*SPLITS, "excluded"))
-    return {str(image_id): str(split) for image_id, split in given.items()}
+    rows = table.dropna(subset=["image_id", "split"])[["image_id", "split"]].drop_duplicates()
+    if strange := sorted(set(rows["split"]) - {*SPLITS, "excluded"}):
+        raise unknown(f"{option}: split", strange[0], (*SPLITS, "excluded"))
+    if (twice := rows["image_id"].duplicated(keep=False)).any():
+        first = rows.loc[twice, "image_id"].iloc[0]
+        where = " and ".join(rows.loc[rows["image_id"] == first, "split"])
+        raise UserError(
+            f"{option} lists {counted(int(rows.loc[twice, 'image_id'].nunique()), 'picture')} in several splits,"
+            f" {first} first ({where}); keep one row of each"
+        )
+    return {str(image_id): str(split) for image_id, split in zip(rows["image_id"], rows["split"], strict=True)}
 
 
 def _as_stated(usable: pd.DataFrame) -> "pd.Series[str]":
@@ -132,9 +175,15 @@ def _as_stated(usable: pd.DataFrame) -> "pd.Series[str]":
     return usable["split"]
 
 
-def _from_file(usable: pd.DataFrame, path: Path) -> "pd.Series[str]":
+def _from_file(manifest: pd.DataFrame, path: Path) -> "pd.Series[str]":
     option = f"data.split.file={path.name}"
-    chosen = usable["image_id"].map(read_split_file(path, option))
+    given = read_split_file(path, option)
+    if absent := sorted(given.keys() - set(manifest["image_id"])):
+        log.warning(
+            "%s names %s that the data does not have, %s first", option, counted(len(absent), "picture"), absent[0]
+        )
+    usable = manifest[manifest["split"] != "excluded"]
+    chosen = usable["image_id"].map(given)
     if chosen.isna().any():
         example = usable.loc[chosen.isna(), "image_id"].iloc[0]
         raise UserError(f"{option} has no row for {int(chosen.isna().sum())} pictures, {example} first")

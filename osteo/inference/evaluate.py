@@ -47,6 +47,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         if (size, fit) not in prepared:
             data = replace(config.data, image_size=size, fit=fit)
             prepared[size, fit] = prepare(data, split=config.split != "all")
+            prepared[size, fit].store.confirm()
         manifest, store = prepared[size, fit]
         rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:

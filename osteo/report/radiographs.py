@@ -104,6 +104,7 @@ def _explain(
     clinical: pd.DataFrame | None,
 ) -> PictureFindings:
     _, store = prepare(setting.data, sources)
+    store.confirm()
     system, pictures = results.best.system, results.experiment.pictures
     wrong = mistakes(results, results.best, config.mistakes)
     sha256 = {str(i): str(sha) for i, sha in zip(pictures["image_id"], pictures["sha256"], strict=True)}
