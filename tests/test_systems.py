@@ -343,14 +343,12 @@ def test_shuffled_test_labels_change_no_temperature_and_no_threshold(sweep: list
 
 def test_runs_with_one_class_in_validation_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "resnet18")
-    for table, write in (
-        (run.read_table("predictions.csv"), run.write_predictions), (run.read_manifest(), run.write_manifest)
-    ):  # fmt: skip
+    predictions, manifest = run.read_table("predictions.csv"), run.read_manifest()
+    for table, write in ((predictions, run.write_predictions), (manifest, run.write_manifest)):
         write(table[(table["split"] != "val") | (table["label"] == 1)])
     with pytest.raises(UserError, match="run a has no validation pictures of both classes"):
         read_experiment([run])
-    run.write_predictions(table)
-    manifest = run.read_manifest()
+    run.write_predictions(predictions)
     run.write_manifest(manifest[(manifest["split"] != "train") | (manifest["label"] == 1)])
     with pytest.raises(UserError, match="run a has no training pictures of both classes, without which nothing is"):
         read_experiment([run])

@@ -61,6 +61,10 @@ def _resumed_sweep(directory: Path, plugins: Sequence[str], config_dir: list[str
     """The command line of a sweep, its overrides as they were typed: interpolations are resolved job by job."""
     recorded = recorded_sweep(directory)
     kept = _replayable(_overrides(recorded), directory)
+    try:
+        OverridesParser.create().parse_overrides(kept)
+    except HydraException as error:
+        raise _damaged(directory, str(error).splitlines()[0]) from error
     parts.check_named(named(kept), display_path(directory), f"osteo train resume={display_path(directory)}")
     kept = [override for override in kept if not override.startswith("plugins=")]
     made_again = [f"plugins=[{','.join(plugins)}]"] if plugins else []
@@ -77,12 +81,15 @@ def recorded_sweep(directory: Path) -> DictConfig:
     try:
         recorded = OmegaConf.load(directory / SWEEP)
         if isinstance(recorded, DictConfig) and OmegaConf.select(recorded, "hydra.overrides.task") is not None:
-            OverridesParser.create().parse_overrides(_overrides(recorded))
             return recorded
         reason = "it holds no sweep"
-    except (OmegaConfBaseException, HydraException, YAMLError, ValueError, TypeError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0]
-    raise UserError(
+    raise _damaged(directory, reason)
+
+
+def _damaged(directory: Path, reason: str) -> UserError:
+    return UserError(
         f"{display_path(directory / SWEEP)} is damaged ({reason}), so that it is not known which jobs the sweep has;"
         f" go on with its runs one by one (osteo train resume={display_path(directory)}/0), or begin a new sweep"
     )
