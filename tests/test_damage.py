@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from osteo.config import StatusConfig
 from osteo.errors import UserError
 from osteo.evaluation.systems import check_run, read_experiment
 from osteo.files import link_or_copy, whole, write_json
-from osteo.inference.card import KEY, read_card
+from osteo.inference.card import KEY, check_origin, read_card
+from osteo.inference.model import load_models
 from osteo.records.content import ADVICE, DamagedError
 from osteo.records.record import Job, Run
 from osteo.records.sweep import leaderboard, runs_of, trained, unfinished
+from osteo.report.page import write_report
 from osteo.report.summary import row, show_runs
 from osteo.training.fit import measure
 from tests.test_systems import write_run
@@ -281,6 +285,27 @@ def test_every_value_of_a_card_is_checked(key: str, value: object) -> None:
     assert read_card({KEY: CARD}, "best.ckpt").temperature == 1.5
     with pytest.raises(UserError, match=f"best.ckpt carries a card whose {key} makes no sense"):
         read_card({KEY: {**CARD, key: value}}, "best.ckpt")
+
+
+def test_the_checkpoint_of_another_run_is_refused(record: Run) -> None:
+    own = {**CARD, "image_size": record.read_settings().data.image_size}
+    check_origin({KEY: own}, record.best_checkpoint, record)
+    check_origin({}, record.best_checkpoint, record)  # of an older version
+    for key, value in (("backbone", "vgg16"), ("image_size", 32), ("seed", 7), ("fold", 3)):
+        with pytest.raises(UserError, match=f"^best.ckpt of run a is of another run: its card has {key}={value}, and"):
+            check_origin({KEY: {**own, key: value}}, record.best_checkpoint, record)
+
+
+def test_another_runs_checkpoint_is_noticed_where_it_is_used(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("*.log", "wandb"))
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(re.sub(r"^seed: 0$", "seed: 1", config, flags=re.M))
+    with pytest.raises(UserError, match=r"its card has seed=0, and config\.yaml 1; put the run's own checkpoint back"):
+        load_models([str(copy)])
+    write_report(copy, draws=100, pictures=False)
+    assert "best.ckpt of run run is of another run" in (copy / "report.html").read_text()
+    (copy / "config.yaml").write_text("{")
+    assert load_models([str(copy)])[0].card.seed == 0
 
 
 def test_a_card_that_lacks_a_value_is_refused() -> None:
