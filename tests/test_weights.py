@@ -16,7 +16,7 @@ from torch import Tensor
 from osteo.errors import UserError
 from osteo.inference.model import load_model
 from osteo.training.callbacks import newest
-from osteo.training.module import Classifier, load_module, read_checkpoint
+from osteo.training.module import Classifier, read_checkpoint
 from osteo.training.network import Network
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -87,7 +87,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint: Path, tm
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("load", [load_module, load_model])
+@pytest.mark.parametrize("load", [read_checkpoint, load_model])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, load: Callable[[Path], Any]) -> None:
     kept = content()
     kept["state_dict"]["network.backbone.layer3.0.conv2.weight"][0, 0, 0, 0] = value
