@@ -25,13 +25,14 @@ def runs_of(sweep: Path) -> list[Run]:
 
     What a sweep calls its jobs may have slashes in it (`hydra.sweep.subdir`), so they are searched in all its folders.
     """
-    if _is_run(sweep):
+    if is_run(sweep):
         return [Run(sweep)]
     deepest = DEEPEST if (sweep / SWEEP).exists() else 1
     return sorted((Run(path, sweep) for path in _below(sweep, deepest)), key=lambda run: _in_order(run.name))
 
 
-def _is_run(directory: Path) -> bool:
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds a run; also where its status.json is gone."""
     names = ("config.yaml", "manifest.csv")
     return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
 
@@ -41,7 +42,7 @@ def _below(folder: Path, deepest: int) -> Iterator[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name in APART or path.name.startswith("."):
             continue
-        if _is_run(path):
+        if is_run(path):
             yield path
         elif deepest > 1 and not (path / SWEEP).exists():
             yield from _below(path, deepest - 1)
