@@ -142,7 +142,7 @@ def test_answers_do_not_lie_within_the_pictures(tmp_path: Path) -> None:
     (tmp_path / "pictures/inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to("pictures")
     for folder in ("pictures", "pictures/inner", "link"):
-        with pytest.raises(UserError, match="lies within input=.*; choose another output_dir"):
+        with pytest.raises(UserError, match=r"lies within input=.*; choose another output_dir"):
             claim(tmp_path / folder, PredictConfig(input=str(tmp_path / "pictures")))
         assert not (tmp_path / folder / locks.LOCK).exists()
     claim(tmp_path, PredictConfig(input=str(tmp_path / "pictures")))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from osteo.errors import UserError
+from osteo.files import display_path
 from osteo.records.content import DamagedError
 from osteo.records.record import STATUS, Run
 
@@ -35,6 +37,18 @@ def is_run(directory: Path) -> bool:
     """Whether a directory holds a run; also where its status.json is gone."""
     names = ("config.yaml", "manifest.csv")
     return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
+
+
+def best_of(directory: Path) -> Path:
+    """The best checkpoint of a run directory.
+
+    Raises:
+        UserError: the directory holds a sweep.
+    """
+    if not is_run(directory) and (runs := runs_of(directory)):
+        example = f"{display_path(directory)}/{runs[0].name}"
+        raise UserError(f"{display_path(directory)} is a sweep; name one of its runs, such as {example}")
+    return Run(directory).best_checkpoint
 
 
 def _below(folder: Path, deepest: int) -> Iterator[Path]:
