@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -222,8 +222,19 @@ def alone(place: Path, work: str) -> Iterator[bool]:
 
 
 def cache_dir(setting: str | None) -> Path:
-    """Where stores, manifests and phantom archives are kept: the setting, else $OSTEO_CACHE, else ~/.cache/osteo."""
-    return Path(setting or os.environ.get("OSTEO_CACHE") or "~/.cache/osteo").expanduser()
+    """Where stores, manifests and phantom archives are kept: the setting, else $OSTEO_CACHE, else ~/.cache/osteo.
+
+    Raises:
+        UserError: there can be no such folder.
+    """
+    folder = Path(setting or os.environ.get("OSTEO_CACHE") or "~/.cache/osteo").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        key = "data.cache" if setting else "OSTEO_CACHE"
+        reason = (error.strerror or "").lower()
+        raise UserError(f"{key}={display_path(folder)} cannot be a folder ({reason}); give another") from error
+    return folder
 
 
 def display_path(path: Path) -> str:
@@ -232,3 +243,21 @@ def display_path(path: Path) -> str:
         return path.resolve().relative_to(Path.cwd()).as_posix()  # Windows takes it, and so does Hydra
     except ValueError:
         return str(path)
+
+
+PATHS = {"root", "kaggle", "mendeley", "cache", "file", "weights_file", "output_dir", "resume"}
+WITHHELD = {"labels", "patient", "columns"}
+"""Keys of a configuration whose value is a path, and those whose value may name a patient or a hospital."""
+
+
+def public(value: Any, key: str = "") -> Any:
+    """A configuration without what tells of a machine, a user or a patient: of a path or a URL, the last name stays."""
+    if isinstance(value, Mapping):
+        return {name: public(item, str(name)) for name, item in value.items()}
+    if key in WITHHELD and value:
+        return "given"
+    if isinstance(value, list | tuple):
+        return [public(item) for item in value]
+    if isinstance(value, str) and (key in PATHS or re.match(r"[/\\~]|\.\.|\w+:[/\\]", value)):
+        return re.split(r"[/\\@]", value.rstrip("/\\"))[-1]
+    return value

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
+from osteo.files import public
 from osteo.records.record import Run
 from osteo.training import tracking
 from osteo.training.fit import check_parts
-from osteo.training.tracking import Place, WandbLogger, choose_mode, is_wanted, public
+from osteo.training.tracking import Place, WandbLogger, choose_mode, is_wanted
 from tests.fake_wandb import KEY, FakeWandb, ToldRun
 from tests.test_wandb_trouble import WORDS, server
 
@@ -127,6 +128,11 @@ def test_pictures_of_a_callback_leave_where_they_are_asked_for(logged: Callable,
 def test_paths_and_addresses_keep_their_last_name() -> None:
     told = public({"root": "/home/ann/knees/", "zip": "C:\\x\\K.zip", "up": "../K.zip", "n": 3, "list": ["~/a", "b/c"]})
     assert told == {"root": "knees", "zip": "K.zip", "up": "K.zip", "n": 3, "list": ["a", "b/c"]}
+    told = public(
+        {"data": {"labels": "clinic/DOE_JANE.csv", "patient": "(DOE.*)_", "columns": ["Name:picture"], "root": "a/b"}}
+    )
+    assert told == {"data": {"labels": "given", "patient": "given", "columns": "given", "root": "b"}}
+    assert public({"labels": None, "patient": None, "columns": []}) == {"labels": None, "patient": None, "columns": []}
     addresses = ["\\\\server\\ann\\K.zip", "file:///home/ann/K.zip", "sqlite:////home/ann/m.db", "https://ann:pw@host"]
     assert public(addresses) == ["K.zip", "K.zip", "m.db", "host"]
 
@@ -141,6 +147,8 @@ KEYED = {"WANDB_API_KEY": KEY}
         (KEYED, "auto", "online"),
         (KEYED | {"WANDB_MODE": "offline"}, "auto", "offline"),
         (KEYED | {"WANDB_MODE": "dryrun"}, "auto", "offline"),
+        (KEYED | {"WANDB_MODE": "OFFLINE"}, "auto", "offline"),
+        (KEYED | {"WANDB_MODE": ""}, "auto", "online"),
         (KEYED | {"WANDB_MODE": "disabled"}, "auto", "disabled"),
         (KEYED | {"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "auto", "disabled"),
         (KEYED | {"WANDB_DISABLED": "false"}, "auto", "online"),

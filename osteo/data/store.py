@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 2  # of the pixels: raise it when read_picture, square or clahe change what they return
 
 CHUNK = 4096  # pictures after which what is done is safe on the disk
+PATIENCE = 2.0  # seconds that a training waits for its pictures to be compared: 2 GB take 1.5 s
 
 Checksums: TypeAlias = npt.NDArray[np.uint32]
 """CRC-32 of each picture followed by its twin, (N,); 0 where there is none yet, which is one in 4 billion otherwise."""
@@ -166,7 +167,7 @@ class Shelf:
         """Decodes what is not done yet in a folder beside the place, and renames it."""
         if self.place.exists():
             log.warning("the store of these pictures is damaged or of an older version: they are decoded again")
-            shutil.rmtree(self.place)
+            shutil.rmtree(self.place) if self.place.is_dir() else self.place.unlink()
         own = "" if is_alone else f".{os.getpid()}"  # without locks, in a folder that no other process has
         part = self.place.with_name(f".{self.place.name}{own}.part")
         part.mkdir(exist_ok=True)
@@ -267,6 +268,7 @@ class Verification:
 
     def begin_use(self) -> None:
         """As `Store.begin_use`."""
+        self._thread.join(PATIENCE)
         self._is_in_use = True
         if not self._thread.is_alive():
             self.confirm()

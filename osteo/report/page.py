@@ -20,7 +20,7 @@ from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, read_experiment, validate
-from osteo.files import write_table, write_text
+from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained
 from osteo.report import figures, paper, plots, rows
@@ -31,7 +31,7 @@ from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import RULES
 from osteo.training.augment import make_augmentation
-from osteo.training.tracking import group_of, public, wandb_settings
+from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
 

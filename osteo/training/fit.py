@@ -24,7 +24,7 @@ from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
-from osteo.files import display_path
+from osteo.files import display_path, public
 from osteo.records.record import Job, Run
 from osteo.task import CLASS_NAMES
 from osteo.training import hardware
@@ -36,7 +36,7 @@ from osteo.training.module import ADVICE, Classifier, read_checkpoint
 from osteo.training.network import check_single_pictures
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, public, wandb_settings
+from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from lightning.pytorch import loggers
 
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError, unknown
-from osteo.files import display_path
+from osteo.files import display_path, public
 from osteo.records.record import Job
 from osteo.task import CLASS_NAMES, THRESHOLD
 
@@ -55,17 +55,6 @@ class Place:
     tags: list[str]
 
 
-def public(value: Any) -> Any:
-    """A configuration without what tells of a machine or a user: of an absolute path or a URL, the last name stays."""
-    if isinstance(value, Mapping):
-        return {key: public(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [public(item) for item in value]
-    if isinstance(value, str) and re.match(r"[/\\~]|\.\.|\w+:[/\\]", value):
-        return re.split(r"[/\\@]", value.rstrip("/\\"))[-1]
-    return value
-
-
 def group_of(settings: WandbConfig, folder: Path) -> str:
     """The group of a sweep's runs: as configured, else its folder, with the date where it is named by the time.
 
@@ -88,7 +77,7 @@ def _mode_of_environment() -> str | None:
     """What WANDB_MODE and WANDB_DISABLED say: online, offline, disabled, or None where they are not set."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         return "disabled"
-    given = os.environ.get("WANDB_MODE")
+    given = os.environ.get("WANDB_MODE", "").strip().lower()
     if given and given not in MODES:
         raise unknown("WANDB_MODE", given, ("online", "offline", "disabled"))
     return MODES[given] if given else None
@@ -105,9 +94,12 @@ def choose_mode(mode: str) -> str:
     # both before W&B reads its environment, which it does once
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
+    given = _mode_of_environment()
+    os.environ.pop("WANDB_MODE", None)  # W&B refuses an empty one, and one in capitals
+    if given:
+        os.environ["WANDB_MODE"] = given
     import wandb
 
-    given = _mode_of_environment()
     try:
         settings = wandb.setup().settings
     except ValueError as error:  # pydantic's, of several lines
