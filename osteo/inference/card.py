@@ -119,11 +119,13 @@ def check_origin(stored: Mapping[str, Any], checkpoint: Path, run: Run) -> None:
         UserError: one line with the first value that differs from the configuration of the run.
     """
     values, settings = stored.get(KEY), run.read_settings()
+    if not isinstance(values, dict):
+        return
     expected = {
         "backbone": settings.model.backbone, "image_size": settings.data.image_size, "seed": settings.seed,
         "fold": settings.data.split.fold,
     }  # fmt: skip
-    for key, value in expected.items() if isinstance(values, dict) else ():
+    for key, value in expected.items():
         if values.get(key) != value:
             raise UserError(
                 f"{checkpoint.name} of run {run.name} is of another run: its card has {key}={values.get(key)}, and"
