@@ -274,8 +274,8 @@ CARD = {
     [
         ("image_size", -1), ("image_size", 64.0), ("image_size", 10**9), ("fit", "stretch"),
         ("class_names", ["normal"]),
-        ("class_names", ["normal", 1]), ("temperature", float("nan")), ("temperature", float("inf")),
-        ("temperature", 0),
+        ("class_names", ["osteoporosis", "normal"]), ("temperature", float("nan")), ("temperature", float("inf")),
+        ("temperature", 0), ("temperature", 1e-3), ("temperature", 1e300),
         ("thresholds", {}), ("thresholds", {"0.5": 0.5, "Youden": float("inf"), "sensitivity": 0.2}), ("backbone", 7),
         ("fold", "two"), ("seed", None), ("plugins", ["os.system('x')"]), ("guard", {"mean": torch.zeros(3)}),
         ("guard", None), ("licence", 3),

@@ -1,7 +1,6 @@
 """A checkpoint in the hands of somebody who has never seen how it was made."""
 
 import json
-import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -254,11 +253,12 @@ def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Pa
     assert value == pytest.approx(json.loads(Path("e/metrics.json").read_text())["test/auroc"], abs=6e-4)
 
 
-def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("class_names", ["no fracture", "fracture"]), ("image_size", 128)])
+def test_a_card_that_is_not_its_networks_is_refused(runs: Path, tmp_path: Path, key: str, value: object) -> None:
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
-    kept[KEY]["class_names"] = ["no fracture", "fracture"]
+    kept[KEY][key] = value
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=re.escape("distinguishes ['no fracture', 'fracture'], but")):
+    with pytest.raises(UserError, match=rf"^other.ckpt carries a card whose {key} .*; it is damaged"):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import torch
 from osteo.config import Config, DataConfig
 from osteo.data.store import Store
 from osteo.errors import UserError
+from osteo.evaluation.calibration import COLDEST, HOTTEST
 from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
@@ -141,10 +141,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _are_class_names(names: object) -> bool:
-    return isinstance(names, list) and len(names) == len(set(map(str, names))) == 2 and all(map(_is_text, names))
-
-
 def _are_thresholds(thresholds: object) -> bool:
     if not isinstance(thresholds, dict) or set(thresholds) != set(RULES):
         return False
@@ -162,8 +158,8 @@ _SIZE = _OPTIONS["image_size"]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
     "fit": lambda value: value in _OPTIONS["fit"]["choices"],
-    "class_names": _are_class_names,
-    "temperature": lambda value: _is_number(value, sys.float_info.min, sys.float_info.max),
+    "class_names": lambda value: value == list(CLASS_NAMES),
+    "temperature": lambda value: _is_number(value, COLDEST / 5, HOTTEST * 5),  # a margin around what validation gives
     "thresholds": _are_thresholds,
     **dict.fromkeys(("data_hash", "trained_on", "backbone", "osteo", "licence", "intended_use"), _is_text),
     "seed": lambda value: isinstance(value, int),

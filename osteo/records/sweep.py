@@ -8,7 +8,8 @@ from textwrap import shorten
 
 import pandas as pd
 
-from osteo.errors import counted
+from osteo.errors import UserError, counted
+from osteo.files import display_path
 from osteo.records.content import COSTS, DamagedError
 from osteo.records.record import STATUS, Run, read_yaml
 
@@ -29,15 +30,28 @@ def runs_of(sweep: Path) -> list[Run]:
 
     What a sweep calls its jobs may have slashes in it (`hydra.sweep.subdir`), so they are searched in all its folders.
     """
-    if _is_run(sweep):
+    if is_run(sweep):
         return [Run(sweep)]
     deepest = DEEPEST if (sweep / SWEEP).exists() else 1
     return sorted((Run(path, sweep) for path in _below(sweep, deepest)), key=lambda run: _in_order(run.name))
 
 
-def _is_run(directory: Path) -> bool:
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds a run; also where its status.json is gone."""
     names = ("config.yaml", "manifest.csv")
     return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
+
+
+def best_of(directory: Path) -> Path:
+    """The best checkpoint of a run directory.
+
+    Raises:
+        UserError: the directory holds a sweep.
+    """
+    if not is_run(directory) and (runs := runs_of(directory)):
+        example = f"{display_path(directory)}/{runs[0].name}"
+        raise UserError(f"{display_path(directory)} is a sweep; name one of its runs, such as {example}")
+    return Run(directory).best_checkpoint
 
 
 def _below(folder: Path, deepest: int) -> Iterator[Path]:
@@ -45,7 +59,7 @@ def _below(folder: Path, deepest: int) -> Iterator[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name in APART or path.name.startswith("."):
             continue
-        if _is_run(path):
+        if is_run(path):
             yield path
         elif deepest > 1 and not (path / SWEEP).exists():
             yield from _below(path, deepest - 1)
