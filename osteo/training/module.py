@@ -225,6 +225,15 @@ class Classifier(LightningModule):
             scheduler.step_update(self.global_step)
 
 
+def load_module(checkpoint: Path) -> Classifier:
+    """The module of a checkpoint, on the CPU; nothing but tensors and plain values is read from it.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of osteo.
+    """
+    return build_module(read_checkpoint(checkpoint), checkpoint)
+
+
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """All that a checkpoint holds: tensors and plain values, as they were written.
 
