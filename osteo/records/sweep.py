@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from math import prod
 from pathlib import Path
 from textwrap import shorten
@@ -134,20 +133,19 @@ def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
 
 
 def _planned_jobs(path: Path) -> int:
-    """How many jobs a sweep has, by the overrides that it was begun with; 0 where another sweeper chooses them."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
+    """How many jobs a sweep has, by its lists of plain values (`seed=0,1,2`); 0 where it was told in another way."""
     try:
         recorded = read_yaml(path)["hydra"]
         if "BasicSweeper" not in recorded["sweeper"]["_target_"]:
             return 0
-        words = [f"{key}={value}" for key, value in (recorded["sweeper"]["params"] or {}).items()]
-        overrides = OverridesParser.create().parse_overrides([*words, *recorded["overrides"]["task"]])
-        swept = [override for override in overrides if override.is_sweep_override()]
-        return min(MOST, prod(sum(1 for _ in islice(override.sweep_iterator(), MOST)) for override in swept))
-    except (HydraException, DamagedError, LookupError, TypeError, ValueError, AttributeError):
+        values = [str(value) for value in (recorded["sweeper"]["params"] or {}).values()]
+        values += [override.partition("=")[2] for override in recorded["overrides"]["task"]]
+    except (DamagedError, LookupError, TypeError, AttributeError):
         return 0  # what is wrong with it is said where a sweep goes on
+    listed = [value for value in values if set(value) & set(",(")]
+    if any(set(value) & set("([{'\"\\") for value in listed):
+        return 0
+    return min(MOST, prod(len(value.split(",")) for value in listed))
 
 
 def changes(runs: Sequence[Run]) -> list[str]:
