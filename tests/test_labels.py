@@ -159,7 +159,7 @@ def test_a_path_as_it_is_written_wins_before_one_in_another_case(
         pytest.skip("names that differ in case are one here")
     found = sourced(FULL + "OS_0L.png,normal\nfolder/OS_0L.png,normal\n")
     assert labels(found) == sorted([*EXPECTED, ("OS_0L.png", "normal", "", "")])
-    with pytest.raises(UserError, match="'Os_0L.png' in row 6 may be OS_0L.png or os_0L.png; give paths"):
+    with pytest.raises(UserError, match=r"'Os_0L.png' in row 6 may be OS_0L.png or os_0L.png; give paths"):
         sourced(FULL + "Os_0L.png,normal\n")
 
 

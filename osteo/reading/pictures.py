@@ -1,6 +1,7 @@
 """From the bytes of a picture file to eight-bit grey."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ REDUCED = {
 }
 """OpenCV's flag by how many times smaller than the file a JPEG is decoded."""
 
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 1, (1,), 1, (32,), ()] = ("I", "I;32B")  # only little-endian is known
 # white-is-zero of more than eight bits, wherever Pillow opens black-is-zero: it lacks some
 TiffImagePlugin.OPEN_INFO.update(
     {
@@ -44,6 +46,10 @@ TiffImagePlugin.OPEN_INFO.update(
         if layout[1] == 1 and modes[0][0] in "IF"
     }
 )
+NATIVE = re.compile(r"^([IF];\d+)B(S|F|)$")
+"""Pillow's names for big-endian numbers, in which an N would stand for this machine's order."""
+NUMBERS = {("I", 1, 32): np.uint32, ("L", 2, 8): np.int8}
+"""Numbers of TIFF that Pillow takes for others, by its mode, whether they are unsigned (1) or signed (2), and bits."""
 
 
 class Unusable(ValueError):  # noqa: N818 - a property of the file, not of this program
@@ -107,10 +113,12 @@ def decode(content: bytes, size: int = 0) -> Grey:
                 raise Unusable(NOT_READ)  # planes one behind the other: OpenCV and Pillow make noise of them
             grey = _decode_deep(content, alpha=mode in ("LA", "RGBA"))
             return grey if kind == "TIFF" else _upright(grey, image)  # of TIFF, OpenCV has turned it
+        kept = _kept_as(image)
+        white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):
-            white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-            grey = stretch(np.asarray(image))
+        if kept or image.mode.startswith(("I", "F")):
+            values = np.asarray(image)
+            grey = stretch(values.view(kept) if kept else values)
             return 255 - grey if white_is_zero else grey  # Pillow itself inverts what has eight bits or fewer
         if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La"):
             with_alpha = image.convert("RGBA")
@@ -195,6 +203,20 @@ def _depth(image: ImageFile, content: bytes) -> int:
     if image.format == "JPEG2000" and (codestream := jpeg_2000(content)):
         return codestream.depth
     return 8
+
+
+def _kept_as(image: ImageFile) -> npt.DTypeLike | None:
+    """The type of a TIFF's numbers where Pillow takes them for another; and has Pillow read them in the right order.
+
+    libtiff hands out numbers in the order of this machine, which Pillow overlooks for some that are big-endian.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    for at, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            image.tile[at] = tile._replace(args=(NATIVE.sub(r"\1N\2", tile.args[0]), *tile.args[1:]))
+    sample, depth = (image.tag_v2.get(tag, (1,)) for tag in (339, 258))
+    return NUMBERS.get((image.mode, sample[0], depth[0]))
 
 
 def _decode_deep(content: bytes, *, alpha: bool) -> Grey:
