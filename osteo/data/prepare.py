@@ -21,7 +21,7 @@ from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
-from osteo.data.store import ChangedFileError, Store, open_store
+from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
 from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed
 from osteo.reading.labels import read_labels
@@ -217,7 +217,7 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
         cache: folder in which the pairs are kept.
     """
     shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
-    recipe = f"{PAIRS_VERSION}:{','.join(shas)}"
+    recipe = f"{PAIRS_VERSION}:{VERSION}:{','.join(shas)}"
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if (text := read_sealed(kept)) is None:
         thumbnails.confirm()  # what is found among damaged pictures would be kept
