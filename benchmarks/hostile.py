@@ -102,16 +102,21 @@ def tiff(tags: dict[int, tuple[int, Any]], data: bytes = b"", *, order: str = "<
 DATA = 0xDA7A
 
 
-def grey_tiff(pixels: np.ndarray, *, order: str = "<", big: bool = False, photometric: int = 1) -> bytes:
-    """An uncompressed TIFF of one strip, of 8 to 64 bits or floats, from (H, W) or (H, W, C)."""
+def grey_tiff(
+    pixels: np.ndarray, *, order: str = "<", big: bool = False, photometric: int = 1, deflate: bool = False
+) -> bytes:
+    """A TIFF of one strip, of 8 to 64 bits or floats, from (H, W) or (H, W, C)."""
     height, width, channels = (*pixels.shape, 1)[:3]
     bits = 8 * pixels.dtype.itemsize
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    if deflate:
+        data = zlib.compress(data)
     tags = {
-        256: (4, width), 257: (4, height), 258: (3, (bits,) * channels), 259: (3, 1), 262: (3, photometric),
-        273: (4, DATA), 277: (3, channels), 278: (4, height), 279: (4, pixels.nbytes),
+        256: (4, width), 257: (4, height), 258: (3, (bits,) * channels), 259: (3, 8 if deflate else 1),
+        262: (3, photometric), 273: (4, DATA), 277: (3, channels), 278: (4, height), 279: (4, len(data)),
         339: (3, ({"u": 1, "i": 2, "f": 3}[pixels.dtype.kind],) * channels),
     }  # fmt: skip
-    return tiff(tags, pixels.astype(pixels.dtype.newbyteorder(order)).tobytes(), order=order, big=big)
+    return tiff(tags, data, order=order, big=big)
 
 
 def packed_tiff(width: int, height: int, data: bytes, **tags: Any) -> bytes:

@@ -79,6 +79,33 @@ def test_white_is_zero_comes_out_bright(kind: type, order: str) -> None:
     agree(grey_tiff(values.astype(kind), order=order, photometric=1))
 
 
+FULL_RANGE = GREY.astype(np.int64) * 255 // GREY.max() - 128
+KINDS = {
+    "int8": FULL_RANGE.astype(np.int8),
+    "int16": (FULL_RANGE * 200).astype(np.int16),
+    "int32": (FULL_RANGE * 2**24).astype(np.int32),
+    "uint16": ((FULL_RANGE + 128) * 257).astype(np.uint16),
+    "uint32": ((FULL_RANGE + 128) * 2**24).astype(np.uint32),
+    "float32": (FULL_RANGE / 7).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_of_any_type_and_order_are_read_as_they_are_or_set_aside(kind: str, order: str) -> None:
+    for photometric in (0, 1):
+        values = KINDS[kind]
+        if not photometric:
+            values = (values.max().item() - values.astype(object) + values.min().item()).astype(values.dtype)
+        for deflate in (False, True):
+            content = grey_tiff(values, order=order, photometric=photometric, deflate=deflate)
+            if kind == "int8" and not photometric:
+                with pytest.raises(Unusable, match="not a picture"):
+                    read_picture(content)
+            else:
+                agree(content)
+
+
 def test_white_is_zero_of_few_bits_and_compressed() -> None:
     for depth in (1, 2, 4):
         few = GREY >> (8 - depth)

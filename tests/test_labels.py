@@ -128,6 +128,41 @@ def test_a_table_that_does_not_fit_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+GRADED = "file,label\n" + "".join(f"{name},{i % 3}\n" for i, name in enumerate(NAMES))  # osteopenia is 1 here
+
+
+def test_numbers_other_than_0_and_1_stand_for_nothing_until_somebody_says_what(
+    sourced: Callable[..., Source], caplog: pytest.LogCaptureFixture
+) -> None:
+    said = (
+        r"column 'label' has 0, 1, 2; say what they mean, as in data.classes=\[0:normal,1:osteopenia,2:osteoporosis\]"
+    )
+    for table in (GRADED, GRADED.replace("\n", ".0\n").replace("label.0", "label")):
+        with pytest.raises(UserError, match=said):
+            sourced(table)
+        found = sourced(table, classes=["0.0:normal", "1:osteopenia", "2:osteoporosis"])
+        expected = dict(zip(NAMES, ("normal", "osteopenia", "osteoporosis", "normal"), strict=True))
+        assert {p.name: p.class_name for p in found.pictures} == expected
+    with pytest.raises(UserError, match="has 1, 2; say what they mean"):
+        sourced(GRADED.replace(",0", ",2"))
+    with pytest.raises(UserError, match="has 6 different numbers; say"):
+        sourced("file,label\n" + "".join(f"f{i},{i}\n" for i in range(6)))
+    sourced(GRADED, classes=["0:normal", "2:osteoporosis"])
+    assert "1 of 4 rows have none of normal, osteopenia, osteoporosis in column 'label': 1; map it" in caplog.text
+
+
+def test_a_path_as_it_is_written_wins_before_one_in_another_case(
+    sourced: Callable[..., Source], tmp_path: Path
+) -> None:
+    (tmp_path / "flat" / "OS_0L.png").write_bytes(png(9))
+    if (tmp_path / "flat" / "os_0L.png").read_bytes() == png(9):
+        pytest.skip("names that differ in case are one here")
+    found = sourced(FULL + "OS_0L.png,normal\nfolder/OS_0L.png,normal\n")
+    assert labels(found) == sorted([*EXPECTED, ("OS_0L.png", "normal", "", "")])
+    with pytest.raises(UserError, match=r"'Os_0L.png' in row 6 may be OS_0L.png or os_0L.png; give paths"):
+        sourced(FULL + "Os_0L.png,normal\n")
+
+
 def test_a_name_that_may_be_two_pictures_is_not_guessed(sourced: Callable[..., Source], tmp_path: Path) -> None:
     write(tmp_path / "flat" / "more", **{"os_0L.png": png(8)})
     with pytest.raises(UserError, match=r"'os_0L' in row 2 may be more/os_0L.png or os_0L.png; give paths"):

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmarks.hostile import radiograph, saved
 from osteo import parts
 from osteo.checks import check
 from osteo.config import DataConfig, PrepareConfig
@@ -380,6 +382,60 @@ def test_a_split_that_leaks_is_spoken_of_before_training(
     config.clean = True
     prepare(config)
     assert caplog.messages == []
+
+
+def leaks_of(config: DataConfig, caplog: pytest.LogCaptureFixture) -> str:
+    """What is said of leaks."""
+    caplog.clear()
+    prepare(config)
+    return "\n".join(message for message in caplog.messages if "leaks" in message or "copies" in message)
+
+
+def test_altered_copies_in_two_splits_are_found_with_any_split(
+    registered: Callable[[object], DataConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    root = copies_of(tmp_path / "data")
+    for i in (3, 4, 8):  # of b, which are no copies any more
+        (root / "b" / CLASS_NAMES[i % 2] / f"{i}.png").write_bytes(png(i + 500))
+    picture = np.hstack([radiograph(80, 40, 8), 255 - radiograph(80, 40, 8)[::-1]])
+    picture[20:50, 30:45] = 240
+    (root / "a/normal/0.png").write_bytes(saved(Image.fromarray(picture), "PNG"))
+    (root / "b/normal/0.png").write_bytes(saved(Image.fromarray(picture[:, ::-1]), "PNG"))
+    config = registered(lambda *_: {name: read_source(name, str(root / name), "data.root") for name in "ab"})
+    config.cache = str(tmp_path / "cache")
+    config.split.test_source, config.split.grouped = "b", False
+    assert re.fullmatch(
+        r"the split leaks: 1 group of copies or of one patient \(0 of the same bytes, 0 of one patient\) in more than"
+        r" one, a/normal/0.png \((train|val)\) and b/normal/0.png \(test\) first; data.split.grouped=true keeps them in one"
+        r" split, or data.clean=true counts every picture once",
+        leaks_of(config, caplog),
+    )
+    monkeypatch.setattr("osteo.data.prepare.MOST_SEARCHED_ANYWAY", 47)
+    assert leaks_of(config, caplog) == (
+        "altered copies are not searched for among 48 pictures, since data.split.grouped=false; osteo audit does"
+    )
+
+
+def test_a_leak_of_patients_is_mended_by_the_split_alone(
+    registered: Callable[[object], DataConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = in_memory()
+    patients = [f"P{i // 2}" for i in range(20)]
+    named = [replace(p, patient=patients[i]) for i, p in enumerate(source.pictures)]
+    config = registered({"mine": replace(source, pictures=named)})
+    config.cache = str(tmp_path / "cache")
+    config.split.grouped = False
+    assert leaks_of(config, caplog).endswith(" first; data.split.grouped=true keeps them in one split")
+    splits = ["train", "train", "val", "val", "test", "test"] + ["train", "test"] * 7
+    stated = [replace(p, split=splits[i]) for i, p in enumerate(named)]
+    config = registered({"mine": replace(source, pictures=stated)})
+    config.cache = str(tmp_path / "cache")
+    assert leaks_of(config, caplog).endswith(" first; mend the split that the labels state")
+    table = pd.DataFrame({"image_id": [p.image_id for p in named], "split": splits})
+    table.to_csv(tmp_path / "split.csv", index=False)
+    config.split.file = str(tmp_path / "split.csv")
+    assert leaks_of(config, caplog).endswith("; mend the file")
 
 
 def test_a_registered_source_is_prepared_by_its_name(

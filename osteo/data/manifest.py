@@ -52,6 +52,7 @@ COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
 DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that are not the fault of the file itself."""
+VERSION = 2  # raise it when read_header changes what it returns or refuses
 NOT_READ = "not read"
 """How a reason begins that lies in the disk or a permission, not in the bytes: it holds for this run alone."""
 AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_values": [""]}
@@ -80,7 +81,7 @@ def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = 
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
     facts = [[p.image_id, p.path, p.class_name, p.patient, p.split] for p in pictures]
-    recipe = json.dumps([stamps, facts])
+    recipe = json.dumps([VERSION, stamps, facts])
     place = cache / "manifests" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.csv"
     text = read_sealed(place) if all(stamps) and not renew else None
     kept = typed(pd.DataFrame() if text is None else pd.read_csv(io.StringIO(text), **AS_TEXT))

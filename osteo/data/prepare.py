@@ -15,13 +15,13 @@ import pandas as pd
 
 from osteo import parts
 from osteo.checks import check, check_data, named_pairs
-from osteo.config import DATA_SETS, DataConfig, PhantomConfig
+from osteo.config import DATA_SETS, DataConfig, PhantomConfig, SplitConfig
 from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
 from osteo.data.splits import assign_splits
-from osteo.data.store import ChangedFileError, Store, open_store
+from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
 from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed
 from osteo.reading.labels import read_labels
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAIRS_VERSION = 5  # raise it when find_pairs changes what it returns
+MOST_SEARCHED_ANYWAY = 5000  # pictures
 
 
 class Prepared(NamedTuple):
@@ -81,8 +82,9 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     _report_unusable(manifest, strict=config.strict)
     if not split:
         return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
+    stated = manifest["split"].isin(table.SPLITS).any()
     manifest = assign_splits(manifest, config.split)
-    _report_leaks(manifest, config)
+    _report_leaks(manifest, config, "mend the split that the labels state" if stated else "")
     return Prepared(manifest, store)
 
 
@@ -100,13 +102,18 @@ def _group_and_decode(
 ) -> tuple[pd.DataFrame, Store]:
     read = reader(sources)
     pairs = []
-    if config.clean or config.split.grouped:
+    if _searches_copies(config, manifest):
         thumbnails = open_thumbnails(manifest, read, cache)
         pairs = [(pair.first, pair.second) for pair in same_exposures(manifest, thumbnails, cache)]
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
         manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
     return manifest, open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
+
+
+def _searches_copies(config: DataConfig, manifest: pd.DataFrame) -> bool:
+    """Whether altered copies are searched for: where they decide something, and else where it takes seconds."""
+    return config.clean or config.split.grouped or len(manifest) <= MOST_SEARCHED_ANYWAY
 
 
 def verify(config: DataConfig, sources: dict[str, Source]) -> list[str]:
@@ -122,7 +129,7 @@ def verify(config: DataConfig, sources: dict[str, Source]) -> list[str]:
     lines = [f"verified {counted(len(after), 'file')}, {changed} changed since they were hashed"]
     manifest, store = _group_and_decode(config, sources, cache, after)
     stores = {f"{config.image_size} x {config.image_size}": store}
-    if config.clean or config.split.grouped:
+    if _searches_copies(config, after):
         stores[f"{SIDE} x {SIDE}, in which copies are searched"] = open_thumbnails(manifest, reader(sources), cache)
     for size, opened in stores.items():
         mended = opened.confirm()
@@ -217,7 +224,7 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
         cache: folder in which the pairs are kept.
     """
     shas = [sha for sha in thumbnails.rows if sha not in thumbnails.unreadable]
-    recipe = f"{PAIRS_VERSION}:{','.join(shas)}"
+    recipe = f"{PAIRS_VERSION}:{VERSION}:{','.join(shas)}"
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if (text := read_sealed(kept)) is None:
         thumbnails.confirm()  # what is found among damaged pictures would be kept
@@ -279,25 +286,48 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
         log.warning("set aside %s: %s%s", image_id, reason, again)
 
 
-def _report_leaks(manifest: pd.DataFrame, config: DataConfig) -> None:
-    """Warns of what stands in more than one split, with counts, the first of it and how it is mended."""
+def _report_leaks(manifest: pd.DataFrame, config: DataConfig, stated: str) -> None:
+    """Warns of what stands in more than one split, with counts, the first of it and how it is mended.
+
+    Args:
+        manifest: with splits.
+        config: that asked for them.
+        stated: how a split that the source states is mended; empty where it states none.
+    """
+    if not _searches_copies(config, manifest):
+        log.warning(
+            "altered copies are not searched for among %d pictures, since data.split.grouped=false; osteo audit does",
+            len(manifest),
+        )
     found = summary.leaks(manifest)
     if not found["clusters"]:
         return
-    splits = manifest.set_index("image_id")["split"]
+    splits, patients = (manifest.set_index("image_id")[name] for name in ("split", "patient"))
     first = found["clusters"][0]
     other = next(image_id for image_id in first if splits[image_id] != splits[first[0]])
-    remedy = "data.clean=true counts every picture once"
-    if config.split.file:
-        remedy = f"mend the file, or {remedy}"
-    elif not (config.split.grouped or config.split.test_source or config.split.ready_made):
-        remedy = f"data.split.grouped=true keeps them in one split, {remedy}"
+    of_patients = [set(patients[members]) for members in found["clusters"]]
+    has_copies = bool(found["pictures"]) or any(len(names) > 1 or "" in names for names in of_patients)
+    remedies = [remedy] if (remedy := _remedy(config.split, stated)) else []
+    if has_copies:
+        only = "of copies, but not of patients, " if found["patients"] else ""
+        remedies.append(f"{only}data.clean=true counts every picture once")
     log.warning(
         "the split leaks: %s of copies or of one patient (%d of the same bytes, %d of one patient) in more than one,"
         " %s (%s) and %s (%s) first; %s",
         counted(len(found["clusters"]), "group"), len(found["pictures"]), len(found["patients"]),
-        first[0], splits[first[0]], other, splits[other], remedy,
+        first[0], splits[first[0]], other, splits[other], ", or ".join(remedies),
     )  # fmt: skip
+
+
+def _remedy(split: SplitConfig, stated: str) -> str:
+    """What keeps copies and patients in one split; empty where the sources themselves are the split."""
+    dealt = "" if split.grouped else "data.split.grouped=true keeps them in one split"
+    if split.file:
+        return "mend the file"
+    if split.ready_made:
+        grouped = "" if split.grouped else " data.split.grouped=true"
+        return f"mend the folders, or data.split.ready_made=false{grouped} deals them into one split"
+    return dealt if split.test_source or split.fold is not None else stated or dealt
 
 
 def export(used: pd.DataFrame, store: Store, twins: Mapping[str, Transform], folder: Path) -> None:

@@ -30,7 +30,7 @@ from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the pixels: raise it when read_picture, square or clahe change what they return
+VERSION = 3  # of the pixels: raise it when read_picture, square or clahe change what they return
 
 CHUNK = 4096  # pictures after which what is done is safe on the disk
 PATIENCE = 2.0  # seconds that a training waits for its pictures to be compared: 2 GB take 1.5 s

@@ -36,7 +36,10 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 """Splits by what folders and tables call them."""
-NUMBERS = {f"{label}{zero}": name for name, label in CLASSES.items() if label is not None for zero in ("", ".0")}
+NUMBERS = {str(label): name for name, label in CLASSES.items() if label is not None}
+"""What the numbers of a column stand for that has no others."""
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+WHOLE = re.compile(r"^(\d+)[.,]0+$")  # 1.0, as pandas may write 1
 MOST_SHOWN = 5  # words of a column; more may be a column of patients, whose names stand in no message
 
 
@@ -114,7 +117,8 @@ class _Places:
 
     def __init__(self, names: Iterable[str], prefixes: Iterable[str]) -> None:
         self.names = list(names)
-        self._prefixes = ["", *(f"{_folded(prefix).rstrip('/')}/" for prefix in prefixes)]
+        self._known = set(self.names)
+        self._prefixes = ["", *(f"{prefix.rstrip('/')}/" for prefix in prefixes)]
         self._whole: dict[str, list[str]] = {}
         self._ends: dict[str, list[str]] = {}
         for name in self.names:
@@ -127,9 +131,11 @@ class _Places:
                     self._ends.setdefault("/".join(parts[start:]), []).append(name)
 
     def find(self, given: str) -> list[str]:
-        """The pictures that a name may stand for; the whole path of one is that one."""
-        key = _folded(given)
-        paths = [key.removeprefix(prefix) for prefix in self._prefixes]
+        """The pictures that a name may stand for; the whole path of one is that one, first where case agrees."""
+        exact = [given.removeprefix(prefix) for prefix in self._prefixes]
+        if same := [path for path in exact if path in self._known]:
+            return same[:1]
+        paths = [_folded(given).removeprefix(_folded(prefix)) for prefix in self._prefixes]
         for known in (self._whole, self._ends):
             for path in paths:
                 if path in known:
@@ -155,9 +161,12 @@ def read_labels(data: DataConfig) -> LabelFile:
     if table.empty:
         raise UserError(f"{option} has no row below its headings")
     log.info("%s: %s", option, ", ".join(f"{meaning} from column '{name}'" for meaning, name in columns.items()))
-    words = {name: name for name in CLASSES} | NUMBERS
-    words |= named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+    words = {name: name for name in CLASSES}
+    given = named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+    words |= {WHOLE.sub(r"\1", name): meaning for name, meaning in given.items()}
     cells = {meaning: table[column].fillna("") for meaning, column in columns.items()}
+    cells["class"] = cells["class"].str.replace(WHOLE, r"\1", regex=True)
+    words |= _numbers(cells["class"], words, columns["class"], option)
     classes = _translate(cells["class"], words, columns["class"], option, "map it with data.classes=[WORD:CLASS]")
     blank = pd.Series("", index=table.index)
     splits = blank
@@ -210,6 +219,24 @@ def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[st
 
 def _plain(heading: str) -> str:
     return re.sub(r"[\s_-]+", "", heading).casefold()
+
+
+def _numbers(cells: "pd.Series[str]", words: Mapping[str, str], column: str, option: str) -> Mapping[str, str]:
+    """`NUMBERS`, where a column has these alone; nothing where the user has said what its numbers mean.
+
+    Raises:
+        UserError: it has others, as where 1 is osteopenia, and the user has not said what they mean.
+    """
+    numbers = sorted({word for word in cells if NUMBER.fullmatch(word)}, key=float)
+    if any(word in words for word in numbers):
+        return {}
+    if set(numbers) <= set(NUMBERS):
+        return NUMBERS
+    listed = ", ".join(numbers) if len(numbers) <= MOST_SHOWN else f"{len(numbers)} different numbers"
+    raise UserError(
+        f"{option}: column '{column}' has {listed}; say what they mean, as in"
+        f" data.classes=[{','.join(f'{number}:{name}' for number, name in enumerate(CLASSES))}]"
+    )
 
 
 def _translate(

@@ -1,6 +1,7 @@
 """From the bytes of a picture file to eight-bit grey."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from osteo.reading.missing import FILLED, complaints, jpeg_has_end, png_has_rows
 from osteo.types import Grey
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -27,6 +29,7 @@ COLOUR = ("LA", "RGB", "RGBA", "RGBX", "RGBa")
 ORIENTATION = 0x0112  # the tag that says how a picture is to be turned
 NOT_READ = "more than eight bits per channel, stored in a way that is not read"
 TRUNCATED = "truncated, or not as large as it says"
+MOST_PAGES = 16  # of a TIFF that are looked at for one that is no thumbnail
 LARGEST_FILE = 512 * 2**20  # bytes; a radiograph of 50 million pixels at 16 bits has a fifth of this
 REDUCED = {
     1: cv2.IMREAD_GRAYSCALE,
@@ -36,6 +39,7 @@ REDUCED = {
 }
 """OpenCV's flag by how many times smaller than the file a JPEG is decoded."""
 
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 1, (1,), 1, (32,), ()] = ("I", "I;32B")  # only little-endian is known
 # white-is-zero of more than eight bits, wherever Pillow opens black-is-zero: it lacks some
 TiffImagePlugin.OPEN_INFO.update(
     {
@@ -44,6 +48,10 @@ TiffImagePlugin.OPEN_INFO.update(
         if layout[1] == 1 and modes[0][0] in "IF"
     }
 )
+NATIVE = re.compile(r"^([IF];\d+)B(S|F|)$")
+"""Pillow's names for big-endian numbers, in which an N would stand for this machine's order."""
+NUMBERS = {("I", 1, 32): np.uint32, ("L", 2, 8): np.int8}
+"""Numbers of TIFF that Pillow takes for others, by its mode, whether they are unsigned (1) or signed (2), and bits."""
 
 
 class Unusable(ValueError):  # noqa: N818 - a property of the file, not of this program
@@ -93,24 +101,33 @@ def decode(content: bytes, size: int = 0) -> Grey:
     with _opened(content) as image:
         width, height, kind, mode = _header_of(image, content)
         deep = _depth(image, content) > 8
-        end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
-        # OpenCV silently fills what is cut off with grey
-        if end and not deep and mode in ("L", "RGB") and end in content[-65536:]:
-            factor = 1
-            if kind == "JPEG" and size:
-                factor = max((f for f in REDUCED if min(width, height) // f >= 2 * size), default=1)
-            grey = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED[factor])
+        if kind == "JPEG" and jpeg_has_end(content):
+            factor = 8
+            if mode in ("L", "RGB"):
+                factor = max((f for f in REDUCED if size and min(width, height) // f >= 2 * size), default=1)
+            with complaints() as said:
+                grey = _decode_plain(content, REDUCED[factor])
+            if FILLED.search(said[0]):
+                raise Unusable(TRUNCATED)
+            if grey is not None and mode in ("L", "RGB"):
+                return grey
+        if kind == "PNG":
+            grey = None if deep or mode not in ("L", "RGB") else _decode_plain(content)
             if grey is not None:
-                return np.asarray(grey, np.uint8)
+                return grey
+            if not png_has_rows(content):
+                raise Unusable(TRUNCATED)
         if deep and mode in COLOUR:
-            if kind == "TIFF" and image.tag_v2.get(284) == 2:  # type: ignore[attr-defined]
-                raise Unusable(NOT_READ)  # planes one behind the other: OpenCV and Pillow make noise of them
+            if kind == "TIFF" and (image.tell() or image.tag_v2.get(284) == 2):  # type: ignore[attr-defined]
+                raise Unusable(NOT_READ)  # OpenCV reads the first page, and makes noise of planes
             grey = _decode_deep(content, alpha=mode in ("LA", "RGBA"))
             return grey if kind == "TIFF" else _upright(grey, image)  # of TIFF, OpenCV has turned it
+        kept = _kept_as(image)
+        white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):
-            white_is_zero = kind == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-            grey = stretch(np.asarray(image))
+        if kept or image.mode.startswith(("I", "F")):
+            values = np.asarray(image)
+            grey = stretch(values.view(kept) if kept else values)
             return 255 - grey if white_is_zero else grey  # Pillow itself inverts what has eight bits or fewer
         if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La"):
             with_alpha = image.convert("RGBA")
@@ -119,6 +136,11 @@ def decode(content: bytes, size: int = 0) -> Grey:
         if image.mode in ("1", "L"):
             return np.asarray(image.convert("L"), np.uint8)
         return np.asarray(image.convert("RGB").convert("L"), np.uint8)
+
+
+def _decode_plain(content: bytes, flag: int = cv2.IMREAD_GRAYSCALE) -> Grey | None:
+    grey = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    return None if grey is None else np.asarray(grey, np.uint8)
 
 
 def colour(content: bytes) -> float:
@@ -161,7 +183,21 @@ def _opened(content: bytes) -> Iterator[ImageFile]:
         except Image.DecompressionBombError:
             raise Unusable("more than 100 million pixels") from None
         with image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                _skip_thumbnails(image)
             yield image
+
+
+def _skip_thumbnails(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Goes to the first page of a TIFF that is not a smaller form of another, as NewSubfileType says; else stays."""
+    for page in range(MOST_PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            break
+        if not image.tag_v2.get(254, 0) & 1:
+            return
+    image.seek(0)
 
 
 def _header_of(image: ImageFile, content: bytes) -> Header:
@@ -171,7 +207,7 @@ def _header_of(image: ImageFile, content: bytes) -> Header:
         raise Unusable(f"more than 100 million pixels ({width} x {height})")
     if max(width, height) > LONGEST_SIDE:
         raise Unusable(f"more than {LONGEST_SIDE} pixels on a side ({width} x {height})")
-    kind = image.format or ""
+    kind = {"MPO": "JPEG"}.get(image.format or "", image.format or "")  # several JPEG, of which the first is read
     most = PIXELS_PER_BYTE.get(kind)
     if (most and width * height > most * len(content)) or (kind == "PNG" and not _has_all_chunks(content)):
         raise Unusable(TRUNCATED)
@@ -195,6 +231,20 @@ def _depth(image: ImageFile, content: bytes) -> int:
     if image.format == "JPEG2000" and (codestream := jpeg_2000(content)):
         return codestream.depth
     return 8
+
+
+def _kept_as(image: ImageFile) -> npt.DTypeLike | None:
+    """The type of a TIFF's numbers where Pillow takes them for another; and has Pillow read them in the right order.
+
+    libtiff hands out numbers in the order of this machine, which Pillow overlooks for some that are big-endian.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    for at, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            image.tile[at] = tile._replace(args=(NATIVE.sub(r"\1N\2", tile.args[0]), *tile.args[1:]))
+    sample, depth = (image.tag_v2.get(tag, (1,)) for tag in (339, 258))
+    return NUMBERS.get((image.mode, sample[0], depth[0]))
 
 
 def _decode_deep(content: bytes, *, alpha: bool) -> Grey:
