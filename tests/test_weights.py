@@ -18,7 +18,7 @@ from osteo.errors import UserError
 from osteo.inference.model import load_model, load_models
 from osteo.training.callbacks import newest
 from osteo.training.fit import quieten
-from osteo.training.module import Classifier, load_module, read_checkpoint
+from osteo.training.module import Classifier, build_module, read_checkpoint
 from osteo.training.network import Network
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -95,7 +95,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint: Path, tm
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("load", [load_module, load_model])
+@pytest.mark.parametrize("load", [read_checkpoint, load_model])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, load: Callable[[Path], Any]) -> None:
     kept = content()
     kept["state_dict"]["network.backbone.layer3.0.conv2.weight"][0, 0, 0, 0] = value
@@ -125,14 +125,17 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path, change: Callable[[T
     kept["state_dict"][key] = change(kept["state_dict"][key])
     torch.save(kept, tmp_path / "bad.ckpt")
     with pytest.raises(UserError, match=rf"^bad.ckpt holds weights that are {reason}, (state_dict.)?{key} first; use"):
-        load_module(tmp_path / "bad.ckpt")
+        build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
 def test_half_precision_and_counters_are_weights_as_before(tmp_path: Path) -> None:
     kept = content()
     kept["state_dict"] = {k: t.half() if t.is_floating_point() else t for k, t in kept["state_dict"].items()}
     torch.save(kept, tmp_path / "half.ckpt")
-    assert next(load_module(tmp_path / "half.ckpt").parameters()).dtype == torch.float32
+    assert (
+        next(build_module(read_checkpoint(tmp_path / "half.ckpt"), tmp_path / "half.ckpt").parameters()).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("rate", [float("nan"), 2.0, "much"])
@@ -141,7 +144,7 @@ def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: 
     kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
     torch.save(kept, tmp_path / "bad.ckpt")
     with pytest.raises(UserError, match=r"^bad.ckpt is no checkpoint of osteo \((Value|Type)Error\)"):
-        load_module(tmp_path / "bad.ckpt")
+        build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
 def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_a_sweep_is_no_checkpoint_and_one_of_its_runs_is_named(tmp_path: Path) -
 def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = load_module(checkpoint)
+    module = build_module(read_checkpoint(checkpoint), checkpoint)
     assert newest(tmp_path, module) is None
     place = tensor_bytes(checkpoint)[5][0]
     last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
@@ -213,7 +216,7 @@ def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
     change: Callable[[dict[str, Any]], object],
     reason: str,
 ) -> None:
-    kept, module = content(), load_module(checkpoint)
+    kept, module = content(), build_module(read_checkpoint(checkpoint), checkpoint)
     change(kept)
     torch.save(kept, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match=rf"^no checkpoint can be gone on from: last.ckpt {reason}.*begin a new run$"):

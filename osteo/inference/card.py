@@ -19,6 +19,7 @@ from osteo.evaluation.calibration import COLDEST, HOTTEST
 from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
+from osteo.records.record import CONFIG, Run
 from osteo.task import CLASS_NAMES, RULES
 from osteo.training.module import read_checkpoint
 
@@ -104,6 +105,32 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         if key in values and not is_right(values[key]):
             raise UserError(f"{name} carries a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
     return Card(**values)
+
+
+def check_origin(stored: Mapping[str, Any], checkpoint: Path, run: Run) -> None:
+    """Refuses the checkpoint of another run, by its card.
+
+    Args:
+        stored: the content of the checkpoint; one without a card is of an older version, and not looked at.
+        checkpoint: its file, for the error.
+        run: in which it lies.
+
+    Raises:
+        UserError: one line with the first value that differs from the configuration of the run.
+    """
+    values, settings = stored.get(KEY), run.read_settings()
+    expected = {
+        "backbone": settings.model.backbone, "image_size": settings.data.image_size, "seed": settings.seed,
+        "fold": settings.data.split.fold,
+    }  # fmt: skip
+    if not isinstance(values, dict):
+        return
+    for key, value in expected.items():
+        if values.get(key) != value:
+            raise UserError(
+                f"{checkpoint.name} of run {run.name} is of another run: its card has {key}={values.get(key)}, and"
+                f" {CONFIG} {value}; put the run's own checkpoint back from a copy, or train the run again"
+            )
 
 
 def _is_number(value: object, low: float, high: float) -> bool:

@@ -1,6 +1,7 @@
 """A checkpoint ready to answer, alone or as a member of an ensemble."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from osteo import parts
 from osteo.data.store import square
 from osteo.errors import UserError
-from osteo.inference.card import ADVICE, Card, read_card
+from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
+from osteo.records.content import DamagedError
+from osteo.records.record import Run
 from osteo.records.sweep import best_of
 from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.training.network import Network
@@ -59,11 +62,15 @@ def load_model(checkpoint: Path) -> Model:
     """The model of a checkpoint; nothing but tensors, numbers and text is read from it.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, or it needs a
-            plugin that is not loaded, or its card does not fit its network.
+        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, it needs a plugin
+            that is not loaded, its card does not fit its network, or it lies in the directory of another run than its
+            own.
     """
     stored = read_checkpoint(checkpoint)
     card = read_card(stored, checkpoint.name)
+    if checkpoint.parent.name == "checkpoints" and (run := Run(checkpoint.parent.parent)).has_config:
+        with suppress(DamagedError):  # the checkpoint does without the record
+            check_origin(stored, checkpoint, run)
     try:
         module = build_module(stored, checkpoint)
     except UserError:

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from math import prod
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path
-from osteo.records.content import DamagedError
-from osteo.records.record import STATUS, Run
+from osteo.records.content import COSTS, DamagedError
+from osteo.records.record import STATUS, Run, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +22,8 @@ APART = ("wandb", "slurm", "figures", "tables")
 """Folders of a sweep that hold no run."""
 DEEPEST = 8
 """folders between a sweep and a run, so that links in a circle end"""
-COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
+MOST = 100_000
+"""jobs of a sweep that are counted"""
 
 
 def runs_of(sweep: Path) -> list[Run]:
@@ -78,6 +82,72 @@ def trained(sweep: Path, check: Callable[[Run], object]) -> tuple[list[Run], lis
             lines.append(f"run {run.name} is left out: {error}")
             log.warning("%s", lines[-1])
     return usable, lines
+
+
+def unfinished(sweep: Path) -> list[str]:
+    """A line on each training of a sweep that is not done, and one on its jobs without a record; logged too.
+
+    A trial of a search that was ended early is done. A run whose status cannot be read is for `trained` to name.
+    """
+    runs = runs_of(sweep)
+    lines = [f"run {run.name} is left out: {clause}" for run in runs if (clause := _why_unfinished(run))]
+    if (sweep / SWEEP).exists() and (missing := _missing_jobs(sweep, [run.name for run in runs])):
+        lines.append(f"without a record in this sweep: {missing}")
+    for line in lines:
+        log.warning("%s", line)
+    return lines
+
+
+def _why_unfinished(run: Run) -> str:
+    """What a training is instead of done, and how its error begins; else empty."""
+    try:
+        state, error = run.state, run.status()["error"]
+    except DamagedError:
+        return ""
+    if state == "done" or (run.has_config and not _may_be_training(run)):
+        return ""
+    words = (error or "").strip().splitlines()
+    return f"its state is {state}" + (f" ({shorten(words[0], 80, placeholder=' ...')})" if words else "")
+
+
+def _may_be_training(run: Run) -> bool:
+    try:
+        return run.is_training
+    except DamagedError:
+        return True
+
+
+def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
+    """How many jobs of a sweep have no directory, and which, where they are called by numbers; empty if none is known.
+
+    Args:
+        sweep: its directory.
+        names: of the directories that there are.
+    """
+    planned, are_numbers = _planned_jobs(sweep / SWEEP), all(name.isdecimal() for name in names)
+    if not are_numbers:
+        return counted(planned - len(names), "job") if planned > len(names) else ""
+    begun = max([int(name) + 1 for name in names if len(name) < 6], default=0)
+    missing = [str(number) for number in range(max(planned, begun)) if str(number) not in names]
+    listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return f"{counted(len(missing), 'job')} ({listed})" if missing else ""
+
+
+def _planned_jobs(path: Path) -> int:
+    """How many jobs a sweep has, by the overrides that it was begun with; 0 where another sweeper chooses them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        recorded = read_yaml(path)["hydra"]
+        if "BasicSweeper" not in recorded["sweeper"]["_target_"]:
+            return 0
+        words = [f"{key}={value}" for key, value in (recorded["sweeper"]["params"] or {}).items()]
+        overrides = OverridesParser.create().parse_overrides([*words, *recorded["overrides"]["task"]])
+        swept = [override for override in overrides if override.is_sweep_override()]
+        return min(MOST, prod(sum(1 for _ in islice(override.sweep_iterator(), MOST)) for override in swept))
+    except (HydraException, DamagedError, LookupError, TypeError, ValueError, AttributeError):
+        return 0  # what is wrong with it is said where a sweep goes on
 
 
 def changes(runs: Sequence[Run]) -> list[str]:

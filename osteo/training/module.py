@@ -225,15 +225,6 @@ class Classifier(LightningModule):
             scheduler.step_update(self.global_step)
 
 
-def load_module(checkpoint: Path) -> Classifier:
-    """The module of a checkpoint, on the CPU; nothing but tensors and plain values is read from it.
-
-    Raises:
-        UserError: there is no such file, or it is no checkpoint of osteo.
-    """
-    return build_module(read_checkpoint(checkpoint), checkpoint)
-
-
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """All that a checkpoint holds: tensors and plain values, as they were written.
 
@@ -261,7 +252,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
-    """The module of a checkpoint that has been read.
+    """The module of a checkpoint that has been read, on the CPU.
 
     Args:
         kept: what it holds.
