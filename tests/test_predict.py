@@ -202,11 +202,11 @@ class Bomb:
 
 def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": Bomb()}, tmp_path / "bomb.ckpt")
-    done = osteo("predict", "bomb.ckpt", "input=.")
+    done = osteo("predict", "bomb.ckpt", "input=a.png")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "bomb.ckpt is no checkpoint of osteo" in done.err
     assert not (tmp_path / "pwned").exists()
-    foreign = osteo("predict", "ckpt=bomb.ckpt", "input=.", "+_target_=os.system")
+    foreign = osteo("predict", "ckpt=bomb.ckpt", "input=a.png", "+_target_=os.system")
     assert foreign.code == 2
     assert "key '_target_' is unknown" in foreign.err
 
@@ -214,12 +214,12 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "input=."], "name a checkpoint"),
-        (["predict", "nowhere.ckpt", "input=."], "there is no checkpoint nowhere.ckpt"),
+        (["predict", "input=a.png"], "name a checkpoint"),
+        (["predict", "nowhere.ckpt", "input=a.png"], "there is no checkpoint nowhere.ckpt"),
         (["predict", "{run}"], "name the pictures to answer"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
-        (["predict", "{run}", "input=.", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
+        (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
         (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
         (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
         (["evaluate", "{run}", "data=folder", "data.root=.", "data.classes=[a:b]"], "data.classes: 'a:b' is no FOLDER"),
