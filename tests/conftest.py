@@ -69,6 +69,7 @@ def osteo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             code = int(end.code or 0)
         finally:
             logging.getLogger().handlers.clear()  # Hydra's write to this call's stdout
+            logging.getLogger().setLevel(logging.WARNING)
         return Result(code, *capfd.readouterr())
 
     return call

@@ -50,7 +50,8 @@ def predictions(seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     logit = rng.normal(0, 2, 120)
     label = (rng.random(120) < expit(logit)).astype(int)
-    return pd.DataFrame({"split": ["val"] * 60 + ["test"] * 60, "logit": logit, "label": label})
+    split, names = ["val"] * 60 + ["test"] * 60, [f"s/{number}.png" for number in range(120)]
+    return pd.DataFrame({"image_id": names, "split": split, "logit": logit, "label": label})
 
 
 def test_no_test_label_and_no_test_logit_changes_what_validation_says() -> None:

@@ -136,3 +136,47 @@ def test_a_folder_of_somebody_s_own_is_not_replaced(tmp_path: Path) -> None:
             claim(tmp_path, PredictConfig())
     locks.release(tmp_path)
     assert outputs.OF_CONFIG[PredictConfig] is PREDICTIONS
+
+
+def test_answers_do_not_lie_within_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "pictures/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("pictures")
+    for folder in ("pictures", "pictures/inner", "link"):
+        with pytest.raises(UserError, match=r"lies within input=.*; choose another output_dir"):
+            claim(tmp_path / folder, PredictConfig(input=str(tmp_path / "pictures")))
+        assert not (tmp_path / folder / locks.LOCK).exists()
+    claim(tmp_path, PredictConfig(input=str(tmp_path / "pictures")))
+    locks.release(tmp_path)
+
+
+def test_predict_into_its_pictures_is_one_line(osteo: Callable, tmp_path: Path) -> None:
+    (tmp_path / "xd").mkdir()
+    (tmp_path / "xd/a.png").write_bytes(b"a picture")
+    done = osteo("predict", "no-run", "input=xd", "output_dir=xd")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith("osteo predict: xd lies within input=xd, so that overlays")
+    assert list(contents(tmp_path)) == ["xd/a.png"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_nothing_is_written_inside_a_run(tmp_path: Path, config: object) -> None:
+    folder = made(tmp_path / "7", "run") / "checkpoints"
+    folder.mkdir()
+    (tmp_path / "7/config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match=r"checkpoints lies within the run 7; choose another output_dir$"):
+        claim(folder, config)
+    assert not (folder / locks.LOCK).exists()
+
+
+def test_a_linked_folder_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.png").write_bytes(b"mine")
+    (tmp_path / "answers").mkdir()
+    for has_overlays in (True, False):
+        (tmp_path / "answers/overlays").symlink_to(tmp_path / "elsewhere")
+        with replaced(tmp_path / "answers", PREDICTIONS) as folder:
+            if has_overlays:
+                write_text(folder / "overlays/a.png", "new")
+        found = ["answers/overlays/a.png"] if has_overlays else []
+        assert list(contents(tmp_path)) == [*found, "elsewhere/mine.png"]
+        shutil.rmtree(tmp_path / "answers/overlays", ignore_errors=True)

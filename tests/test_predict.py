@@ -1,7 +1,6 @@
 """A checkpoint in the hands of somebody who has never seen how it was made."""
 
 import json
-import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -203,11 +202,11 @@ class Bomb:
 
 def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": Bomb()}, tmp_path / "bomb.ckpt")
-    done = osteo("predict", "bomb.ckpt", "input=.")
+    done = osteo("predict", "bomb.ckpt", "input=a.png")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "bomb.ckpt is no checkpoint of osteo" in done.err
     assert not (tmp_path / "pwned").exists()
-    foreign = osteo("predict", "ckpt=bomb.ckpt", "input=.", "+_target_=os.system")
+    foreign = osteo("predict", "ckpt=bomb.ckpt", "input=a.png", "+_target_=os.system")
     assert foreign.code == 2
     assert "key '_target_' is unknown" in foreign.err
 
@@ -215,12 +214,12 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "input=."], "name a checkpoint"),
-        (["predict", "nowhere.ckpt", "input=."], "there is no checkpoint nowhere.ckpt"),
+        (["predict", "input=a.png"], "name a checkpoint"),
+        (["predict", "nowhere.ckpt", "input=a.png"], "there is no checkpoint nowhere.ckpt"),
         (["predict", "{run}"], "name the pictures to answer"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
-        (["predict", "{run}", "input=.", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
+        (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
         (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
         (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
         (["evaluate", "{run}", "data=folder", "data.root=.", "data.classes=[a:b]"], "data.classes: 'a:b' is no FOLDER"),
@@ -254,11 +253,12 @@ def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Pa
     assert value == pytest.approx(json.loads(Path("e/metrics.json").read_text())["test/auroc"], abs=6e-4)
 
 
-def test_models_of_different_tasks_do_not_answer_together(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("class_names", ["no fracture", "fracture"]), ("image_size", 128)])
+def test_a_card_that_is_not_its_networks_is_refused(runs: Path, tmp_path: Path, key: str, value: object) -> None:
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
-    kept[KEY]["class_names"] = ["no fracture", "fracture"]
+    kept[KEY][key] = value
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=re.escape("distinguishes ['no fracture', 'fracture'], but")):
+    with pytest.raises(UserError, match=rf"^other.ckpt carries a card whose {key} .*; it is damaged"):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 

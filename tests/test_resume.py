@@ -23,7 +23,7 @@ from benchmarks.faults import differs, harness
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
 from osteo.training.callbacks import newest
-from osteo.training.module import Classifier
+from osteo.training.module import Classifier, build_module, read_checkpoint
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
 
@@ -93,7 +93,10 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     record = Run(tmp_path / "damaged")
     record.set_status("running")
-    assert newest(record.checkpoints) == record.checkpoints / "previous.ckpt"
+    assert (
+        newest(record.checkpoints, build_module(read_checkpoint(record.best_checkpoint), record.best_checkpoint))
+        == record.checkpoints / "previous.ckpt"
+    )
     done = osteo("train", "resume=damaged")
     assert done.code == 0, done.err
     assert differs(Run(tmp_path / "whole"), record) == []
@@ -311,10 +314,10 @@ def test_a_run_without_its_status_goes_on_as_it_was_configured(
         ("status.json", "", "run/status.json is damaged; delete it, and resume goes on with the run after its last"),
         ("status.json", "[]", "run/status.json is damaged; delete it"),
         ("status.json", '{"state": "finished"}', "run/status.json is damaged; delete it"),
-        ("config.yaml", "", "run/config.yaml is damaged (it has no augment), and nothing says how the run was"),
-        ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged (it has no augment)"),
-        ("config.yaml", "seed: [", "run/config.yaml is no configuration of osteo train"),
-        ("config.yaml", "seed: many\n", "run/config.yaml is no configuration of osteo train"),
+        ("config.yaml", "", "run/config.yaml is empty; restore it from a copy"),
+        ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged: it lacks model"),
+        ("config.yaml", "seed: [", "run/config.yaml is damaged: no YAML"),
+        ("config.yaml", "seed: many\n", "run/config.yaml is damaged: it lacks data"),
         ("multirun.yaml", "", "run/multirun.yaml is damaged (it holds no sweep)"),
         ("multirun.yaml", "hydra: [", "run/multirun.yaml is damaged"),
     ],

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -52,6 +53,9 @@ def test_an_open_address_is_warned_of_and_ctrl_c_ends_it(run: Path, tmp_path: Pa
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     lines = [process.stdout.readline() for _ in range(3)]
+    port = int(lines[2].split("/ (")[0].rpartition(":")[2])
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
+        assert page.status == 200
     process.send_signal(signal.SIGINT)
     rest, wrong = process.communicate(timeout=30)
     assert (process.returncode, rest, wrong) == (0, "", "")

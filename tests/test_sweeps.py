@@ -66,12 +66,45 @@ def test_a_sweep_that_is_taken_up_runs_what_it_asked_for(
     assert [run.name for run in runs_of(tmp_path / "s")] == list(asked)
 
 
-def test_two_jobs_never_share_a_directory(osteo: Callable, jobs: list[tuple[str, Config]], tmp_path: Path) -> None:
-    done = osteo("train", "-m", "seed=0,1", "hydra.sweep.subdir=here", "output_dir=s")
+@pytest.mark.parametrize(
+    ("swept", "said"),
+    [
+        ("seed=0,1", "seed=0, not 1"),
+        ("optimizer=adamw,sgd", "optimizer.name=adamw, not sgd"),
+        ("callbacks=ema,early_stopping", "callbacks={'ema': "),
+    ],
+)
+def test_two_jobs_never_share_a_directory(
+    osteo: Callable, jobs: list[tuple[str, Config]], tmp_path: Path, swept: str, said: str
+) -> None:
+    done = osteo("train", "-m", swept, "hydra.sweep.subdir=here", "output_dir=s")
     assert done.code == 1
-    assert "s/here holds the run of another job, with seed=0, not 1; give every job a directory of its own" in done.out
-    assert [config.seed for _, config in jobs] == [0]
+    assert f"s/here holds the run of another job, with {said}" in done.out
+    assert "give every job a directory of its own by hydra.sweep.subdir" in done.out
+    assert len(jobs) == 1
     assert Run(tmp_path / "s/here").state == "done"
+
+
+def test_a_sweep_is_not_taken_up_with_other_files_or_another_environment(
+    osteo: Callable, jobs: list[tuple[str, Config]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATE", "0.1")
+    mine = tmp_path / "mine" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.002}\n")
+    words = ("optimizer.lr=${oc.env:RATE}", "experiment=mine,quickstart", "output_dir=s")
+    assert osteo("train", "--config-dir", "mine", "-m", *words).code == 0
+    shutil.rmtree(tmp_path / "s/0")
+    monkeypatch.setenv("RATE", "0.5")
+    done = osteo("train", "resume=s")
+    assert done.code == 2
+    assert "$RATE is not what it was when s was begun; put it back, or begin a new sweep" in done.err
+    monkeypatch.setenv("RATE", "0.1")
+    mine.write_text("# @package _global_\noptimizer: {weight_decay: 0.5}\n")
+    done = osteo("train", "resume=s")
+    assert done.code == 2
+    assert "experiment/mine.yaml is not what it was when s was begun" in done.err
+    assert len(jobs) == 2
 
 
 def test_a_sweep_whose_experiment_has_changed_is_refused(

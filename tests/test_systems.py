@@ -305,10 +305,11 @@ def test_wilson_stands_beside_the_value_that_it_is_of(sweep: list[Run]) -> None:
     for name in ("accuracy", "sensitivity", "specificity"):
         assert result.wilson[name].value == pytest.approx(result.intervals[name].value)
     table = sweep[0].read_manifest()
+    groups = dict(zip(table["image_id"], [f"g{i // 2}" for i in range(PICTURES)], strict=True))
     for run in sweep:
-        run.write_manifest(
-            table.assign(group=[f"g{i // 2}" for i in range(PICTURES)], split=run.read_manifest()["split"])
-        )
+        predictions, of_run = run.read_predictions(), run.read_manifest()
+        run.write_predictions(predictions.assign(group=predictions["image_id"].map(groups)))
+        run.write_manifest(of_run.assign(group=of_run["image_id"].map(groups)))
     assert compute(read_experiment(sweep), draws=100, seed=0, prevalence=0.1, sensitivity=0.9).best.wilson == {}
 
 

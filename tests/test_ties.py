@@ -83,7 +83,8 @@ def test_noise_has_an_auroc_of_one_half() -> None:
     assert evaluate(NOISY, LABELS)["auroc"] == 0.5
     assert evaluate(-NOISY, LABELS)["auroc"] == 0.5
     found, expected = (
-        validate(pd.DataFrame({"split": "val", "logit": logits, "label": LABELS})) for logits in (NOISY, 1.7)
+        validate(pd.DataFrame({"image_id": "a", "split": "val", "logit": logits, "label": LABELS}))
+        for logits in (NOISY, 1.7)
     )
     assert list(found.thresholds.values()) == pytest.approx(list(expected.thresholds.values()), abs=1e-6)
 

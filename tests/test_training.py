@@ -16,7 +16,7 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.augment import Augmentation
-from osteo.training.module import Classifier, load_module
+from osteo.training.module import Classifier, build_module, read_checkpoint
 
 OPTIMIZER = {
     "name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "momentum": 0.9, "schedule": "constant", "warmup": 0.25,
@@ -169,7 +169,7 @@ def test_one_key_switches_what_is_fast(osteo: Callable, tiny: list[str], fast: b
     assert facts["memory_format"] == ("channels_last" if fast else "contiguous_format")
     assert facts["fused_optimizer"] is fast
     assert facts["precision"] in (("bf16-mixed", "32-true") if fast else ("32-true",))
-    learner = load_module(record.best_checkpoint)
+    learner = build_module(read_checkpoint(record.best_checkpoint), record.best_checkpoint)
     assert learner.configure_optimizers().defaults["fused"] is fast
     kernel = next(p for p in learner.network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
     assert kernel.is_contiguous(memory_format=torch.channels_last) is fast

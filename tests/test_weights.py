@@ -1,6 +1,7 @@
 """Weights are whole, finite and of the right network, or they are refused in one line that names the file."""
 
 import argparse
+import logging
 import random
 import struct
 import zipfile
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from osteo.errors import UserError
-from osteo.inference.model import load_model
+from osteo.inference.model import load_model, load_models
 from osteo.training.callbacks import newest
-from osteo.training.module import Classifier, load_module, read_checkpoint
+from osteo.training.fit import quieten
+from osteo.training.module import Classifier, build_module, read_checkpoint
 from osteo.training.network import Network
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -26,7 +28,13 @@ def content(backbone: str = "test_resnet", **network: Any) -> dict[str, Any]:
     """What a checkpoint of osteo holds, without a training."""
     torch.manual_seed(1)
     module = Classifier({"backbone": backbone, "image_size": 64, **network})
-    return {"epoch": 2, "hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    kept = {"epoch": 2, "hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    history = {"rows": [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]}
+    return kept | {
+        "global_step": 12, "pytorch-lightning_version": "2.6.0", "loops": {"fit_loop": {}}, "lr_schedulers": [],
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "callbacks": {"History": history, "Checkpoints": {"best": 0.5, "monitor": "val/loss"}},
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint: Path, tm
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("load", [load_module, load_model])
+@pytest.mark.parametrize("load", [read_checkpoint, load_model])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, load: Callable[[Path], Any]) -> None:
     kept = content()
     kept["state_dict"]["network.backbone.layer3.0.conv2.weight"][0, 0, 0, 0] = value
@@ -96,27 +104,134 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, l
         load(tmp_path / "bad.ckpt")
 
 
+def int64(tensor: Tensor) -> Tensor:
+    return (tensor * 100).long()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (int64, "no floating-point numbers"),
+        (lambda tensor: tensor.cfloat(), "no floating-point numbers"),
+        (lambda tensor: torch.full_like(tensor, 1e300, dtype=torch.float64), "not finite"),
+        (lambda tensor: tensor.to_sparse(), "sparse or quantised"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "sparse or quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's, of what it converts
+def test_weights_of_another_kind_are_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], reason: str) -> None:
+    key = "network.backbone.layer3.0.conv2.weight"
+    kept = content()
+    kept["state_dict"][key] = change(kept["state_dict"][key])
+    torch.save(kept, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=rf"^bad.ckpt holds weights that are {reason}, (state_dict.)?{key} first; use"):
+        build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
+
+
+def test_half_precision_and_counters_are_weights_as_before(tmp_path: Path) -> None:
+    kept = content()
+    kept["state_dict"] = {k: t.half() if t.is_floating_point() else t for k, t in kept["state_dict"].items()}
+    torch.save(kept, tmp_path / "half.ckpt")
+    assert (
+        next(build_module(read_checkpoint(tmp_path / "half.ckpt"), tmp_path / "half.ckpt").parameters()).dtype
+        == torch.float32
+    )
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 2.0, "much"])
+def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: object) -> None:
+    kept = content()
+    kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
+    torch.save(kept, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match=r"^bad.ckpt is no checkpoint of osteo \((Value|Type)Error\)"):
+        build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
+
+
+def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "r0/checkpoints/best.ckpt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value) == (
+        "r0/checkpoints/best.ckpt is no checkpoint of osteo (EOFError); take another copy of it, or train its run again"
+    )
+
+
+def test_a_sweep_is_no_checkpoint_and_one_of_its_runs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep/3").mkdir(parents=True)
+    (tmp_path / "sweep/3/status.json").write_text("{}")
+    wanted = r"sweep is a sweep; name one of its runs, such as .*sweep/3$"
+    with pytest.raises(UserError, match=wanted):
+        Network("test_resnet", image_size=64, weights_file=str(tmp_path / "sweep"))
+    with pytest.raises(UserError, match=wanted):
+        load_models([str(tmp_path / "sweep")])
+
+
 def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert newest(tmp_path) is None
+    module = build_module(read_checkpoint(checkpoint), checkpoint)
+    assert newest(tmp_path, module) is None
     place = tensor_bytes(checkpoint)[5][0]
     last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
     flip(checkpoint, last, place)
     with pytest.raises(
         UserError, match=r"^no checkpoint can be gone on from: last.ckpt is damaged .*; begin a new run"
     ):
-        newest(tmp_path)
+        newest(tmp_path, module)
     best.write_bytes(checkpoint.read_bytes())
-    assert newest(tmp_path) == best
+    assert newest(tmp_path, module) == best
     assert caplog.messages[-1].startswith("last.ckpt is damaged (the checksum of data/")
     assert caplog.messages[-1].endswith(": going on from best.ckpt")
     previous.write_bytes(checkpoint.read_bytes())
-    assert newest(tmp_path) == previous
+    assert newest(tmp_path, module) == previous
     caplog.clear()
     last.write_bytes(checkpoint.read_bytes())
-    assert newest(tmp_path) == last
+    assert newest(tmp_path, module) == last
     assert not caplog.messages
+
+
+def without(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda kept: kept.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        *((without(key), rf"is damaged \(it has no {key}\)") for key in ("callbacks", "optimizer_states", "loops")),
+        (lambda kept: kept.update(state_dict=content("test_convnext")["state_dict"]), "is of another network"),
+        (lambda kept: kept.update(state_dict=7), "is of another network"),
+        (lambda kept: kept["callbacks"]["History"]["rows"].clear(), "is damaged .its history"),
+        (lambda kept: kept["callbacks"].clear(), "is damaged .its history"),
+        (lambda kept: kept["loops"].clear(), "is damaged .its history"),
+        (lambda kept: kept["optimizer_states"].clear(), "is damaged .its history"),
+        (lambda kept: kept.update(epoch="two"), "is damaged .its history"),
+    ],
+)
+def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[dict[str, Any]], object],
+    reason: str,
+) -> None:
+    kept, module = content(), build_module(read_checkpoint(checkpoint), checkpoint)
+    change(kept)
+    torch.save(kept, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=rf"^no checkpoint can be gone on from: last.ckpt {reason}.*begin a new run$"):
+        newest(tmp_path, module)
+    (tmp_path / "previous.ckpt").write_bytes(checkpoint.read_bytes())
+    assert newest(tmp_path, module) == tmp_path / "previous.ckpt"
+    assert caplog.messages[-1].endswith(": going on from previous.ckpt")
+
+
+def test_no_library_logs_where_a_file_of_weights_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quieten()
+    caplog.set_level(logging.INFO)
+    torch.save(donor("test_resnet"), tmp_path / "weights.pth")
+    Network("test_resnet", image_size=64, weights_file=str(tmp_path / "weights.pth"))
+    assert str(tmp_path) not in caplog.text
 
 
 # --- files of weights ------------------------------------------------------------------------------------------------
@@ -161,6 +276,24 @@ def test_files_that_are_not_finite_or_damaged_are_refused(tmp_path: Path) -> Non
     assert refusal(tmp_path / "nan.pth", "test_resnet").endswith(
         "nan.pth holds weights that are not finite, layer1.0.bn1.running_var first"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: (t * 100).to(torch.uint8), r"conv1.0.weight is no tensor of floating-point numbers"),
+        (lambda t: t.to(torch.complex64), r"conv1.0.weight is no tensor of floating-point numbers"),
+        (lambda t: torch.full_like(t, 1e300, dtype=torch.float64), r"not finite, conv1.0.weight first"),
+        (lambda t: t.to_sparse(), r"conv1.0.weight, which is sparse or quantised; save dense tensors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_files_of_another_kind_of_number_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    state = donor("test_resnet")
+    torch.save(state | {"conv1.0.weight": change(state["conv1.0.weight"])}, tmp_path / "odd.pth")
+    assert refusal(tmp_path / "odd.pth", "test_resnet").endswith(reason)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".bin", ".pth.tar", ".ckpt"])

@@ -21,10 +21,10 @@ from osteo.app.extras import check_extras
 from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
 from osteo.app.plugins import load_named
-from osteo.app.resume import check_processes, check_unchanged, resumed
+from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
 from osteo.app.words import readable
 from osteo.errors import UserError, diagnose, printable
-from osteo.files import display_path
+from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
 from osteo.task import direction
@@ -80,6 +80,8 @@ class SweepStart(Callback):
                 raise UserError(f"{display_path(directory)} holds runs already; {hint}")
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()
+            if not SweepStart.goes_on:
+                write_json(directory / SOURCES, sources_of(config))
         except OSError as error:
             fail(
                 config.hydra.job.name,

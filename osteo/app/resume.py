@@ -1,5 +1,7 @@
 """The command line that goes on with what was recorded."""
 
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from osteo.app.plugins import named
 from osteo.app.words import quoted, unquoted
 from osteo.errors import UserError
 from osteo.files import display_path
+from osteo.records.content import read_json
 from osteo.records.sweep import SWEEP
 from osteo.training.ranks import launched
 
@@ -28,6 +31,10 @@ _REPLAYED = re.compile(
 _TARGET = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([^'\",}\s]*)")
 _STRINGS = re.compile(r"\$\{(oc\.env:\w+(,[\w.]+)?|hydra\.[\w.]+)\}")
 """Interpolations that cannot bring a node with a `_target_`."""
+SOURCES = "sources.json"
+"""What a sweep leaves beside multirun.yaml: see `sources_of`."""
+FREE = ("callbacks", "logger", "args", "head_args", "extra", "kaggle", "mendeley")
+"""Keys below which any key may stand."""
 _RESET = ("resume=", "hydra.mode=", "hydra.sweep.dir=")
 """Overrides that resuming sets anew."""
 
@@ -108,19 +115,47 @@ def check_unchanged(directory: Path, composed: DictConfig) -> None:
         for key in ("plugins", "output_dir", "resume"):
             config.pop(key, None)
         config["hydra"] = {"sweeper": config.get("hydra", {}).get("sweeper")}
-    if change := _first_change(before, now, ""):
+    if change := first_change(before, now):
         key, first, second = change
         raise UserError(
             f"{display_path(directory)} was begun with {key}={first}, and a file of its configuration has {second} now;"
             " put it back, or begin a new sweep"
         )
+    if (directory / SOURCES).exists() and (change := first_change(read_sources(directory), sources_of(composed))):
+        raise UserError(
+            f"{change[0]} is not what it was when {display_path(directory)} was begun; put it back, or begin a new"
+            " sweep"
+        )
 
 
-def _first_change(before: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+def sources_of(composed: DictConfig) -> dict[str, str]:
+    """What the jobs of a sweep are composed of beside its overrides, as SHA-256 of its value by name.
+
+    These are the files of a --config-dir and the variables of the environment that the configuration names. What the
+    sweep has not got any more is "".
+    """
+    folders = [
+        Path(source.path) for source in composed.hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for folder in folders for path in folder.rglob("*.yaml")
+    }
+    for name in re.findall(r"oc\.env:\s*(\w+)", OmegaConf.to_yaml(composed)):
+        found[f"${name}"] = os.environ.get(name, "").encode()
+    return {name: hashlib.sha256(value).hexdigest() for name, value in sorted(found.items())}
+
+
+def read_sources(directory: Path) -> dict[str, Any]:
+    """What `sources_of` said when the sweep was begun."""
+    return read_json(directory / SOURCES, {})
+
+
+def first_change(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
     """The first key that both have and that differs: what another version of osteo adds is no change."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
+    is_schema = isinstance(before, dict) and isinstance(now, dict) and key.rpartition(".")[2] not in FREE
+    if not is_schema:
         return None if before == now else (key, before, now)
-    changes = (_first_change(before[name], now[name], f"{key}.{name}".lstrip(".")) for name in before if name in now)
+    changes = (first_change(before[name], now[name], f"{key}.{name}".lstrip(".")) for name in before if name in now)
     return next((change for change in changes if change), None)
 
 

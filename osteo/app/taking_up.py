@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from osteo import parts
-from osteo.app.resume import EPOCHS
+from osteo.app.resume import EPOCHS, first_change
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path
@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 WHOLE = {"seed", "data", "augment", "model", "optimizer", "trainer", "loss", "callbacks", "logger", "trial"}
 """Keys that every recorded configuration has; a file without them was cut, and defaults would take their place."""
-HALVED = ("data.batch_size", "trainer.accumulate_grad_batches")
-"""Keys that a run may have changed by itself (trainer.halve_batch)."""
+CHANGED = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.max_epochs", "trainer.extended_from", "trial",
+           "output_dir", "resume", "plugins")  # fmt: skip
+"""Keys that may differ between a run and its job: by trainer.halve_batch, by more epochs, and by being taken up."""
 
 
 def asks_for_epochs(config: Config) -> bool:
@@ -54,17 +55,23 @@ def check_same_job(record: Run, raw: DictConfig) -> None:
     """
     if not record.has_config:
         return
-    before = _recorded(record)
-    for word in HydraConfig.get().overrides.task:
-        key = word.partition("=")[0].lstrip("+~").partition("@")[0]
-        second = OmegaConf.select(raw, key)
-        first = OmegaConf.select(before, key, default=second)
-        is_value = not OmegaConf.is_config(first) and not OmegaConf.is_config(second)
-        if is_value and first != second and key not in (*HALVED, "output_dir", "trial"):
-            raise UserError(
-                f"{display_path(record.directory)} holds the run of another job, with {key}={first}, not {second}; give"
-                " every job a directory of its own by hydra.sweep.subdir"
-            )
+    before, now = (
+        OmegaConf.to_container(OmegaConf.create(text))
+        for text in (_recorded(record), OmegaConf.to_yaml(raw, resolve=True))
+    )
+    for config in (before, now):
+        for key in CHANGED:
+            *groups, name = key.split(".")
+            node: Any = config
+            for group in groups:
+                node = node[group]
+            node.pop(name, None)
+    if change := first_change(before, now):
+        key, first, second = change
+        raise UserError(
+            f"{display_path(record.directory)} holds the run of another job, with {key}={first}, not {second}; give"
+            " every job a directory of its own by hydra.sweep.subdir"
+        )
 
 
 def take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:

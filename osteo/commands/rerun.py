@@ -36,8 +36,6 @@ def rerun(config: RerunConfig, job: Job) -> bool:
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"
             f" osteo train resume={config.run}"
         )
-    if record.has_status and record.state != "done":  # its metrics are those of fewer epochs
-        raise UserError(f"run={config.run} is {record.state}; go on with it first: osteo train resume={config.run}")
     first, facts = record.read_results()
     before = record.read_predictions()[["image_id", "logit"]]
     if facts.get("pruned"):
@@ -52,6 +50,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
         log.warning("the run was given more epochs (%s before), which its repetition has from the start", planned)
     parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
+    if record.has_status and record.state != "done":  # its metrics are those of fewer epochs
+        raise UserError(f"run={config.run} is {record.state}; go on with it first: osteo train resume={config.run}")
     for name, earlier, now in environment_changes(facts, environment()):
         log.warning("%s was %s and is %s now", name, earlier, now)
     record.check_same_data(prepare(recorded.data)[0])

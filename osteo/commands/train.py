@@ -61,7 +61,7 @@ def train(config: Config, job: Job) -> None:
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)
-    last = fit.begin(record, job, prepared.manifest)
+    last = fit.begin(record, job, prepared.manifest, module)
     run_id = record.status()["id"] if rank() == 0 else None
     with fit.opened_loggers(config, job, run_id) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)

@@ -11,9 +11,10 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.evaluation.metrics import check_finite, measure
+from osteo.evaluation.metrics import BUILT_IN, check_finite, evaluate, measure
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
+from osteo.records.content import damaged
 from osteo.records.record import Run
 from osteo.task import RULES, THRESHOLD
 from osteo.types import Floats, Labels, Mask
@@ -130,6 +131,38 @@ def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validate
     share = labels.mean()
     of_share = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
     return Validated(temperature, thresholds, max(0.0, of_share - log_loss(logits / temperature, labels)))
+
+
+def check_run(run: Run) -> None:
+    """Reads all that a report needs of a training, and computes its metrics once more from its predictions.
+
+    Raises:
+        DamagedError: the first file that is gone, damaged or contradicts another.
+    """
+    run.check()
+    predictions, recorded = run.read_predictions(), run.read_metrics()
+    for split in ("val", "test"):
+        rows = predictions[predictions["split"] == split]
+        labels, probabilities = rows["label"].to_numpy(int), expit(rows["logit"].to_numpy(float))
+        computed = evaluate(rows["logit"], labels)
+        names = [metric.name for metric in BUILT_IN if metric.is_recorded]  # a plugin's may have changed since
+        without_ties = measure(labels, probabilities[None], names=names)  # as older versions had it
+        for name in (*names, "confusion_matrix"):
+            value = computed[name]
+            given = recorded.get(f"{split}/{name}", value)
+            if not (_agree(given, value) or _agree(given, without_ties.get(name, value))):
+                raise damaged(
+                    run.directory / "metrics.json",
+                    f"is damaged: {split}/{name} is {given}, but predictions.csv gives {value}",
+                )
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Whether two metrics are the same, but for the six digits that a record has; None and NaN are undefined."""
+    if isinstance(first, list) or isinstance(second, list):
+        return bool(first == second)
+    one, other = (np.nan if value is None else float(value) for value in (first, second))
+    return bool(np.isclose(one, other, rtol=0.0, atol=2e-6, equal_nan=True))
 
 
 def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experiment:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -16,9 +15,11 @@ import torch
 from osteo.config import Config, DataConfig
 from osteo.data.store import Store
 from osteo.errors import UserError
+from osteo.evaluation.calibration import COLDEST, HOTTEST
 from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
+from osteo.records.record import CONFIG, Run
 from osteo.task import CLASS_NAMES, RULES
 from osteo.training.module import read_checkpoint
 
@@ -106,16 +107,38 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
     return Card(**values)
 
 
+def check_origin(stored: Mapping[str, Any], checkpoint: Path, run: Run) -> None:
+    """Refuses the checkpoint of another run, by its card.
+
+    Args:
+        stored: the content of the checkpoint; one without a card is of an older version, and not looked at.
+        checkpoint: its file, for the error.
+        run: in which it lies.
+
+    Raises:
+        UserError: one line with the first value that differs from the configuration of the run.
+    """
+    values, settings = stored.get(KEY), run.read_settings()
+    expected = {
+        "backbone": settings.model.backbone, "image_size": settings.data.image_size, "seed": settings.seed,
+        "fold": settings.data.split.fold,
+    }  # fmt: skip
+    if not isinstance(values, dict):
+        return
+    for key, value in expected.items():
+        if values.get(key) != value:
+            raise UserError(
+                f"{checkpoint.name} of run {run.name} is of another run: its card has {key}={values.get(key)}, and"
+                f" {CONFIG} {value}; put the run's own checkpoint back from a copy, or train the run again"
+            )
+
+
 def _is_number(value: object, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN is not
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
-
-
-def _are_class_names(names: object) -> bool:
-    return isinstance(names, list) and len(names) == len(set(map(str, names))) == 2 and all(map(_is_text, names))
 
 
 def _are_thresholds(thresholds: object) -> bool:
@@ -135,8 +158,8 @@ _SIZE = _OPTIONS["image_size"]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
     "fit": lambda value: value in _OPTIONS["fit"]["choices"],
-    "class_names": _are_class_names,
-    "temperature": lambda value: _is_number(value, sys.float_info.min, sys.float_info.max),
+    "class_names": lambda value: value == list(CLASS_NAMES),
+    "temperature": lambda value: _is_number(value, COLDEST / 5, HOTTEST * 5),  # a margin around what validation gives
     "thresholds": _are_thresholds,
     **dict.fromkeys(("data_hash", "trained_on", "backbone", "osteo", "licence", "intended_use"), _is_text),
     "seed": lambda value: isinstance(value, int),

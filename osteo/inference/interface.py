@@ -68,7 +68,7 @@ def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:
         more: further members of the ensemble.
 
     Raises:
-        UserError: a checkpoint cannot be used, or they distinguish different classes.
+        UserError: a checkpoint cannot be used.
     """
     parts.load([])  # the plugins of installed packages
     return Predictor(load_models([str(path) for path in (run_or_checkpoint, *more)]))

@@ -1,6 +1,7 @@
 """A checkpoint ready to answer, alone or as a member of an ensemble."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from torch import Tensor
 from osteo import parts
 from osteo.data.store import square
 from osteo.errors import UserError
-from osteo.inference.card import Card, read_card
+from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
-from osteo.training.module import build_module, read_checkpoint
+from osteo.records.content import DamagedError
+from osteo.records.record import Run
+from osteo.records.sweep import best_of
+from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.training.network import Network
 from osteo.types import Floats, Grey
 
@@ -32,7 +36,7 @@ class Model:
     @property
     def name(self) -> str:
         """The name of its file, with that of its run."""
-        return "/".join(self.path.parts[-3:] if self.path.parent.name == "checkpoints" else self.path.parts[-1:])
+        return name_of(self.path)
 
     def prepare(self, grey: Grey) -> Grey:
         """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training."""
@@ -58,16 +62,25 @@ def load_model(checkpoint: Path) -> Model:
     """The model of a checkpoint; nothing but tensors, numbers and text is read from it.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, or it needs a
-            plugin that is not loaded.
+        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, it needs a plugin
+            that is not loaded, its card does not fit its network, or it lies in the directory of another run than its
+            own.
     """
     stored = read_checkpoint(checkpoint)
     card = read_card(stored, checkpoint.name)
+    if checkpoint.parent.name == "checkpoints" and (run := Run(checkpoint.parent.parent)).has_config:
+        with suppress(DamagedError):  # the checkpoint does without the record
+            check_origin(stored, checkpoint, run)
     try:
         module = build_module(stored, checkpoint)
     except UserError:
         parts.check_named(card.plugins, checkpoint.name)  # its backbone or head may be of a plugin
         raise
+    if card.image_size != module.network.image_size:
+        raise UserError(
+            f"{checkpoint.name} carries a card whose image_size ({card.image_size}) is not that of its network"
+            f" ({module.network.image_size}); {ADVICE}"
+        )
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
     return Model(checkpoint, network, card, from_dict(card.guard))
 
@@ -78,25 +91,21 @@ def names_of(ckpt: Any) -> list[str]:
 
 
 def checkpoint_of(name: str) -> Path:
-    """The checkpoint that a user named; a run directory stands for its best one."""
+    """The checkpoint that a user named; a run directory stands for its best one.
+
+    Raises:
+        UserError: it is the directory of a sweep.
+    """
     path = Path(name).expanduser()
-    return path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    return best_of(path) if path.is_dir() else path
 
 
 def load_models(checkpoints: Sequence[str]) -> list[Model]:
     """One model or the members of an ensemble; a run directory stands for its best checkpoint.
 
     Raises:
-        UserError: one of them cannot be used, or they distinguish different classes.
+        UserError: one of them cannot be used.
     """
     if not checkpoints:
         raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    models = [load_model(checkpoint_of(name)) for name in checkpoints]
-    first = models[0].card
-    for other in models[1:]:
-        if other.card.class_names != first.class_names:
-            raise UserError(
-                f"{other.name} distinguishes {other.card.class_names}, but {models[0].name} {first.class_names};"
-                " an ensemble needs models of the same classes"
-            )
-    return models
+    return [load_model(checkpoint_of(name)) for name in checkpoints]

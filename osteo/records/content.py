@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit
 
@@ -31,6 +33,12 @@ OF_TRAINING: Values = dict.fromkeys(("parameters", "epochs", "best_epoch"), (int
 """What environment.json of a training holds beside `OF_ENVIRONMENT`."""
 OF_REPORT: Values = dict.fromkeys(("val/auroc", "test/auroc", "test/accuracy"), (int, float, type(None)))
 """What metrics.json of a training holds at least."""
+COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
+OPTIONAL: Values = {**dict.fromkeys(COSTS, (int, float, type(None))), "pruned": (bool,)}
+"""What environment.json may hold beside, which not every version and not every machine has written."""
+SHARES = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc", "average_precision", "sensitivity",
+          "specificity", "brier")  # fmt: skip
+"""Metrics that lie between 0 and 1; one of a plugin may be any number."""
 OF_HISTORY = ("epoch", "train/loss", "val/loss", "val/auroc")
 OF_PREDICTIONS = ("image_id", "split", "label", "logit", "probability")
 TOLERANCE = 1e-3
@@ -116,21 +124,43 @@ def read_metrics(path: Path, needed: Values) -> dict[str, Any]:
     """The metrics of a record: each a number, or none where it is undefined, or a confusion matrix.
 
     Raises:
-        DamagedError: the first that is something else or missing.
+        DamagedError: the first that is something else, outside its range or missing.
     """
     content = read_json(path, needed)
     for name, value in content.items():
-        if name.endswith("/confusion_matrix"):
+        kind = name.rpartition("/")[2]
+        if kind == "confusion_matrix":
             is_good = isinstance(value, list) and len(value) == 2 and all(_is_pair(row) for row in value)
+        elif kind in SHARES:
+            is_good = value is None or _is_number(value, 0.0, 1.0)
         else:
-            is_good = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            is_good = value is None or _is_number(value, -sys.float_info.max, sys.float_info.max)
         if not is_good:
             raise damaged(path, f"is damaged: {name} is {str(value)[:40]!r}")
     return content
 
 
 def _is_pair(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 2 and all(isinstance(count, int) for count in row)
+    return isinstance(row, list) and len(row) == 2 and all(isinstance(n, int) and _is_number(n, 0, 2**53) for n in row)
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def read_environment(path: Path, needed: Values) -> dict[str, Any]:
+    """Versions, hardware and facts of a record.
+
+    Raises:
+        DamagedError: the first value that is of another type or missing, or a cost that is no finite number from 0 on.
+    """
+    content = read_json(path, needed)
+    check_values(path, content, {key: types for key, types in OPTIONAL.items() if key in content})
+    for key in COSTS:
+        value = content.get(key)
+        if value is not None and not _is_number(value, 0.0, sys.float_info.max):
+            raise damaged(path, f"is damaged: {key} is {str(value)[:40]!r}")
+    return content
 
 
 def read_csv(path: Path, columns: tuple[str, ...], **options: Any) -> pd.DataFrame:
@@ -254,20 +284,23 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
         complete: refuse a table that lacks a picture of the validation or test split, as a training leaves none out.
 
     Raises:
-        DamagedError: a column or a picture is missing; a picture stands in it twice, or with another split or label
-            than in the manifest; or a logit is not finite, or not that of its probability.
+        DamagedError: a column or a picture is missing; a picture stands in it twice, or with another split, label,
+            group or source than in the manifest; or a logit is not finite, or not that of its probability.
     """
-    table = read_csv(path, OF_PREDICTIONS)
+    texts = ("image_id", "split", "group", "source")
+    table = read_csv(path, OF_PREDICTIONS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
     check_numbers(path, table, ("label", "logit", "probability"))
     known = manifest.set_index("image_id").reindex(table["image_id"].astype("string"))
     is_known = known["split"].notna().to_numpy(bool)
-    split, label = known["split"].to_numpy(object), _numbers(known["label"])
+    label = _numbers(known["label"])
+    expected_text = {name: known[name].fillna("").to_numpy(object) for name in ("split", "group", "source")}
+    table = table.assign(**{name: text for name, text in expected_text.items() if name not in table})  # older versions
     probability, expected_probability = table["probability"].to_numpy(float), expit(table["logit"].to_numpy(float))
     refuse_rows(path, table, [
         Check(table["image_id"].duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
         Check(~is_known, lambda _: "the picture is not in manifest.csv"),
-        Check(is_known & (table["split"].to_numpy(object) != known["split"].fillna("").to_numpy(object)),
-              lambda n: f"split {table['split'].iloc[n]}, but {split[n]} in manifest.csv"),
+        *(Check(is_known & (table[name].fillna("").to_numpy(object) != text), partial(_say_other, table[name], text))
+          for name, text in expected_text.items()),
         Check(is_known & (table["label"].to_numpy(float) != label),
               lambda n: f"label {table['label'].iloc[n]}, but {label[n]:g} in manifest.csv"),
         Check(np.abs(expected_probability - probability) > TOLERANCE,
@@ -279,6 +312,10 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
         count, (image_id, split) = counted(len(missing), "picture"), missing[["image_id", "split"]].iloc[0]
         raise damaged(path, f"is damaged: it lacks {count}, {image_id} of split {split} first")
     return table
+
+
+def _say_other(values: "pd.Series[Any]", expected: npt.NDArray[Any], number: int) -> str:
+    return f"{values.name} {values.iloc[number]}, but {expected[number]} in manifest.csv"
 
 
 def sha256_of(path: Path) -> str:

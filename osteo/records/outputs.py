@@ -12,7 +12,7 @@ from osteo.config import AuditConfig, Config, PredictConfig
 from osteo.errors import UserError
 from osteo.files import display_path
 from osteo.records import locks
-from osteo.records.sweep import runs_of
+from osteo.records.sweep import is_run, runs_of
 
 
 class Results(NamedTuple):
@@ -40,21 +40,37 @@ def claim(directory: Path, config: object) -> None:
             record and wants a directory without one.
 
     Raises:
-        UserError: it holds a run, a sweep or what the command has not written, or another process works there.
+        UserError: it holds a run, a sweep or what the command has not written, it lies within a run or within the
+            pictures to be answered, or another process works there.
     """
-    locks.hold(directory)
     place = display_path(directory)
+    _check_surroundings(directory, place, config)
+    locks.hold(directory)
     results = OF_CONFIG.get(type(config))
     marks = ["status.json"] if results else ["status.json", "config.yaml"]  # the second: of a run without its status
-    is_run = any((directory / name).exists() for name in marks)
-    if is_run or runs_of(directory) or (directory / "multirun.yaml").exists():
+    has_run = any((directory / name).exists() for name in marks)
+    if has_run or runs_of(directory) or (directory / "multirun.yaml").exists():
         hint = f", or go on with it: osteo train resume={place}" if isinstance(config, Config) else ""
-        kind = "a run" if is_run else "runs"
+        kind = "a run" if has_run else "runs"
         raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
     found = [name for name in (results or PREDICTIONS).names if (directory / name).exists()]
     if found and not (results and _has_written(results, directory)):
         whose = f", which osteo {results.command} has not written" if results else ""
         raise UserError(f"{place} holds {found[0]} already{whose}; choose another output_dir")
+
+
+def _check_surroundings(directory: Path, place: str, config: object) -> None:
+    whole_path = directory.resolve()
+    outer = next((path for path in whole_path.parents if is_run(path) and (path / "config.yaml").exists()), None)
+    if outer is not None:
+        raise UserError(f"{place} lies within the run {outer.name}; choose another output_dir")
+    if isinstance(config, PredictConfig) and config.input:
+        given = Path(config.input).expanduser()
+        if given.is_dir() and whole_path.is_relative_to(given.resolve()):
+            raise UserError(
+                f"{place} lies within input={display_path(given)}, so that overlays would be taken for pictures; choose"
+                " another output_dir"
+            )
 
 
 def _has_written(results: Results, directory: Path) -> bool:
@@ -81,7 +97,9 @@ def replaced(directory: Path, results: Results) -> Iterator[Path]:
         yield Path(aside)
         for name in reversed(results.names):  # the first says whose they are
             made, place = Path(aside) / name, directory / name
-            if place.is_dir():
+            if place.is_symlink():
+                place.unlink()
+            elif place.is_dir():
                 shutil.rmtree(place)
             if made.exists():
                 made.replace(place)

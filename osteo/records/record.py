@@ -143,8 +143,13 @@ class Run:
 
     @property
     def is_training(self) -> bool:
-        """Whether it is the record of a training; else it is one of an evaluation."""
-        return (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
+        """Whether it is the record of a training; else it is one of an evaluation.
+
+        Raises:
+            DamagedError: what a training leaves is gone, and the configuration that says so, too.
+        """
+        has_trained = (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
+        return has_trained or "trainer" in self.read_config()
 
     def changes(self) -> str:
         """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
@@ -215,10 +220,10 @@ class Run:
         """Versions, hardware, and facts of the run.
 
         Raises:
-            DamagedError: they are gone, or one that every run has is missing or of another type.
+            DamagedError: they are gone, or one that every run has is missing, or one is of another type.
         """
         facts = content.OF_ENVIRONMENT | content.OF_TRAINING if self.is_training else content.OF_ENVIRONMENT
-        return content.read_json(self.directory / "environment.json", facts)
+        return content.read_environment(self.directory / "environment.json", facts)
 
     def read_results(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Metrics and environment; see `read_metrics` and `read_environment`."""

@@ -2,12 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
+from textwrap import shorten
 
 import pandas as pd
 
-from osteo.records.content import DamagedError
-from osteo.records.record import STATUS, Run
+from osteo.errors import UserError, counted
+from osteo.files import display_path
+from osteo.records.content import COSTS, DamagedError
+from osteo.records.record import STATUS, Run, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,8 @@ APART = ("wandb", "slurm", "figures", "tables")
 """Folders of a sweep that hold no run."""
 DEEPEST = 8
 """folders between a sweep and a run, so that links in a circle end"""
-COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib")
+MOST = 100_000
+"""jobs of a sweep that are counted"""
 
 
 def runs_of(sweep: Path) -> list[Run]:
@@ -25,15 +30,28 @@ def runs_of(sweep: Path) -> list[Run]:
 
     What a sweep calls its jobs may have slashes in it (`hydra.sweep.subdir`), so they are searched in all its folders.
     """
-    if _is_run(sweep):
+    if is_run(sweep):
         return [Run(sweep)]
     deepest = DEEPEST if (sweep / SWEEP).exists() else 1
     return sorted((Run(path, sweep) for path in _below(sweep, deepest)), key=lambda run: _in_order(run.name))
 
 
-def _is_run(directory: Path) -> bool:
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds a run; also where its status.json is gone."""
     names = ("config.yaml", "manifest.csv")
     return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
+
+
+def best_of(directory: Path) -> Path:
+    """The best checkpoint of a run directory.
+
+    Raises:
+        UserError: the directory holds a sweep.
+    """
+    if not is_run(directory) and (runs := runs_of(directory)):
+        example = f"{display_path(directory)}/{runs[0].name}"
+        raise UserError(f"{display_path(directory)} is a sweep; name one of its runs, such as {example}")
+    return Run(directory).best_checkpoint
 
 
 def _below(folder: Path, deepest: int) -> Iterator[Path]:
@@ -41,7 +59,7 @@ def _below(folder: Path, deepest: int) -> Iterator[Path]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name in APART or path.name.startswith("."):
             continue
-        if _is_run(path):
+        if is_run(path):
             yield path
         elif deepest > 1 and not (path / SWEEP).exists():
             yield from _below(path, deepest - 1)
@@ -63,6 +81,71 @@ def trained(sweep: Path, check: Callable[[Run], object]) -> tuple[list[Run], lis
             lines.append(f"run {run.name} is left out: {error}")
             log.warning("%s", lines[-1])
     return usable, lines
+
+
+def unfinished(sweep: Path) -> list[str]:
+    """A line on each training of a sweep that is not done, and one on its jobs without a record; logged too.
+
+    A trial of a search that was ended early is done. A run whose status cannot be read is for `trained` to name.
+    """
+    runs = runs_of(sweep)
+    lines = [f"run {run.name} is left out: {clause}" for run in runs if (clause := _why_unfinished(run))]
+    if (sweep / SWEEP).exists() and (missing := _missing_jobs(sweep, [run.name for run in runs])):
+        lines.append(f"without a record in this sweep: {missing}")
+    for line in lines:
+        log.warning("%s", line)
+    return lines
+
+
+def _why_unfinished(run: Run) -> str:
+    """What a training is instead of done, and how its error begins; else empty."""
+    try:
+        state, error = run.state, run.status()["error"]
+    except DamagedError:
+        return ""
+    if state == "done" or (run.has_config and not _may_be_training(run)):
+        return ""
+    words = (error or "").strip().splitlines()
+    return f"its state is {state}" + (f" ({shorten(words[0], 80, placeholder=' ...')})" if words else "")
+
+
+def _may_be_training(run: Run) -> bool:
+    try:
+        return run.is_training
+    except DamagedError:
+        return True
+
+
+def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
+    """How many jobs of a sweep have no directory, and which, where they are called by numbers; empty if none is known.
+
+    Args:
+        sweep: its directory.
+        names: of the directories that there are.
+    """
+    planned, are_numbers = _planned_jobs(sweep / SWEEP), all(name.isdecimal() for name in names)
+    if not are_numbers:
+        return counted(planned - len(names), "job") if planned > len(names) else ""
+    begun = max([int(name) + 1 for name in names if len(name) < 6], default=0)
+    missing = [str(number) for number in range(max(planned, begun)) if str(number) not in names]
+    listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    return f"{counted(len(missing), 'job')} ({listed})" if missing else ""
+
+
+def _planned_jobs(path: Path) -> int:
+    """How many jobs a sweep has, by its lists of plain values (`seed=0,1,2`); 0 where it was told in another way."""
+    try:
+        recorded = read_yaml(path)["hydra"]
+        if "BasicSweeper" not in recorded["sweeper"]["_target_"]:
+            return 0
+        values = [str(value) for value in (recorded["sweeper"]["params"] or {}).values()]
+        values += [override.partition("=")[2] for override in recorded["overrides"]["task"]]
+    except (DamagedError, LookupError, TypeError, AttributeError):
+        return 0  # what is wrong with it is said where a sweep goes on
+    listed = [value for value in values if set(value) & set(",(")]
+    if any(set(value) & set("([{'\"\\") for value in listed):
+        return 0
+    return min(MOST, prod(len(value.split(",")) for value in listed))
 
 
 def changes(runs: Sequence[Run]) -> list[str]:

@@ -19,10 +19,10 @@ from osteo.data.prepare import decodable
 from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
-from osteo.evaluation.systems import System, read_experiment, validate
+from osteo.evaluation.systems import System, check_run, read_experiment, validate
 from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
-from osteo.records.sweep import changes, leaderboard, runs_of, trained
+from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
@@ -178,14 +178,15 @@ def read_report(config: ReportConfig) -> Report:
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
     directory = Path(config.runs).expanduser()
-    runs, damaged = trained(directory, Run.check)
+    runs, damaged = trained(directory, check_run)
+    left_out = [*damaged, *unfinished(directory)]
     if not runs and damaged:
         raise UserError(f"runs={config.runs} holds no run that can be read: {damaged[0]}")
     if not runs:
         raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
     board = leaderboard(runs)
     experiment = read_experiment(runs, sensitivity=config.sensitivity)
-    experiment = replace(experiment, notes=[*damaged, *changes(runs), *experiment.notes])
+    experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
         experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity,

@@ -20,6 +20,7 @@ from osteo.data.store import Store, square
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.files import cache_dir
+from osteo.inference.card import check_origin
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run
 from osteo.report.figures import Panel, panels
@@ -28,7 +29,7 @@ from osteo.report.results import Results
 from osteo.report.rows import mistakes
 from osteo.task import CLASS_NAMES, call
 from osteo.training.augment import paper_twins
-from osteo.training.module import load_module
+from osteo.training.module import build_module, read_checkpoint
 from osteo.types import Grey, ReadFile, Singles
 
 SAMPLES, PREDICTIONS = 5, 12  # pictures of each class, and of the best run's test split
@@ -116,9 +117,10 @@ def _explain(
         log.info("computing where %s looks", system.name)
         maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
     except UserError as error:
+        log.warning("where %s looks is left out: %s", system.name, error)
         maps, sanity, note = {}, None, str(error)
     if not config.pictures:
-        wrong, note = wrong[:0], "Radiographs are left out, as asked (pictures=false)."
+        wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity) if measured else []
     return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, sanity, note, clinical)
@@ -157,7 +159,7 @@ def grad_cams(
         seed: of the first untrained network.
 
     Raises:
-        UserError: the backbone has no feature map, or a checkpoint is gone.
+        UserError: the backbone has no feature map, or a checkpoint is gone or of another run.
     """
     maps: dict[str, Singles] = {}
     correlations: list[float] = []
@@ -169,7 +171,9 @@ def grad_cams(
         chosen += [i for i in tested if i not in first][: max(0, EXPLAINED // len(runs) - len(chosen))]
         if not chosen:
             continue
-        network = load_module(run.best_checkpoint).network
+        stored = read_checkpoint(run.best_checkpoint)
+        check_origin(stored, run.best_checkpoint, run)
+        network = build_module(stored, run.best_checkpoint).network
         rows = [store.rows[sha256[i]] for i in chosen]
         for start in range(0, len(rows), BATCH):
             pictures = unit(torch.from_numpy(store.pictures[0, rows[start : start + BATCH]]))

@@ -142,8 +142,8 @@ def _progress(run: Run, state: str) -> dict[str, str]:
     """What is trained, epochs done of all, and time left; of a training that has begun."""
     if state != "done" and not (run.directory / "config.yaml").exists():
         return {}
-    if not run.is_training and "trainer" not in run.read_config():
-        return {}  # an evaluation
+    if not run.is_training:
+        return {}
     settings = run.read_settings()
     fold = settings.data.split.fold
     has_begun = state == "done" or (run.directory / "history.csv").exists()

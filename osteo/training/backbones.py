@@ -19,7 +19,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from osteo import parts
 from osteo.errors import UserError, unknown
 from osteo.files import check_checksums
-from osteo.records.record import Run
+from osteo.records.sweep import best_of
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,8 @@ def _checked(module: object, name: str) -> nn.Module:
 
 def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str | None) -> nn.Module:
     settings: dict[str, Any] = {
-        "num_classes": shape.num_classes,
-        "in_chans": shape.channels,
-        "drop_rate": shape.drop_rate,
-    }
+        "num_classes": shape.num_classes, "in_chans": shape.channels, "drop_rate": shape.drop_rate,
+    }  # fmt: skip
     usual = timm.get_pretrained_cfg(name)
     if usual and usual.fixed_input_size:
         settings["img_size"] = shape.image_size
@@ -275,17 +273,20 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], name: str, origin: 
     """Loads weights into all but the classifier.
 
     Raises:
-        UserError: a tensor is missing or has another shape, is not finite, or belongs to a larger network.
+        UserError: a tensor is missing, has another shape or kind of number, is not finite, or is of a larger network.
     """
     wanted = _wanted(network)
+    reason = ""
     if missing := _differing(network, weights):
         first = ", ".join(missing[:3])
         reason = f"{len(missing)} of its {len(wanted)} tensors are missing or have another shape, {first} first"
-        raise _misfit(origin, name, reason)
-    if surplus := _surplus(network, weights):
+    elif surplus := _surplus(network, weights):
         reason = f"it holds {len(surplus)} tensors of layers that this backbone has not, {surplus[0]} first"
+    elif (odd := first_of_other_kind(wanted, weights)) is not None:
+        reason = f"{odd} is no tensor of floating-point numbers"
+    if reason:
         raise _misfit(origin, name, reason)
-    found = {key: _adapted(weights[key], tensor) for key, tensor in wanted.items()}
+    found = {key: _adapted(weights[key], tensor).to(tensor.dtype) for key, tensor in wanted.items()}
     if (bad := first_not_finite(found)) is not None:
         raise UserError(f"model.weights_file={Path(origin).name} holds weights that are not finite, {bad} first")
     network.load_state_dict(found, strict=False)
@@ -300,11 +301,8 @@ def _classifiers(network: nn.Module) -> list[nn.Module]:
 def _wanted(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that a file of weights must hold: all but the classifier's and what a batch norm counts."""
     new = {id(t) for last in _classifiers(network) for t in last.state_dict(keep_vars=True).values()}
-    return {
-        key: t
-        for key, t in network.state_dict(keep_vars=True).items()
-        if id(t) not in new and not key.endswith(COUNTER)
-    }
+    tensors = network.state_dict(keep_vars=True).items()
+    return {key: t for key, t in tensors if id(t) not in new and not key.endswith(COUNTER)}
 
 
 def _differing(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
@@ -339,10 +337,19 @@ def _surplus(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 def first_not_finite(tensors: Mapping[str, object]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None where all are finite."""
-    floats = (
-        (name, value) for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()
-    )
-    return next((name for name, value in floats if not bool(value.isfinite().all())), None)
+    found = ((name, t) for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point())
+    return next((name for name, t in found if not bool(t.isfinite().all())), None)
+
+
+def first_of_other_kind(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds integers or complex numbers where floating-point ones are wanted."""
+    return next((n for n, t in wanted.items() if found[n].is_floating_point() != t.is_floating_point()), None)
+
+
+def first_not_dense(tensors: Mapping[str, object]) -> str | None:
+    """The name of the first tensor that is sparse, quantised or without content; None where all are plain numbers."""
+    found = ((n, t) for n, t in tensors.items() if isinstance(t, Tensor))
+    return next((n for n, t in found if t.layout != torch.strided or t.is_quantized or t.is_meta), None)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -356,7 +363,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UserError: there is no such file, it cannot be read safely, or its checksums are wrong (.safetensors has none).
     """
     if path.is_dir():
-        path = Run(path).best_checkpoint
+        path = best_of(path)
     if not path.is_file():
         raise UserError(f"model.weights_file={path}: no such file")
     if not path.name.endswith(ENDINGS):
@@ -371,8 +378,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f" ({type(error).__name__}); save a state_dict with torch.save or safetensors"
         ) from error
     weights = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
-    own = {name.removeprefix(OWN): value for name, value in weights.items() if name.startswith(OWN)}
-    return own or weights
+    if (bad := first_not_dense(weights)) is not None:
+        raise UserError(f"model.weights_file={path.name} holds {bad}, which is sparse or quantised; save dense tensors")
+    return {name.removeprefix(OWN): t for name, t in weights.items() if name.startswith(OWN)} or weights
 
 
 def _misfit(weights_file: str, backbone: str, reason: str) -> UserError:

@@ -15,10 +15,13 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from osteo.errors import UserError
 from osteo.files import link_or_copy, whole
 from osteo.task import is_better
-from osteo.training.module import read_checkpoint
+from osteo.training.backbones import first_of_other_kind
+from osteo.training.module import OF_TRAINING, read_checkpoint
 
 log = logging.getLogger(__name__)
 
+OF_LIGHTNING = ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
+"""Of a checkpoint, what Lightning goes on from beside `OF_TRAINING`."""
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
@@ -201,8 +204,12 @@ class StochasticWeightAveraging(WeightAveraging):
             super().on_train_end(trainer, pl_module)
 
 
-def newest(folder: Path) -> Path | None:
+def newest(folder: Path, module: LightningModule) -> Path | None:
     """The checkpoint to go on from: the last one, or where it is damaged the one before it, or the best.
+
+    Args:
+        folder: of the checkpoints.
+        module: that is to go on; a checkpoint of another network counts as damaged.
 
     Returns:
         None where no epoch has ended.
@@ -214,7 +221,7 @@ def newest(folder: Path) -> Path | None:
     damaged = []
     for path in present:
         try:
-            read_checkpoint(path)
+            _check_resumable(read_checkpoint(path), path.name, module.state_dict())
         except UserError as error:
             damaged.append(str(error))
             continue
@@ -224,3 +231,28 @@ def newest(folder: Path) -> Path | None:
     if present:
         raise UserError(f"no checkpoint can be gone on from: {'; '.join(damaged)}; begin a new run")
     return None
+
+
+def _check_resumable(kept: Mapping[str, Any], name: str, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Refuses a checkpoint that a training cannot go on from.
+
+    Raises:
+        UserError: it lacks what the next epoch starts from, or is of another network.
+    """
+    if missing := [key for key in (*OF_LIGHTNING, *OF_TRAINING) if key not in kept]:
+        raise UserError(f"{name} is damaged (it has no {missing[0]})")
+    found = kept["state_dict"]
+    shapes = {key: getattr(value, "shape", None) for key, value in found.items()} if isinstance(found, dict) else {}
+    differing = [key for key, value in wanted.items() if shapes.get(key) != value.shape]
+    if differing := differing + sorted(set(shapes) - set(wanted)):
+        raise UserError(f"{name} is of another network ({len(differing)} tensors differ, {differing[0]} first)")
+    if (odd := first_of_other_kind(wanted, found)) is not None:
+        raise UserError(f"{name} is damaged ({odd} holds no floating-point numbers)")
+    try:
+        epochs = [row["epoch"] for row in kept["callbacks"]["History"]["rows"]]
+        has_all = epochs == list(range(kept["epoch"] + 1)) and "best" in kept["callbacks"]["Checkpoints"]
+        has_all = has_all and "fit_loop" in kept["loops"] and all("param_groups" in s for s in kept["optimizer_states"])
+    except (KeyError, TypeError):
+        has_all = False
+    if not has_all or not kept["optimizer_states"]:
+        raise UserError(f"{name} is damaged (its history, loops or optimiser are not those of {kept['epoch']} epochs)")

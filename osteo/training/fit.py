@@ -52,7 +52,7 @@ def quieten() -> None:
     """Keeps what libraries say of every training to themselves; only the first of several processes logs."""
     if rank():
         logging.disable(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "timm"):  # timm tells the whole path of a file of weights
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -135,14 +135,14 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
-def begin(record: Run, job: Job, manifest: pd.DataFrame) -> Path | None:
+def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Classifier) -> Path | None:
     """Begins the record, or goes on with it: then from the checkpoint that is returned, if an epoch had ended.
 
     Raises:
         UserError: the directory holds another run, the pictures are no longer what they were, or a run that is to have
             more epochs has no checkpoint.
     """
-    last = newest(record.checkpoints) if job.goes_on else None
+    last = newest(record.checkpoints, module) if job.goes_on else None
     if job.goes_on:
         record.check_same_data(manifest)
         if job.is_extended and last is None:

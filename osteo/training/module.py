@@ -19,7 +19,7 @@ from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
 from osteo.files import check_checksums
 from osteo.task import direction
-from osteo.training.backbones import first_not_finite
+from osteo.training.backbones import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.training.losses import make_loss, smooth
 from osteo.training.network import Network
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
@@ -225,21 +225,12 @@ class Classifier(LightningModule):
             scheduler.step_update(self.global_step)
 
 
-def load_module(checkpoint: Path) -> Classifier:
-    """The module of a checkpoint, on the CPU; nothing but tensors and plain values is read from it.
-
-    Raises:
-        UserError: there is no such file, or it is no checkpoint of osteo.
-    """
-    return build_module(read_checkpoint(checkpoint), checkpoint)
-
-
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """All that a checkpoint holds: tensors and plain values, as they were written.
 
     Raises:
-        UserError: there is no such file, it cannot be read safely, its checksums do not hold, or weights in it are not
-            finite.
+        UserError: there is no such file, it cannot be read safely, its checksums do not hold, or weights in it are
+            sparse or not finite.
     """
     if not checkpoint.is_file():
         raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
@@ -252,21 +243,24 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise _no_checkpoint(checkpoint, error) from error
     if not isinstance(kept, dict):
         raise _no_checkpoint(checkpoint, TypeError())
-    weights = {name: value for name, value in kept.items() if name not in OF_TRAINING}
-    if (bad := first_not_finite(flatten(weights))) is not None:
-        raise UserError(f"{checkpoint.name} holds weights that are not finite, {bad} first; use another checkpoint")
+    weights = flatten({name: value for name, value in kept.items() if name not in OF_TRAINING})
+    if (bad := first_not_dense(weights)) is not None:
+        raise _bad_weights(checkpoint, "sparse or quantised", bad)
+    if (bad := first_not_finite(weights)) is not None:
+        raise _bad_weights(checkpoint, "not finite", bad)
     return kept
 
 
 def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
-    """The module of a checkpoint that has been read.
+    """The module of a checkpoint that has been read, on the CPU.
 
     Args:
         kept: what it holds.
         checkpoint: its file, for errors.
 
     Raises:
-        UserError: it is no checkpoint of osteo.
+        UserError: it is no checkpoint of osteo, or its weights are integers or complex, or too large for the network's
+            numbers.
     """
     try:
         given = dict(kept["hyper_parameters"])
@@ -275,8 +269,25 @@ def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
         module.load_state_dict(kept["state_dict"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise _no_checkpoint(checkpoint, error) from error
+    loaded = module.state_dict()
+    if (bad := first_of_other_kind(loaded, kept["state_dict"])) is not None:
+        raise _bad_weights(checkpoint, "no floating-point numbers", bad)
+    if (bad := first_not_finite(loaded)) is not None:  # float64 may hold what float32 cannot
+        raise _bad_weights(checkpoint, "not finite", bad)
     return module
 
 
+def name_of(checkpoint: Path) -> str:
+    """The name of a checkpoint's file, with that of its run."""
+    return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
+
+
+def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
+    return UserError(f"{checkpoint.name} holds weights that are {kind}, {name} first; use another checkpoint")
+
+
 def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
-    return UserError(f"{checkpoint.name} is no checkpoint of osteo ({type(error).__name__})")
+    return UserError(
+        f"{name_of(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or train"
+        " its run again"
+    )

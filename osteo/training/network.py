@@ -35,6 +35,7 @@ class Network(nn.Module):
 
     Raises:
         UserError: a name is unknown, the size does not fit, or weights cannot be had.
+        ValueError: `drop_rate` is no share.
     """
 
     mean: Tensor
@@ -53,6 +54,8 @@ class Network(nn.Module):
         head_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if not 0.0 <= drop_rate < 1.0:  # NaN is not
+            raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
         width = check_backbone(backbone, image_size, head=head)
         self.name, self.image_size, self.channels = backbone, image_size, channels
         self._head = {"head": head, "head_args": head_args}
