@@ -407,8 +407,8 @@ def test_altered_copies_in_two_splits_are_found_with_any_split(
     config.split.test_source, config.split.grouped = "b", False
     assert re.fullmatch(
         r"the split leaks: 1 group of copies or of one patient \(0 of the same bytes, 0 of one patient\) in more than"
-        r" one, a/normal/0.png \((train|val)\) and b/normal/0.png \(test\) first; data.split.grouped=true keeps them in one"
-        r" split, or data.clean=true counts every picture once",
+        r" one, a/normal/0.png \((train|val)\) and b/normal/0.png \(test\) first; data.split.grouped=true keeps them in"
+        r" one split, or data.clean=true counts every picture once",
         leaks_of(config, caplog),
     )
     monkeypatch.setattr("osteo.data.prepare.MOST_SEARCHED_ANYWAY", 47)
