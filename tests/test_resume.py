@@ -259,11 +259,11 @@ def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[st
     trainer = record.read_config()["trainer"]
     assert (trainer["max_epochs"], trainer["extended_from"]) == (4, [2])
     assert (record.state, record.read_json("environment.json")["epochs"]) == ("done", 4)
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
         (record.checkpoints / name).write_bytes(b"")
     refused = osteo("train", "resume=run", "trainer.max_epochs=5")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "has no checkpoint that can be read (last.ckpt, previous.ckpt), so it cannot be given more" in refused.err
+    assert "no checkpoint can be gone on from: run/checkpoints/last.ckpt is no checkpoint of osteo" in refused.err
     assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
 
 
