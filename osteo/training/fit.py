@@ -147,8 +147,7 @@ def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Classifier) -> 
         record.check_same_data(manifest)
         if job.is_extended and last is None:
             raise UserError(
-                f"{display_path(job.directory)} has no checkpoint that can be read (last.ckpt, previous.ckpt), so it"
-                " cannot be given more epochs; begin a new run"
+                f"{display_path(job.directory)} has no checkpoint, so it cannot be given more epochs; begin a new run"
             )
         record.go_on(job.config_yaml)
         log.info("going on %s", f"after {last.name}" if last else "from the start: no epoch had ended")
