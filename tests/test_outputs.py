@@ -110,6 +110,18 @@ def test_a_second_predict_replaces_the_first_and_two_at_once_do_not_mix(
     assert sorted(path.name for path in (tmp_path / "answers").iterdir() if path.is_dir()) == []
 
 
+def test_a_file_among_the_overlays_that_predict_has_not_written_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "overlays/deep").mkdir(parents=True)
+    write_json(tmp_path / "predictions.json", {"pictures": [], "overlays": ["deep/a.png"]})
+    for name in ("deep/a.png", "deep/mine.png"):
+        (tmp_path / "overlays" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds overlays/deep/mine.png already, which osteo predict has not written;"):
+        claim(tmp_path, PredictConfig())
+    (tmp_path / "overlays/deep/mine.png").unlink()
+    claim(tmp_path, PredictConfig())
+    locks.release(tmp_path)
+
+
 def test_what_fails_leaves_the_earlier_results(tmp_path: Path) -> None:
     for name in AUDIT.names:
         write_text(tmp_path / name, '{"exact_duplicate_groups": []}')

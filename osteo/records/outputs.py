@@ -57,6 +57,12 @@ def claim(directory: Path, config: object) -> None:
     if found and not (results and _has_written(results, directory)):
         whose = f", which osteo {results.command} has not written" if results else ""
         raise UserError(f"{place} holds {found[0]} already{whose}; choose another output_dir")
+    for name in found:
+        if results and (strange := _not_listed(results, directory, name)):
+            raise UserError(
+                f"{place} holds {name}/{strange[0]} already, which osteo {results.command} has not written; choose"
+                " another output_dir"
+            )
 
 
 def _check_surroundings(directory: Path, place: str, config: object) -> None:
@@ -79,6 +85,16 @@ def _has_written(results: Results, directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and results.key in content
+
+
+def _not_listed(results: Results, directory: Path, name: str) -> list[str]:
+    """The files in a folder of results that the first of them does not list under the folder's name."""
+    folder = directory / name
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    listed = json.loads((directory / results.names[0]).read_text(encoding="utf-8")).get(name, [])
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(set(files) - set(map(str, listed if isinstance(listed, list) else [])))
 
 
 @contextmanager

@@ -48,7 +48,10 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
         {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
         for line in table.to_dict("records")
     ]
-    write_json(folder / "predictions.json", {"models": cards, "notes": caveats(models, config), "pictures": records})
+    overlays = [overlay_path(folder, row.name) for row in rows if row.answer is not None and row.heat is not None]
+    listed = [path.relative_to(folder / "overlays").as_posix() for path in overlays]  # so that they may be replaced
+    content = {"models": cards, "notes": caveats(models, config), "pictures": records, "overlays": listed}
+    write_json(folder / "predictions.json", content)
     figures = []
     for row in rows:
         if row.answer is not None:
