@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from osteo.errors import UserError
+from osteo.errors import DISK, MachineError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +235,23 @@ def cache_dir(setting: str | None) -> Path:
         reason = (error.strerror or "").lower()
         raise UserError(f"{key}={display_path(folder)} cannot be a folder ({reason}); give another") from error
     return folder
+
+
+@contextmanager
+def writing_to_cache(folder: Path) -> Iterator[None]:
+    """Says of trouble with the disk below a folder that it is the cache's, and what to do.
+
+    Raises:
+        MachineError: the disk is full, the folder is not this user's, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK or not Path(str(error.filename)).is_relative_to(folder):
+            raise
+        raise MachineError(
+            f"the cache {display_path(folder)} {DISK[error.errno]}; set OSTEO_CACHE or data.cache to another folder"
+        ) from error
 
 
 def display_path(path: Path) -> str:

@@ -384,6 +384,23 @@ def test_a_split_that_leaks_is_spoken_of_before_training(
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_a_cache_that_cannot_be_written_is_named_as_the_cache(
+    registered: Callable[[object], DataConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    config = registered({"mine": replace(in_memory(), stamp="now")})
+    config.cache = str(tmp_path / "cache")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number), str(tmp_path / "cache/manifests/x"))
+
+    monkeypatch.setattr("osteo.files.tempfile.mkdtemp", refuse)
+    why = {errno.EACCES: "cannot be used: permission denied", errno.ENOSPC: "cannot be written: the disk is full"}
+    said = rf"^the cache .*cache {why[number]}; set OSTEO_CACHE or data.cache to another folder$"
+    with pytest.raises(UserError, match=said):
+        prepare(config)
+
+
 def leaks_of(config: DataConfig, caplog: pytest.LogCaptureFixture) -> str:
     """What is said of leaks."""
     caplog.clear()

@@ -23,7 +23,7 @@ from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, 
 from osteo.data.splits import assign_splits
 from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
-from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed
+from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
 from osteo.reading.labels import read_labels
 from osteo.task import CLASSES
 from osteo.types import ReadFile, Transform
@@ -90,11 +90,12 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
 
 def with_manifest(work: Callable[[pd.DataFrame], T], sources: Mapping[str, Source], cache: Path) -> T:
     """What `work` makes of the manifest; once more of a renewed one where it came upon a file that has changed."""
-    try:
-        return work(table.build_manifest(sources, cache))
-    except ChangedFileError as error:
-        log.warning("%s; all files are hashed again", error)
-        return work(table.build_manifest(sources, cache, renew=True))
+    with writing_to_cache(cache):
+        try:
+            return work(table.build_manifest(sources, cache))
+        except ChangedFileError as error:
+            log.warning("%s; all files are hashed again", error)
+            return work(table.build_manifest(sources, cache, renew=True))
 
 
 def _group_and_decode(
