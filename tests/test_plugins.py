@@ -252,9 +252,9 @@ def test_a_record_from_elsewhere_runs_no_code(place: Path, tiny: list[str], targ
     recorded = yaml.safe_load((place / "run/config.yaml").read_text())
     recorded["callbacks"] = {"x": {"_target_": target, "command": "touch pwned"}}
     (place / "run/config.yaml").write_text(yaml.safe_dump(recorded))
-    status = json.loads((place / "run/status.json").read_text()) | {"state": "running"}
-    (place / "run/status.json").write_text(json.dumps(status))
-    for command in (["train", "resume=run"], ["rerun", "run"]):
+    status = json.loads((place / "run/status.json").read_text())
+    for state, command in (("running", ["train", "resume=run"]), ("done", ["rerun", "run"])):
+        (place / "run/status.json").write_text(json.dumps(status | {"state": state}))
         assert f"callbacks.x._target_={target}" in line_of(osteo(place, *command))
     assert not (place / "pwned").exists()
     assert not (place / "imported").exists()
