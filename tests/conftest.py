@@ -44,6 +44,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def level() -> None:
+    """What an earlier test has Hydra log, this one need not."""
+    logging.getLogger().setLevel(logging.WARNING)
+
+
 @pytest.fixture(scope="session")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small phantom archives, kaggle/ and mendeley/."""
@@ -69,7 +75,6 @@ def osteo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
             code = int(end.code or 0)
         finally:
             logging.getLogger().handlers.clear()  # Hydra's write to this call's stdout
-            logging.getLogger().setLevel(logging.WARNING)
         return Result(code, *capfd.readouterr())
 
     return call

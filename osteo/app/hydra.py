@@ -169,6 +169,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     finally:
         for held in SweepStart.begun:
             Run(held).release()
+            if [path.name for path in held.iterdir()] == [SOURCES]:  # no job has begun
+                (held / SOURCES).unlink()
         for made in (*SweepStart.begun, *CLAIMED):
             remove_empty(made)
         CLAIMED.clear()
