@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
@@ -107,6 +108,7 @@ def test_a_server_out_of_reach_never_loses_a_run(
     monkeypatch.setattr("osteo.training.tracking.SECONDS_TO_REACH", 2)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    wandb.teardown()  # it has read its environment for an earlier test
     done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=online")
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
