@@ -148,6 +148,12 @@ def portable(name: str) -> str:
     return "/".join(f"_{part}" if RESERVED.match(part) else part for part in parts)
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 ZIP = b"PK\x03\x04"
 """What a zip file begins with."""
 

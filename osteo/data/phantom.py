@@ -6,7 +6,6 @@ thickness of the cortex, the density of trabecular bone and the anisotropy of it
 soft tissue and film are drawn without regard to it.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import openpyxl
 
-from osteo.files import read_sealed, whole, write_sealed
+from osteo.files import read_sealed, sha256_of, whole, write_sealed
 from osteo.task import CLASSES, NEGATIVE
 from osteo.types import Grey
 
@@ -81,7 +80,7 @@ def _checksums(root: Path) -> dict[str, str]:
     """SHA-256 by path below the root."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     with ThreadPoolExecutor() as pool:
-        sums = pool.map(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), paths)
+        sums = pool.map(sha256_of, paths)
         return {path.relative_to(root).as_posix(): value for path, value in zip(paths, sums, strict=True)}
 
 

@@ -4,7 +4,6 @@ Its input is prepared pictures, uint8 (N, S, S) for any N, since none of these f
 channels, normalisation, network, temperature and sigmoid are inside.
 """
 
-import hashlib
 import json
 import logging
 import statistics
@@ -28,7 +27,7 @@ from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
-from osteo.files import check_checksums, write_text
+from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches
 from osteo.reading.pictures import describe_error
@@ -154,13 +153,8 @@ def write_exported(model: Model, path: Path) -> None:
 def write_checksum(path: Path) -> Path:
     """Writes the SHA-256 of a file beside it, as `sha256sum -c` reads it: an ONNX file has no checksum inside."""
     beside = path.with_name(f"{path.name}{CHECKSUM}")
-    write_text(beside, f"{_digest(path)}  {path.name}\n")
+    write_text(beside, f"{sha256_of(path)}  {path.name}\n")
     return beside
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_exported(path: Path) -> Exported:
@@ -171,7 +165,7 @@ def open_exported(path: Path) -> Exported:
     """
     check_checksums(path)
     beside = path.with_name(f"{path.name}{CHECKSUM}")
-    if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [_digest(path)]:
+    if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_of(path)]:
         raise UserError(f"{path.name} is damaged (it is not what {beside.name} says); export it again")
     card: dict[str, Any] = {KEY: ""}
     if kind_of(path) == "onnx":

@@ -1,6 +1,5 @@
 """Reads the files of a run record: one that is gone, damaged or contradicts another is one line that names it."""
 
-import hashlib
 import io
 import json
 import sys
@@ -316,8 +315,3 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
 
 def _say_other(values: "pd.Series[Any]", expected: npt.NDArray[Any], number: int) -> str:
     return f"{values.name} {values.iloc[number]}, but {expected[number]} in manifest.csv"
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a small file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
-from osteo.files import display_path, write_json, write_table, write_text
+from osteo.files import display_path, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.content import DamagedError, damaged
 
@@ -108,7 +108,7 @@ class Run:
         except DamagedError:  # there is none yet, or it was damaged while the run went on
             known = ""
         kept = [name for name in KEPT if (self.directory / name).exists()] if state == "done" else []
-        hashes = {name: content.sha256_of(self.directory / name) for name in kept}
+        hashes = {name: sha256_of(self.directory / name) for name in kept}
         values = {"state": state, "error": error, "id": known or new_id()}
         write_json(self.directory / STATUS, {**values, "sha256": hashes} if hashes else values)
 
@@ -161,7 +161,7 @@ class Run:
         paths = [self.directory / name for name in KEPT if name in hashes]
         if gone := [path for path in paths if not path.is_file()]:
             raise damaged(gone[0], "is missing")
-        changed = [path.name for path in paths if content.sha256_of(path) != hashes[path.name]]
+        changed = [path.name for path in paths if sha256_of(path) != hashes[path.name]]
         verb = "is" if len(changed) == 1 else "are"
         return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
 

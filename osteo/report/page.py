@@ -20,7 +20,7 @@ from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import System, check_run, read_experiment, validate
-from osteo.files import public, write_table, write_text
+from osteo.files import public, sha256_of, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
@@ -334,10 +334,7 @@ def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
 
 def file_sha256(path: Path) -> str:
     """The hash of a file, or a dash where it is gone."""
-    if not path.is_file():
-        return "-"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if path.is_file() else "-"
 
 
 def model_card(report: Report, system: System) -> str:
