@@ -48,6 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def level() -> None:
     """What an earlier test has Hydra log, this one need not."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("osteo").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
