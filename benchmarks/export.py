@@ -20,7 +20,7 @@ from osteo.inference.export import (
     write_exported,
 )
 from osteo.inference.model import Model
-from osteo.training.network import Network
+from osteo.networks.network import Network
 
 BACKBONES = ("resnet50", "densenet121")
 SIDE, ROUNDS = 224, 6

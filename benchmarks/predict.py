@@ -14,7 +14,7 @@ from osteo.inference.answer import answer, heat_map
 from osteo.inference.card import Card
 from osteo.inference.export import milliseconds
 from osteo.inference.model import Model
-from osteo.training.network import Network
+from osteo.networks.network import Network
 
 BACKBONES, SIDE, ROUNDS = ("resnet50", "densenet121"), 224, 7
 

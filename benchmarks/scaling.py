@@ -27,7 +27,7 @@ def files_below(folder: Path) -> tuple[int, int]:
 def checkpoint_bytes() -> int:
     """Of a checkpoint of the paper's largest backbone with the moments of AdamW."""
     from osteo.config import ModelConfig
-    from osteo.training.network import Network
+    from osteo.networks.network import Network
 
     network = Network(**{**asdict(ModelConfig(BACKBONE)), "image_size": 224})
     return sum(weights.nbytes for weights in network.state_dict().values()) + 2 * sum(

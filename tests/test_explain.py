@@ -15,10 +15,10 @@ from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.evaluation.gradcam import Sanity
+from osteo.networks.network import Network
 from osteo.records.record import Run
 from osteo.report.page import write_report
 from osteo.report.radiographs import COMPARED, RANDOM_SEED, RANDOMISED, grad_cams
-from osteo.training.network import Network
 
 
 @pytest.fixture(scope="module")

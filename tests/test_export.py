@@ -20,7 +20,7 @@ from osteo.evaluation.calibration import calibrate
 from osteo.inference import export as work
 from osteo.inference.card import Card
 from osteo.inference.model import Model, load_model
-from osteo.training.network import Network
+from osteo.networks.network import Network
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "notebooks" / "onnx_example.py"
 

@@ -24,12 +24,12 @@ from osteo.inference import evaluate as inference
 from osteo.inference.answer import NOT_FINITE, WITHHELD, answer
 from osteo.inference.model import Model
 from osteo.inference.predictions import Opened, answer_pictures, to_table
+from osteo.networks.network import check_backbone
 from osteo.records.record import Run
 from osteo.task import NEGATIVE, POSITIVE
 from osteo.training import fit
 from osteo.training.callbacks import Checkpoints
 from osteo.training.module import Classifier, read_checkpoint
-from osteo.training.network import check_backbone
 from osteo.types import Grey
 from tests.test_training import module, noise, trainer
 

@@ -14,8 +14,8 @@ from osteo import parts
 from osteo.config import OptimizerConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
-from osteo.training.backbones import Shape, TorchvisionBackbone
-from osteo.training.network import Network, check_backbone
+from osteo.networks.network import Network, check_backbone
+from osteo.networks.torchvision import Shape, TorchvisionBackbone
 from osteo.training.optim import make_optimizer, make_schedule
 
 GREY = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))

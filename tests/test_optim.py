@@ -11,9 +11,9 @@ import torch
 from timm.optim import list_optimizers
 
 from osteo.errors import UserError
+from osteo.networks.network import Network
 from osteo.training.losses import balanced_weights, make_loss, smooth
 from osteo.training.module import Classifier
-from osteo.training.network import Network
 from osteo.training.optim import SCHEDULES, check_optimizer, make_optimizer, make_schedule
 from tests.test_training import data, trainer
 

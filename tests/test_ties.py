@@ -15,7 +15,7 @@ from osteo.evaluation.metrics import evaluate
 from osteo.evaluation.systems import validate
 from osteo.evaluation.ties import RESOLUTION, join_ties
 from osteo.evaluation.torch_metrics import training_metrics
-from osteo.training.network import Network
+from osteo.networks.network import Network
 
 
 def test_neighbours_within_the_noise_are_joined_at_their_mean() -> None:

@@ -15,11 +15,11 @@ from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
+from osteo.networks.network import Network
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import best_of
 from osteo.training.module import build_module, name_of, read_checkpoint
-from osteo.training.network import Network
 from osteo.types import Floats, Grey
 
 

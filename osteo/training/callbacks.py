@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from osteo.errors import UserError
 from osteo.files import link_or_copy, whole
+from osteo.networks.weights import first_of_other_kind
 from osteo.task import is_better
-from osteo.training.backbones import first_of_other_kind
 from osteo.training.module import OF_TRAINING, read_checkpoint
 
 log = logging.getLogger(__name__)

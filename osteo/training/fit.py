@@ -25,6 +25,7 @@ from osteo.data.datamodule import KneeDataModule
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
 from osteo.files import display_path, public
+from osteo.networks.network import check_single_pictures
 from osteo.records.record import Job, Run
 from osteo.task import CLASS_NAMES
 from osteo.training import hardware
@@ -33,7 +34,6 @@ from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
-from osteo.training.network import check_single_pictures
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings

@@ -18,10 +18,10 @@ from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
 from osteo.files import check_checksums
+from osteo.networks.network import Network
+from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.task import direction
-from osteo.training.backbones import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.training.losses import make_loss, smooth
-from osteo.training.network import Network
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
 
 ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from osteo.checks import check_arguments
 from osteo.errors import UserError, first_line, unknown
-from osteo.training.network import Network
+from osteo.networks.network import Network
 
 TIMM_SCHEDULES = (
     "cosine",

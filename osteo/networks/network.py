@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from osteo import parts
 from osteo.errors import UserError, first_line
-from osteo.training.backbones import Shape, create_backbone, usual_size
+from osteo.networks.backbones import create_backbone, usual_size
+from osteo.networks.torchvision import Shape
 
 LINEAR = "linear"
 """The head that is the backbone's own last layer."""

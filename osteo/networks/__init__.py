@@ -1,0 +1,1 @@
+"""Networks: backbones by name, weights from files, a head with one logit."""
