@@ -24,6 +24,7 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
+from osteo.reading.framing import clahe, square
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_picture
 from osteo.types import Grey, ReadFile
@@ -362,24 +363,3 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8
     mapped = _map(path, shape, dtype, "r+")
     assert mapped is not None
     return mapped
-
-
-def square(grey: Grey, size: int, fit: str) -> Grey:
-    """Makes a picture size x size: "resize" stretches it, "pad" keeps its proportions between black borders."""
-    height, width = grey.shape
-    if fit == "resize":
-        new_height = new_width = size
-    else:
-        longest = max(height, width)
-        new_height, new_width = (max(1, round(side * size / longest)) for side in (height, width))
-    shrinking = new_height * new_width < height * width
-    resized = cv2.resize(grey, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    canvas = np.zeros((size, size), np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = resized
-    return canvas
-
-
-def clahe(grey: Grey) -> Grey:
-    """Contrast-limited adaptive histogram equalisation, clip limit 2 and 8 x 8 tiles, as OpenCV computes it."""
-    return np.asarray(cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES).apply(grey), np.uint8)
