@@ -7,7 +7,6 @@ symmetrical, so it does not matter which side is shown. What was found best is f
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,13 +23,16 @@ COARSE, FINE = 28, 40  # pixels that the drawn bone is wide in either search
 STEP = 1.15  # from one width to the next
 NARROWEST, WIDEST = 0.25, 0.95  # width of the bone, as shares of that of the limb
 TILTS = (-10.0, 0.0, 10.0)
-FINE_TILTS = (-6.0, -3.0, 0.0, 3.0, 6.0)
-FINE_WIDTHS = (0.85, 0.92, 1.0, 1.09, 1.18)
-CANDIDATES = 3
+FINE_TILTS = (-7.5, -5.0, -2.5, 0.0, 2.5, 5.0, 7.5)
+FINE_WIDTHS = (31, 34, 37, 40, 44, 48, 52)
+MARGIN = 0.95  # of a picture while it is searched, in widths of the bone
+CANDIDATES = 6
 ACROSS = 1.5  # weight of edges along the joint line beside that of edges along the shafts
 WIDER = 0.25  # exponent of the width that the likeness is multiplied with: half a knee is found in any whole one
 FLAT = 0.1  # squared edge per pixel that a likeness of 0 is sure of
-LEAST = 0.25  # likeness below which nothing was found
+PLATE, HIGH = 0.4, 0.6
+LEASTW = 1.0
+LEAST = 0.2  # likeness below which nothing was found
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,6 @@ class Joint:
     """of the joint line, in degrees; positive where its right end is lower"""
     likeness: float
     """to a drawn knee, up to 1"""
-
-
-class Edges(NamedTuple):
-    """Direction and strength of the edges in a picture, each component in [-1, 1], (H, W)."""
-
-    x: Map
-    y: Map
 
 
 def find_limb(grey: Grey) -> Grey:
@@ -121,10 +116,10 @@ def _limb(small: Map) -> Map:
 def _search(small: Map, limb: Map, width: float) -> list[Joint]:
     """The likeliest place of a knee of this width, at each tilt."""
     factor = COARSE / width
-    edges = _edges(_scaled(small, factor), _scaled(limb, factor), COARSE)
+    edges = Edges(_scaled(small, factor), _scaled(limb, factor), COARSE)
     found = []
     for tilt in TILTS:
-        likeness, row, column = _match(edges, _drawn_edges(COARSE, tilt))
+        likeness, row, column = edges.match(COARSE, tilt)
         found.append(Joint(row / factor, column / factor, width, tilt, likeness))
     return found
 
@@ -137,17 +132,15 @@ def _refine(small: Map, limb: Map, joint: Joint) -> Joint:
     affine[:, 2] += middle - joint.column, middle - joint.row
     side = round(2 * middle) + 1
     local, mask = (cv2.warpAffine(m, affine, (side, side), flags=cv2.INTER_LINEAR) for m in (small, limb))
-    edges = _edges(np.asarray(local, np.float32), np.asarray(mask, np.float32), FINE)
-    best = (-1.0, 0.0, 0.0, 1.0, 0.0)
-    for wider in FINE_WIDTHS:
-        for tilt in FINE_TILTS:
-            likeness, row, column = _match(edges, _drawn_edges(round(FINE * wider), tilt))
-            if likeness * wider**WIDER > best[0] * best[3] ** WIDER:
-                best = (likeness, row, column, wider, tilt)
-    likeness, row, column, wider, tilt = best
-    back = cv2.invertAffineTransform(affine)
-    x, y = back @ np.array([column, row, 1.0])
-    return Joint(float(y), float(x), joint.width * wider, joint.tilt + tilt, likeness)
+    edges = Edges(np.asarray(local, np.float32), np.asarray(mask, np.float32), FINE)
+    width, tilt = FINE, 0.0
+    for _ in range(2):
+        width = max(FINE_WIDTHS, key=lambda trial: edges.match(trial, tilt)[0] * trial**WIDER)
+        tilt = max(FINE_TILTS, key=lambda trial: edges.match(width, trial)[0])
+    _, row, column = edges.match(width, tilt)
+    likeness = edges.balance(width, tilt, row, column)
+    x, y = cv2.invertAffineTransform(affine) @ np.array([column, row, 1.0])
+    return Joint(float(y), float(x), width / factor, joint.tilt + tilt, likeness)
 
 
 def _is_same(one: Joint, other: Joint) -> bool:
@@ -160,8 +153,52 @@ def _scaled(small: Map, factor: float) -> Map:
     return np.asarray(cv2.resize(small, None, fx=factor, fy=factor, interpolation=how), np.float32)
 
 
-def _edges(picture: Map, mask: Map, width: int) -> Edges:
-    """Edges within a mask, relative to those about them: strong and faint ones count alike."""
+class Edges:
+    """The edges of a picture, to be compared with those of a drawn knee."""
+
+    def __init__(self, picture: Map, mask: Map, width: int) -> None:
+        """Finds them within a mask (H, W), where bone is about so many pixels wide."""
+        self._height, self._width = picture.shape
+        self._border = round(MARGIN * width)  # a knee may lie near the border of the picture
+        self._edges = cv2.copyMakeBorder(
+            _edges(picture, mask, width), *[self._border] * 4, cv2.BORDER_CONSTANT, value=(0.0, 0.0)
+        )
+        self._squared = cv2.integral((self._edges**2).sum(axis=2))
+        self._matched: dict[tuple[int, float], tuple[float, float, float]] = {}
+
+    def match(self, width: int, tilt: float) -> tuple[float, float, float]:
+        """The greatest likeness of a drawn knee to any place, and its row and column."""
+        if (width, tilt) not in self._matched:
+            self._matched[width, tilt] = self._match(_drawn_edges(width, tilt))
+        return self._matched[width, tilt]
+
+    def balance(self, width: int, tilt: float, row: float, column: float) -> float:
+        """The likeness of a drawn knee to a place: that of its quarters, and of the least of them, on average."""
+        drawn = _drawn_edges(width, tilt)
+        rows, columns = drawn.shape[:2]
+        top, left = self._border - rows // 2 + int(row), self._border - columns // 2 + int(column)
+        part = self._edges[top : top + rows, left : left + columns]
+        quarters = []
+        for down in (slice(rows // 2), slice(rows // 2, rows)):
+            for right in (slice(columns // 2), slice(columns // 2, columns)):
+                seen, wanted = part[down, right], drawn[down, right]
+                norm = np.sqrt((seen**2).sum() + FLAT * wanted.size / 2) * np.linalg.norm(wanted)
+                quarters.append(float((seen * wanted).sum() / norm))
+        return float(np.mean(quarters) + LEASTW * min(quarters)) / (1 + LEASTW)
+
+    def _match(self, drawn: Map) -> tuple[float, float, float]:
+        rows, columns = drawn.shape[:2]
+        top, left = self._border - rows // 2, self._border - columns // 2
+        part = self._edges[top : top + self._height + rows - 1, left : left + self._width + columns - 1]
+        sums = self._squared[top : top + self._height + rows, left : left + self._width + columns]
+        box = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
+        likeness = cv2.matchTemplate(part, drawn, cv2.TM_CCORR) / np.sqrt(box + FLAT * rows * columns)
+        _, best, _, (column, row) = cv2.minMaxLoc(likeness)
+        return float(best), float(row), float(column)
+
+
+def _edges(picture: Map, mask: Map, width: int) -> Map:
+    """Edges within a mask (H, W) relative to those about them, so that strong and faint ones count alike: (H, W, 2)."""
     smooth = cv2.GaussianBlur(picture, (0, 0), 1.0)
     x, y = (cv2.Sobel(smooth, cv2.CV_32F, *order, scale=0.125) for order in ((1, 0), (0, 1)))
     inside = cv2.erode(mask, np.ones((5, 5), np.uint8))
@@ -169,47 +206,33 @@ def _edges(picture: Map, mask: Map, width: int) -> Edges:
     about = cv2.GaussianBlur(np.sqrt(squared) * inside, (0, 0), 0.5 * width)
     about /= cv2.GaussianBlur(inside, (0, 0), 0.5 * width) + 0.02
     strength = np.sqrt(squared + about * about + 0.1) / inside.clip(1e-6)
-    return Edges(np.asarray(x / strength, np.float32), np.asarray(y / strength, np.float32))
-
-
-def _match(edges: Edges, drawn: Edges) -> tuple[float, float, float]:
-    """The greatest likeness of what is drawn to any place, and its row and column; places may lie near the border."""
-    height, width = drawn.x.shape
-    up, left = height // 2, width // 2
-    x, y = (cv2.copyMakeBorder(m, up, up, left, left, cv2.BORDER_CONSTANT, value=0) for m in edges)
-    box = cv2.boxFilter(x * x + y * y, -1, (width, height), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    norm = np.sqrt(box[up : box.shape[0] - up, left : box.shape[1] - left] + FLAT * height * width)
-    likeness = cv2.matchTemplate(x, drawn.x, cv2.TM_CCORR) + cv2.matchTemplate(y, drawn.y, cv2.TM_CCORR)
-    _, best, _, (column, row) = cv2.minMaxLoc(likeness / norm)
-    return float(best), float(row), float(column)
+    return np.asarray(np.dstack([x / strength, y / strength]), np.float32)
 
 
 @cache
-def _drawn_edges(width: int, tilt: float) -> Edges:
-    """The edges of a drawn knee, of norm 1 together."""
+def _drawn_edges(width: int, tilt: float) -> Map:
+    """The edges of a drawn knee, (H, W, 2), of norm 1."""
     margin = 10
     picture = cv2.copyMakeBorder(_draw(width, tilt), *[margin] * 4, cv2.BORDER_REPLICATE)
-    edges = _edges(100.0 * picture, np.ones_like(picture), width)
-    x, y = (part[margin:-margin, margin:-margin] for part in edges)
-    y = ACROSS * y
-    norm = np.float32(np.sqrt((x * x).sum() + (y * y).sum()))
-    return Edges(np.ascontiguousarray(x / norm), np.ascontiguousarray(y / norm))
+    edges = _edges(100.0 * picture, np.ones_like(picture), width)[margin:-margin, margin:-margin]
+    edges = edges * np.array([1.0, ACROSS], np.float32)
+    return np.ascontiguousarray(edges / np.linalg.norm(edges))
 
 
 def _draw(width: int, tilt: float) -> Map:
     """A knee from the front, bone 1 and brighter at the joint, in units of the bone's width: 1.2 high and 1.4 wide."""
     finer = 4
-    rows, columns = (2 * round(half * width) + 1 for half in (0.6, 0.7))
+    rows, columns = (2 * round(half * width) + 1 for half in (HIGH, 0.7))
     y, x = np.mgrid[: rows * finer, : columns * finer].astype(np.float32)
     y, x = ((axis - (count * finer - 1) / 2) / (width * finer) for axis, count in ((y, rows), (x, columns)))
     sine, cosine = np.sin(np.deg2rad(tilt)), np.cos(np.deg2rad(tilt))
     x, y = cosine * x + sine * y, cosine * y - sine * x
-    middle, side, gap = np.exp(-((x / 0.1) ** 2)), np.abs(x), 0.035
-    above = -y - gap - 0.05 * middle - 0.1 * _rise(side, 0.3, 0.5) ** 2
-    below = y - gap + 0.05 * middle - 0.05 * _rise(side, 0.35, 0.5) ** 2
-    femur = (above > 0) & (side < 0.17 + 0.33 * _rise(y, -0.95, -0.28))
-    tibia = (below > 0) & (side < 0.48 - 0.32 * _rise(y, 0.08, 0.75))
-    plate = 0.3 * sum(bone * np.exp(-(((end - 0.03) / 0.03) ** 2)) for bone, end in ((femur, above), (tibia, below)))
+    arch, side = 0.09 * np.exp(-((x / 0.13) ** 2)), np.abs(x)
+    above = -y - 0.03 - arch - 0.12 * _rise(side, 0.35, 0.5) ** 2
+    below = y - 0.03 + arch - 0.04 * _rise(side, 0.35, 0.5) ** 2
+    femur = (above > 0) & (side < 0.22 + 0.28 * _rise(y, -1.05, -0.3))
+    tibia = (below > 0) & (side < 0.49 - 0.33 * _rise(y, 0.05, 0.95))
+    plate = PLATE * tibia * np.exp(-(((below - 0.03) / 0.04) ** 2))
     drawn = np.asarray((femur | tibia) + plate, np.float32)
     return np.asarray(cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
 
