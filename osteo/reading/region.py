@@ -19,13 +19,14 @@ Map = npt.NDArray[np.float32]
 VERSION = 1  # raise it when the same picture gives another joint or limb
 
 SIDE = 400  # pixels of the longer side of the picture that is searched
-COARSE, FINE = 28, 40  # pixels that the drawn bone is wide in either search
-STEP = 1.15  # from one width to the next
+COARSE, FINE = 24, 40  # pixels that the drawn bone is wide in either search
+STEP = 1.2  # from one width to the next
 NARROWEST, WIDEST = 0.25, 0.95  # width of the bone, as shares of that of the limb
 TILTS = (-10.0, 0.0, 10.0)
 FINE_TILTS = (-7.5, -5.0, -2.5, 0.0, 2.5, 5.0, 7.5)
 FINE_WIDTHS = (31, 34, 37, 40, 44, 48, 52)
-MARGIN = 0.95  # of a picture while it is searched, in widths of the bone
+MARGIN = 0.95  # more than half of what is drawn, in widths of the bone
+REACH = 0.4  # of the search at a finer scale, in widths of the bone
 CANDIDATES = 6
 ACROSS = 1.5  # weight of edges along the joint line beside that of edges along the shafts
 WIDER = 0.25  # exponent of the width that the likeness is multiplied with: half a knee is found in any whole one
@@ -61,12 +62,12 @@ def find_joint(grey: Grey) -> Joint | None:
     """The knee in a picture (H, W), or None where nothing in it looks like one."""
     small, scale = _shrink(grey)
     limb = _limb(small)
-    columns = np.flatnonzero(limb.any(axis=0))
-    if len(columns) < COARSE:
+    left, top, span, height = cv2.boundingRect(limb.astype(np.uint8))
+    if span < COARSE:
         return None
-    span = float(columns[-1] - columns[0])
+    small, limb = (part[top : top + height, left : left + span] for part in (small, limb))
     found: list[Joint] = []
-    width = max(NARROWEST * span, COARSE)
+    width = max(NARROWEST * span, float(COARSE))
     while width < WIDEST * span:
         found += _search(small, limb, width)
         width *= STEP
@@ -79,7 +80,7 @@ def find_joint(grey: Grey) -> Joint | None:
     best = max(refined, key=lambda joint: joint.likeness * joint.width**WIDER, default=None)
     if best is None or best.likeness < LEAST:
         return None
-    row, column = ((place + 0.5) / scale - 0.5 for place in (best.row, best.column))
+    row, column = ((place + 0.5) / scale - 0.5 for place in (top + best.row, left + best.column))
     return Joint(row, column, best.width / scale, best.tilt, best.likeness)
 
 
@@ -116,11 +117,13 @@ def _limb(small: Map) -> Map:
 def _search(small: Map, limb: Map, width: float) -> list[Joint]:
     """The likeliest place of a knee of this width, at each tilt."""
     factor = COARSE / width
-    edges = Edges(_scaled(small, factor), _scaled(limb, factor), COARSE)
+    border = round(MARGIN * COARSE)
+    around = _edges(_scaled(small, factor), _scaled(limb, factor), COARSE)
+    edges = Edges(cv2.copyMakeBorder(around, *[border] * 4, cv2.BORDER_CONSTANT, value=(0.0, 0.0)), border)
     found = []
     for tilt in TILTS:
         likeness, row, column = edges.match(COARSE, tilt)
-        found.append(Joint(row / factor, column / factor, width, tilt, likeness))
+        found.append(Joint((row - border) / factor, (column - border) / factor, width, tilt, likeness))
     return found
 
 
@@ -128,11 +131,12 @@ def _refine(small: Map, limb: Map, joint: Joint) -> Joint:
     """The same knee, found again about its place at a finer scale."""
     factor = FINE / joint.width
     affine = cv2.getRotationMatrix2D((joint.column, joint.row), joint.tilt, factor)
-    middle = 1.1 * FINE
+    border = round(MARGIN * FINE)
+    middle = border + round(REACH * FINE)
     affine[:, 2] += middle - joint.column, middle - joint.row
-    side = round(2 * middle) + 1
+    side = 2 * middle + 1
     local, mask = (cv2.warpAffine(m, affine, (side, side), flags=cv2.INTER_LINEAR) for m in (small, limb))
-    edges = Edges(np.asarray(local, np.float32), np.asarray(mask, np.float32), FINE)
+    edges = Edges(_edges(np.asarray(local, np.float32), np.asarray(mask, np.float32), FINE), border)
     width, tilt = FINE, 0.0
     for _ in range(2):
         width = max(FINE_WIDTHS, key=lambda trial: edges.match(trial, tilt)[0] * trial**WIDER)
@@ -156,14 +160,10 @@ def _scaled(small: Map, factor: float) -> Map:
 class Edges:
     """The edges of a picture, to be compared with those of a drawn knee."""
 
-    def __init__(self, picture: Map, mask: Map, width: int) -> None:
-        """Finds them within a mask (H, W), where bone is about so many pixels wide."""
-        self._height, self._width = picture.shape
-        self._border = round(MARGIN * width)  # a knee may lie near the border of the picture
-        self._edges = cv2.copyMakeBorder(
-            _edges(picture, mask, width), *[self._border] * 4, cv2.BORDER_CONSTANT, value=(0.0, 0.0)
-        )
-        self._squared = cv2.integral((self._edges**2).sum(axis=2))
+    def __init__(self, edges: Map, border: int) -> None:
+        """Of a picture (H, W, 2), where no knee is looked for in a border of so many pixels."""
+        self._edges, self._border = edges, border
+        self._squared = cv2.integral((edges**2).sum(axis=2))
         self._matched: dict[tuple[int, float], tuple[float, float, float]] = {}
 
     def match(self, width: int, tilt: float) -> tuple[float, float, float]:
@@ -176,7 +176,7 @@ class Edges:
         """The likeness of a drawn knee to a place: that of its quarters, and of the least of them, on average."""
         drawn = _drawn_edges(width, tilt)
         rows, columns = drawn.shape[:2]
-        top, left = self._border - rows // 2 + int(row), self._border - columns // 2 + int(column)
+        top, left = int(row) - rows // 2, int(column) - columns // 2
         part = self._edges[top : top + rows, left : left + columns]
         quarters = []
         for down in (slice(rows // 2), slice(rows // 2, rows)):
@@ -188,13 +188,14 @@ class Edges:
 
     def _match(self, drawn: Map) -> tuple[float, float, float]:
         rows, columns = drawn.shape[:2]
+        height, width = (side - 2 * self._border for side in self._edges.shape[:2])
         top, left = self._border - rows // 2, self._border - columns // 2
-        part = self._edges[top : top + self._height + rows - 1, left : left + self._width + columns - 1]
-        sums = self._squared[top : top + self._height + rows, left : left + self._width + columns]
+        part = self._edges[top : top + height + rows - 1, left : left + width + columns - 1]
+        sums = self._squared[top : top + height + rows, left : left + width + columns]
         box = sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns]
         likeness = cv2.matchTemplate(part, drawn, cv2.TM_CCORR) / np.sqrt(box + FLAT * rows * columns)
         _, best, _, (column, row) = cv2.minMaxLoc(likeness)
-        return float(best), float(row), float(column)
+        return float(best), float(row + self._border), float(column + self._border)
 
 
 def _edges(picture: Map, mask: Map, width: int) -> Map:
