@@ -15,14 +15,15 @@ import torch
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
-from osteo.data.store import Grey, square
 from osteo.errors import UserError
 from osteo.inference import guard
 from osteo.inference.answer import VARIANTS, change, combine
 from osteo.inference.card import KEY, data_hash
 from osteo.inference.model import load_model, load_models
+from osteo.reading.framing import square
 from osteo.reading.pictures import decode
 from osteo.records.record import Run
+from osteo.types import Grey
 from tests import dicom
 
 

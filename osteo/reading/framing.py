@@ -10,6 +10,10 @@ from osteo.reading.region import Joint, find_joint, find_limb
 from osteo.types import Grey
 
 CROP = 1.5  # side of "crop", in widths of the bone
+VERSION = 1  # raise it when `frame` gives another "crop" or "bone" of the same picture
+JOINT_FITS = ("crop", "bone")
+"""Fits that need the joint, and every pixel of the file to show it."""
+NOT_FOUND = "the joint was not found: the central square is used"
 TILE = 0.3  # side of each of the four tiles of "bone", in widths of the bone
 ABOVE, BELOW = 0.12, 0.08  # from the joint line to the tiles of the femur and of the tibia, in widths of the bone
 
@@ -38,7 +42,7 @@ def frame(grey: Grey, size: int, fit: str) -> Framed:
             joint, one and a half times as wide as the bone, black outside the limb; "bone" is made of four tiles, the
             left and right half of the distal femur over those of the proximal tibia.
     """
-    if fit in ("resize", "pad"):
+    if fit not in JOINT_FITS:
         return Framed(_whole(grey, size, fit), True)
     joint = find_joint(grey)
     if joint is None:
@@ -52,6 +56,11 @@ def frame(grey: Grey, size: int, fit: str) -> Framed:
     femur = _cut(grey, joint, (-tile, -ABOVE * joint.width - tile, 2 * tile, tile), (size, half), turned=True)
     tibia = _cut(grey, joint, (-tile, BELOW * joint.width, 2 * tile, tile), (size, size - half), turned=True)
     return Framed(np.vstack([femur, tibia]), True)
+
+
+def decoded_size(size: int, fit: str) -> int:
+    """The size that a file needs to be decoded at, see `read_picture`: a joint may be small in a large picture."""
+    return 0 if fit in JOINT_FITS else size
 
 
 def clahe(grey: Grey) -> Grey:
@@ -92,15 +101,14 @@ def _cut(
         shape: columns and rows of what is returned.
         turned: the box lies along the joint line, not along the rows of the picture.
     """
-    left, top, width, height = box
-    factor = shape[0] / width
+    left, top, width, _ = box
     middle = joint.column, joint.row
     affine = cv2.getRotationMatrix2D(middle, joint.tilt if turned else 0.0, 1.0)
-    finer = max(1, int(1 / factor))  # pixels of the picture per pixel of the result: they are averaged afterwards
-    scale = factor * finer
-    affine[:, 2] -= middle[0] + left, middle[1] + top
-    affine *= scale
-    affine[:, 2] += (scale - 1) / 2  # pixels are squares, not points
+    affine[:, 2] -= np.array([middle[0] + left, middle[1] + top])
+    finer = max(1, int(width / shape[0]))  # pixels of the picture per pixel of the result: they are averaged afterwards
+    scale = finer * shape[0] / width
+    affine = scale * affine
+    affine[:, 2] += (scale - 1.0) / 2.0  # pixels are squares, not points
     large = cv2.warpAffine(grey, affine, (shape[0] * finer, shape[1] * finer), flags=cv2.INTER_LINEAR)
     return _resize(np.asarray(large, np.uint8), shape)
 
