@@ -233,7 +233,6 @@ class Shelf:
         checksums: Checksums,
         is_central: Marks,
         *,
-        *,
         keep_going: bool = False,
     ) -> dict[str, str]:
         """Decodes rows into `pictures` and then notes facts of them; gives the reasons of those that it cannot.

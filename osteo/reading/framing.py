@@ -6,16 +6,16 @@ import cv2
 import numpy as np
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
-from osteo.reading.region import Joint, find_joint, find_limb
+from osteo.reading.region import Joint, find_region
 from osteo.types import Grey
 
-CROP = 1.5  # side of "crop", in widths of the bone
+CROP = 1.3  # side of "crop", in widths of the bone
 VERSION = 1  # raise it when `frame` gives another "crop" or "bone" of the same picture
 JOINT_FITS = ("crop", "bone")
 """Fits that need the joint, and every pixel of the file to show it."""
 NOT_FOUND = "the joint was not found: the central square is used"
 TILE = 0.3  # side of each of the four tiles of "bone", in widths of the bone
-ABOVE, BELOW = 0.12, 0.08  # from the joint line to the tiles of the femur and of the tibia, in widths of the bone
+ABOVE, BELOW = 0.18, 0.1  # from the joint line to the tiles of the femur and of the tibia, in widths of the bone
 
 
 class Framed(NamedTuple):
@@ -39,22 +39,22 @@ def frame(grey: Grey, size: int, fit: str) -> Framed:
         grey: as decoded.
         size: S, in pixels.
         fit: "resize" stretches it; "pad" keeps its proportions between black borders; "crop" is a square about the
-            joint, one and a half times as wide as the bone, black outside the limb; "bone" is made of four tiles, the
+            joint, 1.3 times as wide as the bone, black outside the limb; "bone" is made of four tiles, the
             left and right half of the distal femur over those of the proximal tibia.
     """
     if fit not in JOINT_FITS:
         return Framed(_whole(grey, size, fit), True)
-    joint = find_joint(grey)
+    region = find_region(grey)
+    joint = region.joint
     if joint is None:
         return Framed(_central(grey, size), False)
     if fit == "crop":
-        side = CROP * joint.width
-        cut = _cut(grey, joint, (-side / 2, -side / 2, side, side), (size, size))
-        mask = _cut(find_limb(grey), joint, (-side / 2, -side / 2, side, side), (size, size))
-        return Framed(np.asarray(np.round(cut * (mask / np.float32(255.0))), np.uint8), True)
-    tile, half = TILE * joint.width, size // 2
-    femur = _cut(grey, joint, (-tile, -ABOVE * joint.width - tile, 2 * tile, tile), (size, half), turned=True)
-    tibia = _cut(grey, joint, (-tile, BELOW * joint.width, 2 * tile, tile), (size, size - half), turned=True)
+        box, shape = (-CROP / 2, -CROP / 2, CROP, CROP), (size, size)
+        limb = _cut(region.limb, joint.scaled(region.scale), box, shape)
+        return Framed(np.asarray(np.round(_cut(grey, joint, box, shape) * (limb / 255.0)), np.uint8), True)
+    half = size // 2
+    femur = _cut(grey, joint, (-TILE, -ABOVE - TILE, 2 * TILE, TILE), (size, half), turned=True)
+    tibia = _cut(grey, joint, (-TILE, BELOW, 2 * TILE, TILE), (size, size - half), turned=True)
     return Framed(np.vstack([femur, tibia]), True)
 
 
@@ -97,11 +97,11 @@ def _cut(
     Args:
         grey: (H, W).
         joint: origin of the box.
-        box: left, top, width and height, in pixels of the picture.
+        box: left, top, width and height, in widths of the bone.
         shape: columns and rows of what is returned.
         turned: the box lies along the joint line, not along the rows of the picture.
     """
-    left, top, width, _ = box
+    left, top, width, _ = (joint.width * part for part in box)
     middle = joint.column, joint.row
     affine = cv2.getRotationMatrix2D(middle, joint.tilt if turned else 0.0, 1.0)
     affine[:, 2] -= np.array([middle[0] + left, middle[1] + top])

@@ -6,7 +6,7 @@ symmetrical, so that both sides are alike. The likeliest places are looked at ag
 quarters of the knee must be seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -52,22 +52,43 @@ class Joint:
     likeness: float
     """to a drawn knee, up to 1"""
 
+    def scaled(self, factor: float) -> "Joint":
+        """The same in a picture that is so many times as large."""
+        row, column = ((place + 0.5) * factor - 0.5 for place in (self.row, self.column))
+        return Joint(row, column, self.width * factor, self.tilt, self.likeness)
+
     @property
     def rank(self) -> float:
         """By which candidates are ordered."""
         return float(self.likeness * self.width**LARGER)
 
 
-def find_limb(grey: Grey) -> Grey:
-    """Where the limb is in a picture (H, W): 255 in it, 0 in air, padding, markers and unexposed film."""
-    mask = np.asarray(_limb(_shrink(grey)[0]) * 255, np.uint8)
-    return np.asarray(cv2.resize(mask, grey.shape[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+@dataclass(frozen=True)
+class Region:
+    """What is found in a picture."""
+
+    joint: Joint | None
+    """None where nothing looks like a knee"""
+    limb: Grey
+    """255 in the limb, 0 in air, padding, markers and unexposed film, (h, w); at most 400 pixels high and wide"""
+    scale: float
+    """of that, relative to the picture"""
 
 
-def find_joint(grey: Grey) -> Joint | None:
-    """The knee in a picture (H, W), upright and bone bright, or None where nothing in it looks like one."""
-    small, scale = _shrink(grey)
+def find_region(grey: Grey) -> Region:
+    """The knee and the limb in a picture (H, W) that is upright, bone bright."""
+    height, width = grey.shape
+    scale = min(1.0, SIDE / max(height, width))
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(cv2.resize(grey, shape, interpolation=cv2.INTER_AREA), np.float32)
     limb = _limb(small)
+    joint = _find_joint(small, limb)
+    if joint is not None:
+        joint = joint.scaled(1.0 / scale)
+    return Region(joint, np.asarray(limb * 255, np.uint8), scale)
+
+
+def _find_joint(small: Singles, limb: Singles) -> Joint | None:
     left, top, span, height = cv2.boundingRect(limb.astype(np.uint8))
     if span < COARSE:
         return None
@@ -85,16 +106,7 @@ def find_joint(grey: Grey) -> Joint | None:
     best = max(refined, key=lambda joint: joint.rank, default=None)
     if best is None or best.likeness < LEAST:
         return None
-    row, column = ((place + 0.5) / scale - 0.5 for place in (top + best.row, left + best.column))
-    return Joint(row, column, best.width / scale, best.tilt, best.likeness)
-
-
-def _shrink(grey: Grey) -> tuple[Singles, float]:
-    """The picture that is searched, and its size relative to the whole."""
-    height, width = grey.shape
-    scale = min(1.0, SIDE / max(height, width))
-    shape = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(cv2.resize(grey, shape, interpolation=cv2.INTER_AREA), np.float32), scale
+    return replace(best, row=top + best.row, column=left + best.column)
 
 
 def _limb(small: Singles) -> Singles:

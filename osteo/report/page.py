@@ -49,7 +49,7 @@ SECTIONS = {
 }  # fmt: skip
 FITS = {
     "pad": "padded to a square", "resize": "stretched to a square",
-    "crop": "cropped to a square about the joint, one and a half times as wide as the bone",
+    "crop": "cropped to a square about the joint, 1.3 times as wide as the bone",
     "bone": "four tiles of bone, of the distal femur over the proximal tibia, 0.3 times as wide as the bone each",
 }  # fmt: skip
 LIMITS = [
