@@ -94,9 +94,10 @@ def _find_joint(small: Singles, limb: Singles) -> Joint | None:
         return None
     small, limb = (part[top : top + height, left : left + span] for part in (small, limb))
     found = list[Joint]()
-    width = max(NARROWEST * span, float(COARSE))
+    width = float(COARSE)
     while width < WIDEST * span:
-        found += _search(small, limb, width)
+        if width > NARROWEST * span:
+            found += _search(small, limb, width)
         width *= STEP
     candidates = list[Joint]()
     for joint in sorted(found, key=lambda joint: -joint.rank):
