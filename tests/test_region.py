@@ -119,19 +119,18 @@ def test_where_there_is_no_joint_the_central_square_is_used(
         assert not is_found
         assert np.array_equal(picture, square(noise[:, 15:75], 32, "resize"))
     assert frame(noise, 32, "pad").is_found, "which needs no joint"
-    content = {
-        "s/noise": encoded(Image.fromarray(noise), "PNG"),
-        "s/knee": encoded(Image.fromarray(phantoms[0]), "PNG"),
-    }
-    rows = [{"image_id": name, "sha256": sha(data), "split": ""} for name, data in content.items()]
+    shown = {"s/noise": noise, "s/knee": phantoms[0]}
+    content = {name: encoded(Image.fromarray(picture), "PNG") for name, picture in shown.items()}
+    table = typed(
+        pd.DataFrame([{"image_id": name, "sha256": sha(data), "split": ""} for name, data in content.items()])
+    )
     for _ in range(2):  # built, and opened again
         caplog.clear()
         store = open_store(table, content.__getitem__, tmp_path, image_size=32, fit="crop")
         assert store.without_joint == {sha(content["s/noise"])}
         assert caplog.messages == ["the joint was not found in 1 picture, s/noise first; their central square is used"]
-    assert not open_store(
-        typed(pd.DataFrame(rows)), content.__getitem__, tmp_path, image_size=32, fit="pad"
-    ).without_joint
+    padded = open_store(table, content.__getitem__, tmp_path, image_size=32, fit="pad")
+    assert not padded.without_joint
 
 
 def test_a_jpeg_is_decoded_whole_where_a_joint_may_be_small_in_it() -> None:
@@ -141,7 +140,7 @@ def test_a_jpeg_is_decoded_whole_where_a_joint_may_be_small_in_it() -> None:
 def test_a_crop_is_blind_to_the_shape_of_the_file_and_padding_is_not() -> None:
     """Narrow files are of one class and wide ones of the other; texture is drawn without regard to it."""
     rng = np.random.default_rng(0)
-    labels = np.arange(90) % 2
+    labels = np.arange(70) % 2
     files = [draw(rng, rng.uniform(-4.0, 1.0), height=300, width=320 if label else 230) for label in labels]
     aurocs = {}
     for fit in ("pad", "crop"):
@@ -150,7 +149,7 @@ def test_a_crop_is_blind_to_the_shape_of_the_file_and_padding_is_not() -> None:
         scores = cross_val_predict(model, pictures, labels, cv=5, method="decision_function")
         aurocs[fit] = roc_auc_score(labels, scores)
     assert aurocs["pad"] > 0.99
-    assert 0.35 < aurocs["crop"] < 0.65, "chance: its standard error is 0.06"
+    assert 0.35 < aurocs["crop"] < 0.65, "chance: its standard error is 0.07"
 
 
 @pytest.mark.real_data
