@@ -120,7 +120,7 @@ class Network(nn.Module):
         return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """What of the backbone is trained, by stage as timm groups its layers: the last first, without the classifier's.
+        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
 
         Raises:
             UserError: the backbone does not say how its layers are grouped.

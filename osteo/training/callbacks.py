@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -96,10 +96,11 @@ class EpochBar(TQDMProgressBar):
         return Tqdm(disable=True)
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):
     """Keeps the best epoch and the last two, each with all that the next epoch starts from.
 
-    Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored.
+    Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored. Lightning
+    calls a `Checkpoint` after all other callbacks, early stopping among them, so that it keeps what they have counted.
 
     Args:
         folder: for the files.
@@ -110,6 +111,11 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, monitor: str, seed: int) -> None:
         self.folder, self.monitor, self.seed = folder, monitor, seed
         self.best: float | None = None
+        self.stopped: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a run that was cut off after it had been told to end, unless it has been given more epochs."""
+        trainer.should_stop = trainer.should_stop or self.stopped == trainer.max_epochs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws this epoch's random numbers."""
@@ -125,6 +131,7 @@ class Checkpoints(Callback):
         is_best = is_finite and (self.best is None or is_better(self.monitor, score, self.best))
         if is_best:
             self.best = score
+        self.stopped = trainer.max_epochs if trainer.should_stop else None
         last, best = self.folder / LAST, self.folder / BEST
         if not trainer.is_global_zero:
             trainer.save_checkpoint(last)  # takes part; nothing is written
@@ -138,12 +145,12 @@ class Checkpoints(Callback):
                 last.replace(self.folder / PREVIOUS)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best": self.best, "monitor": self.monitor}
+        """The best score so far, and of how many epochs the run was told to end early."""
+        return {"best": self.best, "monitor": self.monitor, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a checkpoint; older ones kept a loss with its sign turned."""
-        best = state_dict["best"]
+        best, self.stopped = state_dict["best"], state_dict.get("stopped")
         if best is None or not math.isfinite(best):
             self.best = None
         else:
@@ -211,9 +218,9 @@ class StochasticWeightAveraging(WeightAveraging):
 class ExponentialMovingAverage(WeightAveraging):
     """An exponential moving average of the weights, which validation and checkpoints see.
 
-    Lightning's own has the same decay from its first step on, so that the average of a short run is for the most part of
-    weights that had hardly been trained: of 135 steps at 0.99, the first has a quarter. Here, as with timm's ModelEmaV3,
-    the decay after step n is 1 - n ** (-2/3), until it reaches `decay`.
+    Lightning's own has the same decay from the first step on, so that the average of a short run is largely one of
+    weights that had hardly been trained: of 135 steps at 0.99, the first keeps a quarter. Here, as in timm's
+    ModelEmaV3, the decay at step n is 1 - n ** (-2/3) until it reaches `decay`.
 
     Args:
         decay: the largest share of the average that a step keeps, from 0 to 1.
@@ -257,10 +264,9 @@ class Unfreezing(Callback):
         last = set(network.classifier().parameters())
         whole_backbone = [p for p in network.parameters() if p.requires_grad and p not in last]
         self._stages = network.stages() if self.gradually else [whole_backbone]
-        reached = ((trainer.max_epochs or 1) - 1) // self.epochs
-        if reached < len(self._stages):
-            log.warning("%d of %d stages of the backbone stay frozen in %d epochs", len(self._stages) - reached,
-                        len(self._stages), trainer.max_epochs)  # fmt: skip
+        stages, epochs = len(self._stages), trainer.max_epochs or 1
+        if (never := stages - (epochs - 1) // self.epochs) > 0:
+            log.warning("%d of %d stages of the backbone are not trained in %d epochs", never, stages, epochs)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the stages that wait no gradient; several processes expect it of all, and drop it."""
@@ -269,7 +275,7 @@ class Unfreezing(Callback):
         for parameter in (parameter for stage in self._stages for parameter in stage):
             parameter.requires_grad_(parameter not in self._waiting or trainer.world_size > 1)
         pl_module.train()
-        for layer in pl_module.modules():
+        for layer in pl_module.network.modules():  # type: ignore[union-attr]
             if is_norm(layer) and not self._waiting.isdisjoint(layer.parameters(recurse=False)):
                 layer.eval()
 
