@@ -179,18 +179,24 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_recipe_of_all_of_them_goes_on_as_if_it_had_not_stopped(
-    osteo: Callable, tiny: list[str], recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert osteo("train", *tiny, *recipe, "output_dir=whole").code == 0
+def interrupt(patch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Ctrl-C, once the checkpoint of this epoch or a later one is written."""
     end = Checkpoints.on_train_epoch_end
 
     def interrupted(self: Checkpoints, trainer: Trainer, pl_module: LightningModule) -> None:
         end(self, trainer, pl_module)
-        raise KeyboardInterrupt
+        if trainer.current_epoch >= after:
+            raise KeyboardInterrupt
 
+    patch.setattr(Checkpoints, "on_train_epoch_end", interrupted)
+
+
+def test_a_recipe_of_all_of_them_goes_on_as_if_it_had_not_stopped(
+    osteo: Callable, tiny: list[str], recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert osteo("train", *tiny, *recipe, "output_dir=whole").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_epoch_end", interrupted)
+        interrupt(patch, after=0)
         assert osteo("train", *tiny, *recipe, "output_dir=cut").code != 0
         assert osteo("train", "resume=cut").code != 0  # after the epoch that ended it early
     assert Run(tmp_path / "cut").state == "interrupted"
