@@ -89,7 +89,7 @@ def test_frozen_norms_keep_parameters_and_statistics_and_the_rest_moves(backbone
     kinds = (nn.BatchNorm2d, nn.LayerNorm)
     assert norms == {name for name, layer in plain.named_modules() if isinstance(layer, kinds)} != set()
     before = weights_of(learner.network.backbone)
-    average = ExponentialMovingAverage()
+    average = ExponentialMovingAverage(0.99)
     trainer(max_epochs=1, limit_val_batches=0, callbacks=[average]).fit(learner, data(8, batch_size=4))
     after = weights_of(learner.network.backbone)
     assert set(after) == set(plain.state_dict())
@@ -126,7 +126,7 @@ def test_stages_are_thawed_from_the_head_down(
     learner = Classifier({"backbone": backbone, "image_size": 32}, settings)
     stages, watch = len(learner.network.stages()), Watch()
     before = weights_of(learner.network.backbone)
-    fit = trainer(max_epochs=stages + 2, limit_val_batches=0, callbacks=[Unfreezing(), watch])
+    fit = trainer(max_epochs=stages + 2, limit_val_batches=0, callbacks=[Unfreezing(1), watch])
     fit.fit(learner, data(8, batch_size=4))  # two steps: the scale of a residual's last norm begins at zero
     assert watch.moved[0] == {name for name in before if name.startswith(tuple(first))}
     assert watch.moved[1] == {name for name in before if name.startswith(tuple(first + second))}

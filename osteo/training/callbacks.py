@@ -226,7 +226,7 @@ class ExponentialMovingAverage(WeightAveraging):
         decay: the largest share of the average that a step keeps, from 0 to 1.
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
+    def __init__(self, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay={decay} must be at least 0 and less than 1")
         self.decay = decay
@@ -251,7 +251,7 @@ class Unfreezing(Callback):
         gradually: by stages as timm groups layers; false for the whole backbone at once.
     """
 
-    def __init__(self, epochs: int = 1, *, gradually: bool = True) -> None:
+    def __init__(self, epochs: int, *, gradually: bool = True) -> None:
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.epochs, self.gradually = epochs, gradually
