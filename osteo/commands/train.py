@@ -59,7 +59,7 @@ def train(config: Config, job: Job) -> None:
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
         mix=Mixup(config.augment.mixup, config.seed) if config.augment.mixup else None,
     )
-    fit.weigh_classes(module, config.loss, prepared.manifest)
+    fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)
