@@ -86,6 +86,18 @@ def test_identical_files_and_contradictions_are_found(found: tuple[dict, str]) -
     ]
 
 
+def test_contradictions_bound_what_any_classifier_reaches(found: tuple[dict, str]) -> None:
+    noise, page = found[0]["label_noise"], found[1]
+    assert {title: (of["exposures"], of["contradictory"]) for title, of in noise.items()} == {
+        "identical files": (2, 1), "all copies": (7, 3), "what cleaning leaves": (55, 0),
+    }  # fmt: skip
+    every = noise["all copies"]
+    assert every["noise"]["value"] == pytest.approx((1 - (1 - 6 / 7) ** 0.5) / 2, abs=3e-4)  # 3 of 7 pairs disagree
+    assert every["auroc_ceiling"]["low"] == 0.5
+    assert every["auroc_ceiling"]["value"] == pytest.approx(1 - every["noise"]["value"], abs=0.01)
+    assert "Label noise: labels disagree on 3 of 7 exposures with copies." in page
+
+
 def test_altered_copies_are_found_with_what_was_done_to_them(found: tuple[dict, str]) -> None:
     pairs = {tuple(sorted((p["first"], p["second"]))): p for p in found[0]["near_duplicate_pairs"]}
     mendeley = "mendeley/Osteoporosis Knee X-ray/osteoporosis/OS2.jpg"
@@ -287,6 +299,10 @@ def test_the_real_archive(osteo: Callable, tmp_path: Path) -> None:
     assert len(audit["near_duplicate_pairs"]) == 7
     assert sum(pair["contradictory"] for pair in audit["near_duplicate_pairs"]) == 2
     assert all(pair["similarity"] > 0.96 for pair in audit["near_duplicate_pairs"])
+    noise = audit["label_noise"]
+    assert (noise["all copies"]["exposures"], noise["all copies"]["contradictory"]) == (19, 9)
+    assert noise["identical files"]["noise"]["low"] == pytest.approx(0.147, abs=1e-3)
+    assert noise["all copies"]["auroc_ceiling"]["high"] == pytest.approx(0.854, abs=1e-3)
     size = audit["shortcuts"]["width_height"]["accuracy"]
     assert 0.64 < size["value"] < 0.75
     assert size["low"] < 0.69 < size["high"]

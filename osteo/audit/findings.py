@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from osteo.audit.label_noise import LabelNoise, after_cleaning, estimate
 from osteo.audit.shortcuts import Facts, Shortcut, read_facts, shortcuts
 from osteo.config import DataConfig
 from osteo.data import manifest as table
@@ -56,6 +57,8 @@ class Audit:
     exposures: list[Exposure]
     odd: dict[str, list[str]]
     """flags by image_id"""
+    label_noise: list[LabelNoise]
+    """judged by identical files, by all copies, and what is left of the latter after cleaning"""
     shortcuts: list[Shortcut]
     leaks: dict[str, list[list[str]]]
     """sets of image_ids on more than one side of the split: pictures, clusters, patients"""
@@ -82,6 +85,7 @@ class Audit:
             "near_duplicate_pairs": [asdict(pair) for pair in self.exposures],
             "unreadable": self.unreadable,
             "odd_pictures": self.odd,
+            "label_noise": {noise.title: noise.as_json() for noise in self.label_noise},
             "shortcuts": {cut.name: cut.as_json() for cut in self.shortcuts},
             "leaks": self.leaks,
             "flow": self.flow.to_dict("records"),
@@ -168,6 +172,7 @@ def audit_dataset(
         contradictory=contradictory,
         exposures=_exposures(pairs, manifest, read),
         odd=odd_pictures(usable, thumbnails, facts),
+        label_noise=label_noise(manifest, [(pair.first, pair.second) for pair in pairs]),
         shortcuts=measured,
         leaks=summary.leaks(used),
         flow=summary.flow(used, table.DELIBERATE),
@@ -175,6 +180,31 @@ def audit_dataset(
         notes=prepare.sheet_mismatches(sources),
         read=read,
     )
+
+
+def label_noise(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[LabelNoise]:
+    """What identical files say of the labels, what all copies say, and what cleaning leaves of that.
+
+    Args:
+        manifest: rows that are excluded or have no label do not count.
+        pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
+    """
+    used = manifest[(manifest["split"] != "excluded") & manifest["label"].notna()].set_index("image_id")
+    labels = used["label"].astype(int)
+    identical, copied = table.copies(manifest)[0], table.copies(manifest, pairs)[0]
+    share = _larger(labels)
+    by_files, by_copies = (
+        estimate(title, [labels[members].tolist() for members in sets], share)
+        for title, sets in (("identical files", identical), ("all copies", copied))
+    )
+    kept = {members[0]: len(members) for members in copied if labels[members].nunique() == 1}
+    kept |= dict.fromkeys(set(labels.index).difference(*copied), 1)
+    return [by_files, by_copies, after_cleaning(by_copies, list(kept.values()), _larger(labels[list(kept)]))]
+
+
+def _larger(labels: "pd.Series[int]") -> float:
+    """The share of the larger class; NaN where there is no label."""
+    return float(labels.value_counts(normalize=True).max())
 
 
 def _exposures(pairs: Iterable[prepare.SameExposure], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:

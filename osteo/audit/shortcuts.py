@@ -55,8 +55,8 @@ class Shortcut:
     def as_json(self) -> dict[str, Any]:
         """Its part of audit.json."""
         return {
-            "accuracy": _as_json(self.accuracy),
-            "auroc": _as_json(self.auroc),
+            "accuracy": self.accuracy.as_json(),
+            "auroc": self.auroc.as_json(),
             "majority": self.majority,
             "pictures": self.pictures,
             "target": self.target,
@@ -74,10 +74,6 @@ class Shortcut:
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
         return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
-
-
-def _as_json(interval: Interval) -> dict[str, float | None]:
-    return {name: number if np.isfinite(number) else None for name, number in interval._asdict().items()}
 
 
 class Facts(NamedTuple):
