@@ -94,7 +94,7 @@ def test_contradictions_bound_what_any_classifier_reaches(found: tuple[dict, str
     every = noise["all copies"]
     assert every["noise"]["value"] == pytest.approx((1 - (1 - 6 / 7) ** 0.5) / 2, abs=3e-4)  # 3 of 7 pairs disagree
     assert every["auroc_ceiling"]["low"] == 0.5
-    assert every["auroc_ceiling"]["value"] == pytest.approx(1 - every["noise"]["value"], abs=0.01)
+    assert every["auroc_ceiling"]["value"] == pytest.approx(0.676, abs=2e-3)  # 36 of 65 are normal
     assert "Label noise: labels disagree on 3 of 7 exposures with copies." in page
 
 

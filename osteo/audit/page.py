@@ -61,10 +61,13 @@ def noise_conclusions(audit: Audit) -> list[str]:
     if not found.exposures:
         return [f"{start} no picture has a copy, so nothing is known of it."]
     if not found.contradictory:
-        limit = f"at most {noise.high:.0%} of the labels are wrong, and a classifier that knows the true class reaches"
-        limit += f" an AUROC of at least {auroc.low:.2f} on them"
         agree = f"{start} the labels of {counted(found.exposures, 'exposure')} with copies agree"
-        return [f"{agree}; they are too few to say more." if auroc.low <= COIN else f"{agree}, so {limit}."]
+        if auroc.low <= COIN:
+            return [f"{agree}; they are too few to say more."]
+        return [
+            f"{agree}, so at most {noise.high:.0%} of the labels are wrong, and a classifier that knows the true class"
+            f" reaches an AUROC of at least {auroc.low:.2f} on them."
+        ]
     lines = [
         f"{start} labels disagree on {found.contradictory} of {counted(found.exposures, 'exposure')} with copies. If"
         f" every label is wrong with one probability, whatever the picture, {_percent(noise)} of them are; a classifier"
