@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from osteo.audit.label_noise import LabelNoise, after_cleaning, estimate
-from osteo.audit.shortcuts import Facts, Shortcut, read_facts, shortcuts
+from osteo.audit.shortcuts import Facts, Shortcut, fitted_shortcuts, read_facts, shortcuts
 from osteo.config import DataConfig
 from osteo.data import manifest as table
 from osteo.data import prepare, summary
@@ -60,6 +60,11 @@ class Audit:
     label_noise: list[LabelNoise]
     """judged by identical files, by all copies, and what is left of the latter after cleaning"""
     shortcuts: list[Shortcut]
+    """of the files"""
+    fitted_shortcuts: list[Shortcut]
+    """of what a network sees of them"""
+    fit: str
+    """how it comes to see that: as `data.fit`"""
     leaks: dict[str, list[list[str]]]
     """sets of image_ids on more than one side of the split: pictures, clusters, patients"""
     flow: pd.DataFrame
@@ -87,6 +92,8 @@ class Audit:
             "odd_pictures": self.odd,
             "label_noise": {noise.title: noise.as_json() for noise in self.label_noise},
             "shortcuts": {cut.name: cut.as_json() for cut in self.shortcuts},
+            "fitted_shortcuts": {cut.name: cut.as_json() for cut in self.fitted_shortcuts},
+            "fit": self.fit,
             "leaks": self.leaks,
             "flow": self.flow.to_dict("records"),
             "by_split": self.by_split.to_dict("records"),
@@ -158,12 +165,15 @@ def audit_dataset(
     log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
     clinical = prepare.clinical_table(sources)
-    labelled = usable[usable["label"].notna()]
-    log.info("measuring shortcuts")
-    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     used = manifest
     if config.clean:
         used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], prepare.t_scores(manifest, sources))
+    labelled = usable[usable["label"].notna()]
+    if config.clean:
+        labelled = labelled[labelled["image_id"].isin(used.loc[used["split"] != "excluded", "image_id"])]
+    log.info("measuring shortcuts")
+    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
+    fitted = fitted_shortcuts(labelled, read, image_size=config.image_size, fit=config.fit, seed=seed)
     used = assign_splits(used, config.split) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     return Audit(
@@ -174,6 +184,8 @@ def audit_dataset(
         odd=odd_pictures(usable, thumbnails, facts),
         label_noise=label_noise(manifest, [(pair.first, pair.second) for pair in pairs]),
         shortcuts=measured,
+        fitted_shortcuts=fitted,
+        fit=config.fit,
         leaks=summary.leaks(used),
         flow=summary.flow(used, table.DELIBERATE),
         by_split=summary.by_split(used, clinical),

@@ -142,20 +142,16 @@ def _remarks(pair: Exposure) -> str:
 
 
 def shortcut_table(audit: Audit) -> pd.DataFrame:
-    """Accuracy and AUROC with intervals, beside the share of the larger class, one row per shortcut."""
-    return pd.DataFrame(
-        [
-            {
-                "sees only": cut.title,
-                "predicts": cut.target,
-                "pictures": cut.pictures,
-                "larger class": cut.majority,
-                "accuracy": format_interval(cut.accuracy),
-                "AUROC": format_interval(cut.auroc),
-            }
-            for cut in audit.shortcuts
-        ]
-    )
+    """Accuracy and AUROC with intervals, one row per shortcut: of the file, and of what a network sees of it."""
+    after = f"after fit={audit.fit}"
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for cuts, suffix in ((audit.shortcuts, ""), (audit.fitted_shortcuts, f", {after}")):
+        for cut in cuts:
+            row = rows.setdefault((cut.title, cut.target), {"pictures": cut.pictures, "larger class": cut.majority})
+            row[f"accuracy{suffix}"] = format_interval(cut.accuracy)
+            row[f"AUROC{suffix}"] = format_interval(cut.auroc)
+    titled = [{"sees only": title, "predicts": target} | row for (title, target), row in rows.items()]
+    return pd.DataFrame(titled).fillna("-")
 
 
 def render_page(audit: Audit) -> str:
