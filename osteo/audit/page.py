@@ -46,12 +46,28 @@ def conclusions(audit: Audit) -> list[str]:
             f" the best sees only {best.title} and reaches an accuracy of"
             f" {format_interval(best.accuracy)}."
         )
+    if audit.fitted_shortcuts:
+        lines.append(_after_fit(audit))
     if audit.unreadable or audit.odd:
         lines.append(
             f"{counted(len(audit.unreadable), 'file')} cannot be used;"
             f" {counted(len(audit.odd), 'picture')} {'looks' if len(audit.odd) == 1 else 'look'} odd."
         )
     return lines
+
+
+def _after_fit(audit: Audit) -> str:
+    """What is left of the shortcuts in what a network sees."""
+    cuts, start = audit.fitted_shortcuts, f"Of what a network sees after fit={audit.fit},"
+    works = [cut for cut in cuts if cut.works]
+    if not works:
+        return f"{start} none of {counted(len(cuts), 'trivial model')} beats chance."
+    best = max(works, key=lambda cut: cut.auroc.value)
+    beat = "beats" if len(works) == 1 else "beat"
+    return (
+        f"{start} {len(works)} of {counted(len(cuts), 'trivial model')} {beat} chance;"
+        f" the best sees only {best.title} and reaches an AUROC of {format_interval(best.auroc)}."
+    )
 
 
 def noise_conclusions(audit: Audit) -> list[str]:

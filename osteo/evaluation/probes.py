@@ -59,6 +59,8 @@ def probe_on_folds(
         manifest = run.read_manifest()
         train = manifest[(manifest["split"] == "train") & manifest["image_id"].isin(seen.keys())]
         train = train.sample(MAX_PICTURES, random_state=seed) if len(train) > MAX_PICTURES else train
+        if train["label"].nunique() < 2:
+            continue
         tested = list(pictures["image_id"][where.any(axis=0)])
         for name, of_probe in scores.items():
             of_probe[where] = forest_scores(of(list(train["image_id"]), name), train["label"], of(tested, name))
