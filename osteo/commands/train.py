@@ -57,7 +57,7 @@ def train(config: Config, job: Job) -> None:
         augment_val=config.augment.val,
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
     )
-    fit.weigh_classes(module, config.loss, prepared.manifest)
+    fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)

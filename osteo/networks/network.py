@@ -12,6 +12,7 @@ from osteo import parts
 from osteo.errors import UserError, first_line
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.torchvision import Shape
+from osteo.networks.weights import classifiers
 
 LINEAR = "linear"
 """The head that is the backbone's own last layer."""
@@ -91,10 +92,23 @@ class Network(nn.Module):
         """Maps features to logits (B,)."""
         return self._to_logits(self.backbone.forward_head(features))
 
-    def classifier(self) -> nn.Module:
+    def classifier(self) -> nn.ModuleList:
         """What is new in a network that starts from weights: its last layers."""
-        last: nn.Module = self.head or self.backbone.get_classifier()
-        return last
+        return nn.ModuleList([self.head] if self.head else classifiers(self.backbone))
+
+    @torch.no_grad()
+    def begin_at(self, log_odds: float) -> None:
+        """Has the network give every picture this logit, until it learns.
+
+        What makes logits gets no weights but a bias: timm draws the weights of some families so large that a training
+        would begin with a loss of several times that of a guess, and spoil the backbone's weights.
+        """
+        auxiliary = getattr(self.backbone, "aux_head", None)  # of VOLO, added to the first
+        for layer in self.classifier().modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == 1:
+                layer.weight.zero_()
+                if layer.bias is not None:
+                    layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
 
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""

@@ -32,7 +32,7 @@ from osteo.training import hardware
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
-from osteo.training.losses import balanced_weights
+from osteo.training.losses import balanced_weights, log_odds
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
@@ -111,11 +111,12 @@ def check_classes(manifest: pd.DataFrame) -> None:
             )
 
 
-def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
-    """Gives both classes the same weight in the loss, by their numbers of pictures, where that is configured."""
+def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
+    """Has the network begin with the share of the training pictures' classes, which weigh the same if so configured."""
+    labels = [int(label) for label in manifest.loc[manifest["split"] == "train", "label"]]
     if settings.class_weights == "balanced":
-        labels = manifest.loc[manifest["split"] == "train", "label"]
-        module.class_weights = balanced_weights([int(label) for label in labels])
+        module.class_weights = balanced_weights(labels)
+    module.network.begin_at(log_odds(labels, settings.label_smoothing, module.class_weights))
 
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:

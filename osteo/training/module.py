@@ -90,6 +90,7 @@ class Classifier(LightningModule):
         self.monitor, self.fast, self.smoothing = monitor, fast, float(chosen["label_smoothing"])
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
         self.network = Network(**given).to(memory_format=self.memory_format)
+        self.network.begin_at(0.0)
         self.loss = make_loss(chosen["name"], chosen["args"])
         self.class_weights: Sequence[float] | None = chosen["weights"]
         self.train_metrics, self.val_metrics, self.test_metrics = (
