@@ -122,6 +122,9 @@ class AugmentConfig:
     ops: list[Any] = option(
         [], "operations of kornia.augmentation in place of all of these, as in [{RandomAffine: {degrees: 10}}]"
     )
+    mixup: float = option(
+        0.0, "alpha of the Beta distribution by which two training pictures are mixed; 0 for none", low=0.0, high=10.0
+    )
     val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
 
 
@@ -134,6 +137,9 @@ class ModelConfig:
     weights_file: str | None = option(None, "start from a local file of weights, or from another run")
     channels: int = option(1, "1: one grey channel; 3: the grey picture thrice, as RGB", low=1, high=3)
     drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
+    freeze: str = option(
+        "none", "what keeps the weights that it starts from: nothing, or the norm layers", choices=("none", "norms")
+    )
     head: str = option("linear", "what makes a logit of pooled features: linear, or what a plugin has registered")
     head_args: dict[str, Any] = option({}, "arguments of a registered head")
 

@@ -35,6 +35,7 @@ def train(config: Config, job: Job) -> None:
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation, make_cpu_twin
+    from osteo.training.mixup import Mixup
     from osteo.training.ranks import rank, record_of, started
     from osteo.training.tracking import describe
 
@@ -56,6 +57,7 @@ def train(config: Config, job: Job) -> None:
         variants=augmentation.variants,
         augment_val=config.augment.val,
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
+        mix=Mixup(config.augment.mixup, config.seed) if config.augment.mixup else None,
     )
     fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from osteo import parts
@@ -34,10 +36,11 @@ class Network(nn.Module):
         drop_rate: dropout before the classifier.
         head: linear, or what a plugin has registered.
         head_args: arguments of a registered head.
+        freeze: none, or norms: the backbone's norm layers keep parameters and running statistics while it is trained.
 
     Raises:
         UserError: a name is unknown, the size does not fit, or weights cannot be had.
-        ValueError: `drop_rate` is no share.
+        ValueError: `drop_rate` is no share, or `freeze` is unknown.
     """
 
     mean: Tensor
@@ -54,10 +57,13 @@ class Network(nn.Module):
         drop_rate: float = 0.0,
         head: str = LINEAR,
         head_args: Mapping[str, Any] | None = None,
+        freeze: str = "none",
     ) -> None:
         super().__init__()
         if not 0.0 <= drop_rate < 1.0:  # NaN is not
             raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
+        if freeze not in ("none", "norms"):
+            raise ValueError(f"freeze={freeze} must be none or norms")
         width = check_backbone(backbone, image_size, head=head)
         self.name, self.image_size, self.channels = backbone, image_size, channels
         self._head = {"head": head, "head_args": head_args}
@@ -69,6 +75,16 @@ class Network(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(usual[name])
             self.register_buffer(name, values.mean() if channels == 1 else values.view(3, 1, 1))
+        self._freeze = freeze
+        for layer in self.frozen_layers():
+            layer.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Network":
+        """Enters training, in which frozen layers stay as they are in evaluation, or evaluation."""
+        super().train(mode)
+        for layer in self.frozen_layers():
+            layer.eval()
+        return self
 
     @property
     def num_features(self) -> int:
@@ -110,6 +126,29 @@ class Network(nn.Module):
                 if layer.bias is not None:
                     layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
 
+    def frozen_layers(self) -> list[nn.Module]:
+        """Layers that are not trained, looked up anew since several devices replace batch norms by synchronised ones.
+
+        timm's freeze_batch_norm_2d would replace batch norms alone, and a checkpoint would lack some of their tensors.
+        """
+        return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
+
+        Raises:
+            UserError: the backbone does not say how its layers are grouped.
+        """
+        if not hasattr(self.backbone, "group_matcher"):
+            raise UserError(
+                f"model.backbone={self.name} has no stages, unlike timm's own; train it all at once instead"
+            )
+        groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True)
+        last = set(self.classifier().parameters())
+        stages = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
+        trained = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
+        return [stage for stage in trained if stage]
+
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
         with torch.random.fork_rng(devices=[]):
@@ -119,6 +158,12 @@ class Network(nn.Module):
     def _to_logits(self, output: Tensor) -> Tensor:
         logits: Tensor = output if self.head is None else self.head(output)
         return logits.squeeze(1)
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises features: what torch, timm and torchvision call a ...Norm..., and not its wrappers."""
+    has_tensors = any(True for _ in chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))
+    return has_tensors and "Norm" in type(layer).__name__
 
 
 def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int:

@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from osteo.checks import check_arguments
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, AugmentConfig
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
 from osteo.types import Transform
 
 PAPER_VARIANTS = (
@@ -203,7 +203,7 @@ class Operation:
         except UserError:
             raise
         except Exception as error:  # Kornia, torch and Python raise many kinds
-            raise UserError(f"{self._key} cannot change {side} x {side} grey pixels: {_first_line(error)}") from error
+            raise UserError(f"{self._key} cannot change {side} x {side} grey pixels: {first_line(error)}") from error
 
     def draw(self, seeds: Sequence[int], side: int) -> list[dict[str, Any]]:
         """Parameters of single pictures (1, 1, S, S) as Kornia draws them, one picture per seed."""
@@ -270,7 +270,7 @@ def _make_module(name: str, arguments: Mapping[str, Any], key: str) -> Any:
         signature.bind(**arguments)
         return known[name](**{n: _typed(value, signature.parameters[n].annotation) for n, value in arguments.items()})
     except Exception as error:  # Kornia, torch and Python raise many kinds
-        raise UserError(f"{key} cannot be made of {dict(arguments)}: {_first_line(error)}") from error
+        raise UserError(f"{key} cannot be made of {dict(arguments)}: {first_line(error)}") from error
 
 
 def _typed(value: Any, annotation: Any) -> Any:
@@ -291,10 +291,6 @@ def _join(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Parameters of single pictures as those of one batch."""
     joined = {name: torch.cat([parameters[name] for parameters in drawn]) for name in drawn[0] if name != INPUT_SHAPE}
     return joined | {INPUT_SHAPE: torch.tensor([len(drawn), *drawn[0][INPUT_SHAPE][1:].tolist()])}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Paper(Augmentation):

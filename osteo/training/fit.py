@@ -58,6 +58,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # model.freeze
     warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
     # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
     warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
@@ -217,7 +218,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             callbacks=callbacks,
             logger=loggers or False,
             plugins=plugins,
-            enable_checkpointing=False,
+            enable_checkpointing=True,
             use_distributed_sampler=False,
             **settings,
         )
