@@ -170,6 +170,14 @@ def _check_training(config: Config) -> None:
             f"model.freeze={config.model.freeze}: freezing needs weights: set model.pretrained=true or"
             " model.weights_file=FILE"
         )
+    changes = ("rotate", "translate", "scale", "brightness", "contrast", "ops", "val")
+    if config.model.freeze == "backbone" and (
+        config.augment.name not in ("online", "none") or any(getattr(config.augment, change) for change in changes)
+    ):
+        raise UserError(
+            "model.freeze=backbone keeps the features of a picture and of its mirror image alone, which any other"
+            " augmentation would change: set augment=flip, or augment=none"
+        )
     if config.model.channels == 2:
         raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":

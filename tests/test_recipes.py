@@ -19,7 +19,7 @@ from osteo.networks.network import Network, is_norm
 from osteo.records.record import Run
 from osteo.training.augment import Online
 from osteo.training.callbacks import Checkpoints, ExponentialMovingAverage, Unfreezing
-from osteo.training.mixup import Mixup
+from osteo.training.draws import Mixup
 from tests.test_training import data, noise, trainer
 
 Weights = dict[str, torch.Tensor]

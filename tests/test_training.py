@@ -16,7 +16,7 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.augment import Augmentation
-from osteo.training.mixup import Mixup
+from osteo.training.draws import Mixup
 from osteo.training.module import Classifier, build_module, read_checkpoint
 
 OPTIMIZER = {

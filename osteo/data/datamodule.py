@@ -25,14 +25,14 @@ Augment = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""(draws, items of an epoch) -> partners' items, pictures' own shares; see osteo.training.mixup.Mixup."""
+"""(draws, items of an epoch) -> partners' items, pictures' own shares; see osteo.training.draws.Mixup."""
 
 
 class Batch(NamedTuple):
     """What the module sees."""
 
     pictures: Tensor
-    """float32 (B, 1, S, S) in [0, 1]"""
+    """float32 (B, 1, S, S) in [0, 1]; or features in their place, (B, V, F) of all views or (B, F) of one"""
     labels: Tensor
     """float32 (B,), 0 normal, 1 osteoporosis"""
     rows: Tensor
@@ -128,6 +128,7 @@ class KneeDataModule(LightningDataModule):
         variants: fixed variants per picture that `augment` knows; an epoch shows each of them.
         augment_val: augment validation too.
         cpu_transform: applied to each training picture on the CPU before all else, in place of `augment`.
+        features: float32 (N, V, F), what stands for the pictures of the store in place of their pixels.
         mix: which training pictures are mixed after augmentation, and how much; None mixes none.
         settings: fields of `DataConfig` that replace those of a folder or a configuration, such as image_size=128.
 
@@ -146,6 +147,7 @@ class KneeDataModule(LightningDataModule):
         augment_val: bool = False,
         cpu_transform: Transform | None = None,
         mix: Mix | None = None,
+        features: Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -153,7 +155,7 @@ class KneeDataModule(LightningDataModule):
         self.batch_size = batch_size or (self.config or DataConfig()).batch_size
         self.seed, self.variants, self.augment_val = seed, variants, augment_val
         self.augment = augment or (lambda pictures, *_: pictures)
-        self.cpu_transform, self.mix = cpu_transform, mix
+        self.cpu_transform, self.mix, self._features = cpu_transform, mix, features
         self._prepared: Prepared | None = None
         if isinstance(data, Prepared):
             self._use(data)
@@ -240,7 +242,7 @@ class KneeDataModule(LightningDataModule):
     def _streams(self) -> bool:
         """Whether the pictures neither fit the device nor lie there already, so that workers must send them."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return device.type == "cuda" and not self.cpu_transform and not self._fits(device)
+        return device.type == "cuda" and not self.cpu_transform and self._features is None and not self._fits(device)
 
     def _collect(self, split: str, items: list[int]) -> tuple[Tensor, Tensor]:
         """In a worker: items, and the bytes of their pictures, uint8 (P, B, S, S), with twins where they are used."""
@@ -275,7 +277,8 @@ class KneeDataModule(LightningDataModule):
             return batch
         partners, share = self.mix(draw, len(self._device.members[split]) * self.variants)
         others, _ = self._gather(partners, split, None, augmented=True, epoch=epoch)
-        mixed = torch.lerp(others.pictures, batch.pictures, share.view(-1, 1, 1, 1))
+        of_picture = share.view(-1, *[1] * (batch.pictures.ndim - 1))
+        mixed = torch.lerp(others.pictures, batch.pictures, of_picture)
         return batch._replace(pictures=mixed, targets=torch.lerp(others.labels, batch.labels, share))
 
     def _gather(
@@ -293,6 +296,9 @@ class KneeDataModule(LightningDataModule):
     ) -> Tensor:
         """float32 (B, 1, S, S) in [0, 1] of these rows on their device, as stored or augmented by these draws."""
         stored = self._device.stored[rows]
+        if self._features is not None:
+            features = self._features[stored]
+            return self.augment(features, features, variants, draw) if augmented else features
         if augmented and self.cpu_transform:
             transformed = np.stack([self.cpu_transform(self._store[0, place].numpy()) for place in stored.tolist()])
             return unit(torch.from_numpy(transformed).to(rows.device))
@@ -315,7 +321,9 @@ class KneeDataModule(LightningDataModule):
         self._device = Index(
             labels.to(device), stored.to(device), {split: rows.to(device) for split, rows in members.items()}
         )
-        if device.type == "cuda" and not self.cpu_transform and self._fits(device):
+        if self._features is not None:
+            self._features = self._features.to(device)
+        elif device.type == "cuda" and not self.cpu_transform and self._fits(device):
             self._store = self._store.to(device)
 
 

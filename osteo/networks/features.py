@@ -4,6 +4,7 @@ import hashlib
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,11 @@ def keep_features(network: Network, store: Store, folder: Path, *, flips: bool, 
     views = network.views
     if flips and "hflip" not in views.names:
         views = Views([*views.chosen, "hflip"], network.image_size)
-    origin = _fingerprint(network)
+    store.confirm()  # what is computed of damaged pictures would be kept
+    origin = _fingerprint(network, store)
     found = []
     for number, name in enumerate(views.names):
-        recipe = f"{origin}:{store.name}:{name}:{views.names[:number].count(name)}"
+        recipe = f"{origin}:{name}:{views.names[:number].count(name)}"
         place = folder / "features" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.pt"
         with alone(place, "computing these features"):
             features = _read(place)
@@ -70,7 +72,6 @@ def _read(place: Path) -> Tensor | None:
 def _compute(network: Network, views: Views, number: int, store: Store, device: str) -> Tensor:
     """The features of one view, float32 (N, F)."""
     log.info("computing the features of %d pictures (%s)", len(store.rows), views.names[number])
-    store.confirm()  # what is computed of damaged pictures would be kept
     pictures = torch.from_numpy(store.pictures[0])
     network, views = network.to(device).eval(), views.to(device)
     found = []
@@ -82,9 +83,10 @@ def _compute(network: Network, views: Views, number: int, store: Store, device: 
     return torch.cat(found).clone()
 
 
-def _fingerprint(network: Network) -> str:
-    """A hash of what features follow from beside the pictures: the backbone and its weights."""
+def _fingerprint(network: Network, store: Store) -> str:
+    """A hash of what features follow from: the pictures, the backbone and its weights."""
     digest = hashlib.sha256(f"{network.name}:{network.channels}:{network.patches}:{torch.__version__}".encode())
+    digest.update(np.ascontiguousarray(store.pictures[0]).data)
     new = {id(tensor) for tensor in network.classifier().state_dict(keep_vars=True).values()}
     for key, tensor in network.state_dict(keep_vars=True).items():
         if id(tensor) not in new:

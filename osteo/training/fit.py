@@ -18,17 +18,21 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
+from osteo.data.store import Store
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
-from osteo.files import display_path, public
+from osteo.files import cache_dir, display_path, public
+from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.records.record import Job, Run
 from osteo.task import CLASS_NAMES
 from osteo.training import hardware
+from osteo.training.augment import Augmentation, Mirrored
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
@@ -110,6 +114,21 @@ def check_classes(manifest: pd.DataFrame) -> None:
                 f"the split {split} has {found}; {purpose} it needs both classes: choose another data.split.seed, or"
                 " other shares or folds, or a split file"
             )
+
+
+def keep_features_of(module: Classifier, store: Store, config: Config) -> tuple[Tensor, Augmentation]:
+    """The features of a frozen backbone, which stand for the pictures, and what training makes of them.
+
+    Raises:
+        UserError: the classifier of this backbone takes more than pooled features.
+    """
+    chosen = config.augment
+    flip = chosen.flip if chosen.name == "online" else 0.0
+    device = "cuda" if hardware.choose_accelerator(config.trainer) == "cuda" else "cpu"
+    folder = cache_dir(config.data.cache)
+    features = keep_features(module.network, store, folder, flips=flip > 0, device=device)
+    names = module.network.views.names
+    return features, Mirrored(flip, names.index("hflip") if "hflip" in names else len(names), config.seed)
 
 
 def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:

@@ -116,8 +116,10 @@ class Classifier(LightningModule):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
-        logits: Tensor = self.network(pictures.contiguous(memory_format=self.memory_format))
+        """Maps float (B, 1, S, S) in [0, 1], or kept features, to logits (B,)."""
+        if pictures.ndim == 4:
+            pictures = pictures.contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.network(pictures)
         return logits
 
     def _step(self, batch: Batch, stage: str) -> Tensor:

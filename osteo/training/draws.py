@@ -1,10 +1,8 @@
-"""Mixup: each training picture with another one shining through, and their labels likewise."""
+"""What is drawn for each picture from the seed, the epoch and the picture alone: numbers, and a partner for mixup."""
 
 import torch
 from scipy.stats import beta
 from torch import Tensor
-
-from osteo.training.augment import hashed_uniform
 
 GRAIN = 2**14
 """Quantiles of the Beta distribution that a share is drawn from."""
@@ -42,3 +40,33 @@ class Mixup:
         uniform = hashed_uniform(self._seed, draw, 2)
         self._shares = self._shares.to(draw.device)
         return (uniform[:, 0] * count).long(), self._shares[(uniform[:, 1] * GRAIN).long()]
+
+
+def hashed_uniform(seed: int, draw: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 (B, count), from the upper bits of `hashed`."""
+    return _shifted(hashed(seed, draw, count), 40).float() * 2.0**-24
+
+
+def hashed(seed: int, draw: Tensor, count: int) -> Tensor:
+    """Numbers of 64 bits by SplitMix64 (Steele, Lea and Flood 2014), int64 (B, count).
+
+    Args:
+        seed: of all draws.
+        draw: the number of each draw, int64 (B,).
+        count: numbers per draw.
+    """
+    golden = -7046029254386353131  # 2 ** 64 over the golden ratio, odd, as a signed integer
+    start = _mix(torch.tensor(seed) + golden)  # on the CPU: a GPU takes it along without being waited for
+    state = _mix(start + draw * golden)
+    return _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * -4658895280553007687
+    z = (z ^ _shifted(z, 27)) * -7723592293110705685
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """A logical shift to the right: torch's own copies the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
