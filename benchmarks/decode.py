@@ -12,7 +12,8 @@ from PIL import Image
 
 from osteo.data.manifest import typed
 from osteo.data.phantom import write_archives
-from osteo.data.store import open_store, square
+from osteo.data.store import open_store
+from osteo.reading.framing import square
 from osteo.reading.pictures import decode, header
 
 REPEATS = 7

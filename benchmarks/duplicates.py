@@ -16,7 +16,7 @@ from osteo.config import AugmentConfig
 from osteo.data.alignment import Comparison
 from osteo.data.duplicates import SIDE, Pair, compare_likely, join
 from osteo.data.phantom import draw
-from osteo.data.store import square
+from osteo.reading.framing import square
 from osteo.training.augment import paper_twins
 
 Grey = np.ndarray

@@ -16,10 +16,11 @@ from sklearn.metrics import roc_auc_score
 
 from osteo.config import DataConfig
 from osteo.data.prepare import prepare
-from osteo.data.store import Grey, square
 from osteo.inference import guard
+from osteo.reading.framing import square
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_picture
+from osteo.types import Grey
 
 KAGGLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "kaggle"
 SIDE, CROPS, SEEDS = 224, 100, 5

@@ -8,13 +8,13 @@ import torch
 
 from benchmarks.noise import note
 from osteo.data.phantom import T_SCORES, draw
-from osteo.data.store import square
 from osteo.inference import guard
 from osteo.inference.answer import answer, heat_map
 from osteo.inference.card import Card
 from osteo.inference.export import milliseconds
 from osteo.inference.model import Model
 from osteo.networks.network import Network
+from osteo.reading.framing import square
 
 BACKBONES, SIDE, ROUNDS = ("resnet50", "densenet121"), 224, 7
 

@@ -103,7 +103,12 @@ class DataConfig:
     download: bool = option(False, "fetch the archives that are not given (data=paper, clean, kaggle or mendeley)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
-    fit: str = option("pad", "how a picture is made square", choices=("pad", "resize"))
+    fit: str = option(
+        "pad",
+        "how a picture is made square: padded, stretched (resize), a square about the joint at one scale (crop), or"
+        " tiles of bone above and below the joint (bone)",
+        choices=("pad", "resize", "crop", "bone"),
+    )
     batch_size: int = option(16, "pictures per training step, on all devices together", low=1)
     cache: str | None = option(None, "where decoded pictures are kept; default $OSTEO_CACHE, else ~/.cache/osteo")
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

@@ -11,8 +11,8 @@ from scipy.stats import kstest
 
 from osteo.config import AugmentConfig, Config
 from osteo.data.phantom import draw
-from osteo.data.store import clahe, square
 from osteo.errors import UserError
+from osteo.reading.framing import clahe, square
 from osteo.training.augment import (
     PAPER_VARIANTS,
     Online,

@@ -23,10 +23,11 @@ from osteo.app.messages import CONF, PACKAGE, Printable
 from osteo.config import DataConfig, PredictConfig
 from osteo.data import prepare
 from osteo.data.splits import read_split_file
-from osteo.data.store import Store, square
+from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.files import name_of_file, read_table, write_table, write_text
 from osteo.inference.predictions import Row, list_pictures, open_pictures
+from osteo.reading.framing import square
 from osteo.reading.pictures import decode
 from osteo.records.record import Run
 from osteo.report.html import render

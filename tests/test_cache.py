@@ -116,12 +116,12 @@ def test_a_half_built_store_may_be_damaged(
             patch.setattr(store, "CHUNK", 4)
             squares: Iterator[None] = iter([None] * 9)
 
-            def stop(*given: object, square: Callable = store.square, left: Iterator[None] = squares) -> np.ndarray:
+            def stop(*given: object, frame: Callable = store.frame, left: Iterator[None] = squares) -> np.ndarray:
                 if next(left, 1) is not None:
                     raise KeyboardInterrupt
-                return square(*given)
+                return frame(*given)
 
-            patch.setattr(store, "square", stop)
+            patch.setattr(store, "frame", stop)
             with pytest.raises(KeyboardInterrupt):
                 prepare(replace(CONFIG, cache=str(cache)))
         (part,) = (cache / "stores").glob(".*.part")

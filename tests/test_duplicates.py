@@ -10,7 +10,7 @@ from benchmarks.duplicates import CHANGES, EXPORTED, measure_phantoms, patient, 
 from osteo.config import AugmentConfig, DataConfig
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.prepare import prepare
-from osteo.data.store import square
+from osteo.reading.framing import square
 from osteo.training.augment import paper_twins
 
 Grey = np.ndarray

@@ -11,11 +11,11 @@ import torch
 from osteo.config import DataConfig
 from osteo.data.phantom import draw
 from osteo.data.prepare import prepare
-from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.evaluation.gradcam import Sanity
 from osteo.networks.network import Network
+from osteo.reading.framing import square
 from osteo.records.record import Run
 from osteo.report.page import write_report
 from osteo.report.radiographs import COMPARED, RANDOM_SEED, RANDOMISED, grad_cams

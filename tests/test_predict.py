@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,16 @@ import torch
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 
-from osteo.data.store import Grey, square
 from osteo.errors import UserError
 from osteo.inference import guard
-from osteo.inference.answer import VARIANTS, change, combine
+from osteo.inference.answer import VARIANTS, answer, change, combine
 from osteo.inference.card import KEY, data_hash
-from osteo.inference.model import load_model, load_models
+from osteo.inference.model import load_model, load_models, size_to_read
+from osteo.inference.predictions import Row, to_table
+from osteo.reading.framing import NOT_FOUND, square
 from osteo.reading.pictures import decode
 from osteo.records.record import Run
+from osteo.types import Grey
 from tests import dicom
 
 
@@ -129,6 +132,19 @@ def test_odd_files_are_rows_and_odd_pictures_are_flagged(
         assert not (tmp_path / "escape.png").exists()
     assert table.loc["../escape.png", "error"] == "name leaves the archive"
     assert "withheld" in done.out
+
+
+def test_an_answer_says_where_the_joint_was_not_found(runs: Path, knees: Path) -> None:
+    model = load_model(runs / "0/checkpoints/best.ckpt")
+    cropping = replace(model, card=replace(model.card, fit="crop"), guard=None)
+    assert (size_to_read([model]), size_to_read([model, cropping])) == (64, 0)
+    knee = decode(next(knees.rglob("*.png")).read_bytes())
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8)
+    answers = answer([cropping], [knee, noise], rule="0.5", interval=False)
+    assert [found.notes for found in answers] == [(), (NOT_FOUND,)]
+    flags = to_table([Row("noise.png", "", answers[1], None)], "0.5")["flag"]
+    assert list(flags) == ["its checkpoint has no guard; the joint was not found: the central square is used"]
+    assert answer([model], [noise], rule="0.5", interval=False)[0].notes == (), "which needs no joint"
 
 
 def test_a_guard_separates_knees_from_what_it_never_saw(knees: Path) -> None:

@@ -30,9 +30,9 @@ from osteo.data.archives import Folder, Zip
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
 from osteo.data.prepare import prepare
 from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
-from osteo.data.store import square
 from osteo.data.summary import leaks
 from osteo.errors import UserError
+from osteo.reading.framing import square
 from osteo.reading.pictures import Unusable, decode
 from osteo.task import CLASS_NAMES
 

@@ -20,8 +20,9 @@ from PIL import Image
 from osteo.config import DataConfig
 from osteo.data.manifest import typed
 from osteo.data.prepare import Prepared, prepare
-from osteo.data.store import ChangedFileError, Verification, clahe, open_store, square
+from osteo.data.store import ChangedFileError, Verification, open_store
 from osteo.errors import UserError
+from osteo.reading.framing import clahe, square
 from osteo.reading.pictures import Unusable, decode, header, stretch
 from osteo.types import Grey
 

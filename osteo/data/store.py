@@ -24,19 +24,23 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
+from osteo.reading.framing import JOINT_FITS, clahe, decoded_size, frame
+from osteo.reading.framing import VERSION as FRAMING_VERSION
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_picture
+from osteo.reading.region import VERSION as REGION_VERSION
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of the pixels: raise it when read_picture, square or clahe change what they return
+VERSION = 3  # of the pixels: raise it when read_picture, frame or clahe change what they return
 
 CHUNK = 4096  # pictures after which what is done is safe on the disk
 PATIENCE = 2.0  # seconds that a training waits for its pictures to be compared: 2 GB take 1.5 s
 
 Checksums: TypeAlias = npt.NDArray[np.uint32]
 """CRC-32 of each picture followed by its twin, (N,); 0 where there is none yet, which is one in 4 billion otherwise."""
+Marks: TypeAlias = npt.NDArray[np.uint32]
 Mapped: TypeAlias = np.memmap[tuple[int, ...], np.dtype[Any]]
 
 
@@ -57,6 +61,8 @@ class Store:
     """row of a picture by the SHA-256 of its file"""
     unreadable: dict[str, str]
     """reason by SHA-256, for files that a full decode refused, or that could not be read this time"""
+    without_joint: frozenset[str] = frozenset()
+    """SHA-256 of the files whose joint was not found, where `fit` needs it: their central square is kept"""
     verification: "Verification | None" = field(default=None, repr=False, compare=False)
     """compares the pictures with their checksums meanwhile, where they lie in a file"""
 
@@ -92,7 +98,7 @@ def open_store(
         read: gives the bytes of a picture by its image_id.
         folder: where stores are kept.
         image_size: S, in pixels.
-        fit: "pad" or "resize".
+        fit: how a picture is made square, see `osteo.reading.framing.frame`.
         twins: keep CLAHE twins too.
 
     Raises:
@@ -101,7 +107,8 @@ def open_store(
     kept = manifest[manifest["split"] != "excluded"].drop_duplicates("sha256").sort_values("sha256")
     planes = f"{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}" if twins else "plain"
     shas, images = (kept[column].to_numpy(object).tolist() for column in ("sha256", "image_id"))
-    recipe = f"{VERSION}:{image_size}:{fit}:{planes}:{','.join(shas)}"
+    framing = f"{fit}{FRAMING_VERSION}.{REGION_VERSION}" if fit in JOINT_FITS else fit
+    recipe = f"{VERSION}:{image_size}:{framing}:{planes}:{','.join(shas)}"
     place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
     shelf = Shelf(place, shas, images, pixels, read, image_size, fit, 1 + twins)
@@ -114,11 +121,18 @@ def open_store(
     mapped = _map(place / PICTURES, shelf.shape, np.uint8, "c")
     assert mapped is not None
     rows = {sha: row for row, sha in enumerate(shelf.shas)}
-    return Store(mapped, rows, index.unreadable | unread, Verification(shelf, index))
+    central = np.flatnonzero(index.is_central)
+    if len(central):
+        log.warning(
+            "the joint was not found in %s, %s first; their central square is used",
+            counted(len(central), "picture"), shelf.images[central[0]],
+        )  # fmt: skip
+    without_joint = frozenset(shelf.shas[row] for row in central)
+    return Store(mapped, rows, index.unreadable | unread, without_joint, Verification(shelf, index))
 
 
 PICTURES, INDEX, DONE = "pictures.npy", "index.json", "done.npy"
-"""The files of a store; the last one, while it is built, holds the checksums of what is safe on the disk."""
+"""The files of a store; the last one, while it is built, holds what the index will, of what is safe on the disk."""
 
 
 class Index(NamedTuple):
@@ -127,6 +141,8 @@ class Index(NamedTuple):
     checksums: Checksums
     unreadable: dict[str, str]
     """reason by SHA-256, for files that a full decode refused"""
+    is_central: Marks
+    """whether the joint of a picture was not found, (N,), and its central square is kept"""
 
 
 @dataclass(frozen=True)
@@ -156,11 +172,16 @@ class Shelf:
         if text is None or _map(self.place / PICTURES, self.shape, np.uint8, "c") is None:
             return None
         kept = json.loads(text)
-        return Index(np.array(kept["checksums"], np.uint32), kept["unreadable"])
+        checksums = np.array(kept["checksums"], np.uint32)
+        is_central = np.zeros_like(checksums)
+        is_central[kept.get("central", [])] = 1
+        return Index(checksums, kept["unreadable"], is_central)
 
     def save(self, place: Path, index: Index) -> None:
         """Writes the index."""
         kept = {"checksums": index.checksums.tolist(), "unreadable": index.unreadable}
+        if index.is_central.any():
+            kept["central"] = np.flatnonzero(index.is_central).tolist()
         write_sealed(place / INDEX, json.dumps(kept))
 
     def build(self, is_alone: bool) -> Index:
@@ -171,17 +192,18 @@ class Shelf:
         own = "" if is_alone else f".{os.getpid()}"  # without locks, in a folder that no other process has
         part = self.place.with_name(f".{self.place.name}{own}.part")
         part.mkdir(exist_ok=True)
-        pictures, done = _reserve(part / PICTURES, self.shape), _reserve(part / DONE, self.shape[1:2], np.uint32)
-        for row in np.flatnonzero(done):
-            if zlib.crc32(pictures[:, row].tobytes()) != done[row]:
-                done[row] = 0  # what the last builder wrote did not reach the disk
+        pictures, done = _reserve(part / PICTURES, self.shape), _reserve(part / DONE, (2, self.shape[1]), np.uint32)
+        checksums, is_central = done
+        for row in np.flatnonzero(checksums):
+            if zlib.crc32(pictures[:, row].tobytes()) != checksums[row]:
+                checksums[row] = 0  # what the last builder wrote did not reach the disk
         try:
-            unreadable = self.decode(np.flatnonzero(done == 0), pictures, done)
+            unreadable = self.decode(np.flatnonzero(checksums == 0), pictures, checksums, is_central)
         except ChangedFileError:
             shutil.rmtree(part)  # nobody will ask for it again
             raise
         remembered = {sha: reason for sha, reason in unreadable.items() if not reason.startswith(NOT_READ)}
-        index = Index(np.array(done), remembered)
+        index = Index(np.array(checksums), remembered, np.array(is_central))
         self.save(part, index)
         (part / DONE).unlink()
         part.rename(self.place)
@@ -197,7 +219,7 @@ class Shelf:
             if pictures is None:
                 return {self.shas[row]: "the store is gone" for row in again}
             before = index.checksums.copy()
-            reasons = self.decode(again, pictures, index.checksums, keep_going=keep_going)
+            reasons = self.decode(again, pictures, index.checksums, index.is_central, keep_going=keep_going)
             found = {sha: reason for sha, reason in reasons.items() if not reason.startswith(NOT_READ)}
             if (before != index.checksums).any() or found:
                 index.unreadable.update(found)
@@ -205,14 +227,21 @@ class Shelf:
         return {sha: reason for sha, reason in reasons.items() if sha not in found}
 
     def decode(
-        self, rows: Iterable[int], pictures: Mapped, checksums: Checksums, *, keep_going: bool = False
+        self,
+        rows: Iterable[int],
+        pictures: Mapped,
+        checksums: Checksums,
+        is_central: Marks,
+        *,
+        keep_going: bool = False,
     ) -> dict[str, str]:
-        """Decodes rows into `pictures` and then notes their checksums; gives the reasons of those that it cannot.
+        """Decodes rows into `pictures` and then notes facts of them; gives the reasons of those that it cannot.
 
         Args:
             rows: to decode.
             pictures: (P, N, S, S), mapped for writing.
             checksums: of all rows.
+            is_central: of all rows, as the index keeps it.
             keep_going: take a file that has changed for one that could not be read.
 
         Raises:
@@ -228,13 +257,14 @@ class Shelf:
                     raise ChangedFileError(
                         f"{self.images[row]} has changed since it was hashed, though its size and time are the same"
                     )
-                picture = square(read_picture(content, self.image_size), self.image_size, self.fit)
+                grey = read_picture(content, decoded_size(self.image_size, self.fit))
+                picture, is_found = frame(grey, self.image_size, self.fit)
             except NotRead as error:
                 return f"{NOT_READ} ({error})"
             except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
                 return describe_error(error)
             planes = np.stack([picture, clahe(picture)][: self.planes])
-            pictures[:, row], sums[row] = planes, zlib.crc32(planes.data)
+            pictures[:, row], is_central[row], sums[row] = planes, not is_found, zlib.crc32(planes.data)
             return ""
 
         ordered = sorted((int(row) for row in rows), key=lambda row: (-self.pixels[row], row))
@@ -362,24 +392,3 @@ def _reserve(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8
     mapped = _map(path, shape, dtype, "r+")
     assert mapped is not None
     return mapped
-
-
-def square(grey: Grey, size: int, fit: str) -> Grey:
-    """Makes a picture size x size: "resize" stretches it, "pad" keeps its proportions between black borders."""
-    height, width = grey.shape
-    if fit == "resize":
-        new_height = new_width = size
-    else:
-        longest = max(height, width)
-        new_height, new_width = (max(1, round(side * size / longest)) for side in (height, width))
-    shrinking = new_height * new_width < height * width
-    resized = cv2.resize(grey, (new_width, new_height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    canvas = np.zeros((size, size), np.uint8)
-    canvas[top : top + new_height, left : left + new_width] = resized
-    return canvas
-
-
-def clahe(grey: Grey) -> Grey:
-    """Contrast-limited adaptive histogram equalisation, clip limit 2 and 8 x 8 tiles, as OpenCV computes it."""
-    return np.asarray(cv2.createCLAHE(CLAHE_CLIP_LIMIT, CLAHE_TILES).apply(grey), np.uint8)

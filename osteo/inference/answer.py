@@ -15,6 +15,7 @@ from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Inspection, inspect
 from osteo.inference.model import Model, to_batch
+from osteo.reading.framing import NOT_FOUND
 from osteo.types import Floats, Grey
 
 
@@ -52,6 +53,8 @@ class Answer:
     inspection: Inspection
     prepared: Grey
     """the picture as the first model sees it, uint8 (S, S)"""
+    notes: tuple[str, ...] = ()
+    """what a reader should know of the picture, in words, though the call stands"""
     error: str = ""
     """why there is no answer, all numbers of which are void then; empty where there is one"""
 
@@ -74,7 +77,8 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
     An answer does not depend on which other pictures are answered with it.
     """
     threshold, class_names = threshold_of(models, rule), models[0].card.class_names
-    prepared = [[model.prepare(grey) for grey in pictures] for model in models]
+    framed = [[model.frame(grey) for grey in pictures] for model in models]
+    prepared = [[picture for picture, _ in of_model] for of_model in framed]
     variants = VARIANTS if interval else VARIANTS[:1]
     logits = np.stack(
         [
@@ -99,6 +103,7 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             call=WITHHELD if inspections[n].flags or not is_finite[n] else class_names[int(calibrated[n] > threshold)],
             inspection=inspections[n],
             prepared=prepared[0][n],
+            notes=() if all(of_model[n].is_found for of_model in framed) else (NOT_FOUND,),
             error="" if is_finite[n] else NOT_FINITE,
         )
         for n in range(len(pictures))

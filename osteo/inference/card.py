@@ -38,7 +38,7 @@ class Card:
     image_size: int
     """side of the square picture that the network sees, in pixels"""
     fit: str
-    """how a picture is made square: pad or resize"""
+    """how a picture is made square: pad, resize, crop or bone"""
     class_names: list[str]
     """of a negative and a positive logit"""
     temperature: float

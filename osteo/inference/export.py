@@ -29,7 +29,7 @@ from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
-from osteo.inference.model import Model, in_batches
+from osteo.inference.model import Model, in_batches, size_to_read
 from osteo.reading.pictures import describe_error
 from osteo.reading.reader import read_picture
 from osteo.task import CLASS_NAMES, CLASSES
@@ -278,7 +278,7 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
     labels: list[int | None] = []
     for name in names[:: -(-len(names) // MAX_PICTURES) or 1]:
         try:
-            pictures.append(model.prepare(read_picture(archive.read(name), model.card.image_size)))
+            pictures.append(model.prepare(read_picture(archive.read(name), size_to_read([model]))))
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             log.warning("check: skipped %s: %s", name, describe_error(error))
             continue

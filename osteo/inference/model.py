@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from osteo import parts
-from osteo.data.store import square
 from osteo.errors import UserError
 from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
+from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import best_of
@@ -40,12 +40,22 @@ class Model:
 
     def prepare(self, grey: Grey) -> Grey:
         """What the network sees of a decoded picture (H, W): uint8 (S, S), as in training."""
-        return square(grey, self.card.image_size, self.card.fit)
+        return self.frame(grey).picture
+
+    def frame(self, grey: Grey) -> Framed:
+        """The same, and whether the joint was found where its fit needs it."""
+        return frame(grey, self.card.image_size, self.card.fit)
 
     def logits(self, pictures: Sequence[Grey]) -> Floats:
         """The logits of prepared pictures, (N,)."""
         with torch.inference_mode():
             return np.asarray(self.network(to_batch(pictures)).double().numpy(), np.float64)
+
+
+def size_to_read(models: Sequence[Model]) -> int:
+    """The size that a file is decoded at for all of these models, see `osteo.reading.reader.read_picture`."""
+    sizes = [decoded_size(model.card.image_size, model.card.fit) for model in models]
+    return max(sizes) if all(sizes) else 0
 
 
 def in_batches(logits: Callable[[Sequence[Grey]], Floats], pictures: Sequence[Grey], size: int) -> Floats:

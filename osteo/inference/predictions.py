@@ -13,7 +13,7 @@ from osteo.data.archives import Archive, Entry, Folder, open_archive
 from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
-from osteo.inference.model import Model
+from osteo.inference.model import Model, size_to_read
 from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.reader import read_picture
 from osteo.types import Grey
@@ -74,7 +74,7 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
 
 def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
     """Reads one file after another, in the size that the models need."""
-    size = max(model.card.image_size for model in models)
+    size = size_to_read(models)
     for entry in entries:
         if entry.refused:
             yield Opened(entry.name, None, entry.refused)
@@ -149,7 +149,7 @@ def to_table(rows: Iterable[Row], rule: str) -> pd.DataFrame:
                 "threshold": found.threshold,
                 "rule": rule,
                 "call": found.call,
-                "flag": "; ".join(found.inspection.flags),
+                "flag": "; ".join((*found.inspection.flags, *found.notes)),
                 "guard_score": found.inspection.score,
                 "guard_limit": found.inspection.limit,
                 "logit": found.logit,

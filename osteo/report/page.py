@@ -47,6 +47,11 @@ SECTIONS = {
     "decisions": "Thresholds", "subgroups": "Subgroups", "mistakes": "Mistakes", "data": "Data",
     "record": "Record", "limits": "Limits",
 }  # fmt: skip
+FITS = {
+    "pad": "padded to a square", "resize": "stretched to a square",
+    "crop": "cropped to a square about the joint, 1.3 times as wide as the bone",
+    "bone": "four tiles of bone, of the distal femur over the proximal tibia, 0.3 times as wide as the bone each",
+}  # fmt: skip
 LIMITS = [
     "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
     " would change the networks too; the range over repeats shows a part of that.",
@@ -366,7 +371,7 @@ def model_card(report: Report, system: System) -> str:
         facts=facts,
         size=data.image_size,
         channels=model.channels,
-        fit={"pad": "padded to a square", "resize": "stretched to a square"}[data.fit],
+        fit=FITS[data.fit],
         start=start,
         sha256=file_sha256(run.best_checkpoint),
         osteo=facts["osteo"],

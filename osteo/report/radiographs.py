@@ -16,13 +16,14 @@ from osteo.config import Config, ReportConfig
 from osteo.data.datamodule import unit
 from osteo.data.prepare import clinical_table, prepare, read_sources, reader
 from osteo.data.sources import Source
-from osteo.data.store import Store, square
+from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.probes import probe_on_folds
 from osteo.files import cache_dir
 from osteo.inference.card import check_origin
+from osteo.reading.framing import decoded_size, square
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run
 from osteo.report.figures import Panel, panels
@@ -202,7 +203,7 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     """
 
     def picture(image_id: str) -> Grey:
-        return square(read_picture(read(image_id), 224), 224, setting.data.fit)
+        return square(read_picture(read(image_id), decoded_size(224, setting.data.fit)), 224, setting.data.fit)
 
     manifest = best.read_manifest()
     used = manifest[manifest["split"] != "excluded"]

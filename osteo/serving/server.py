@@ -31,7 +31,7 @@ from osteo.config import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
-from osteo.inference.model import Model
+from osteo.inference.model import Model, size_to_read
 from osteo.reading.pictures import Unusable, is_dicom
 from osteo.reading.reader import read_picture
 from osteo.report.html import embed, render
@@ -219,7 +219,7 @@ def answer_file(models: Sequence[Model], content: bytes, settings: ServeConfig) 
         HTTPException: 400, why the file cannot be used, or 500.
     """
     try:
-        grey = read_picture(content, max(model.card.image_size for model in models))
+        grey = read_picture(content, size_to_read(models))
         whole = answer(models, [grey], rule=settings.rule, interval=settings.interval)[0]
         halves = []
         if parts := whole.inspection.halves:
@@ -254,6 +254,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "threshold": found.threshold,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
+        "notes": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
     }
