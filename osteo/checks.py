@@ -165,6 +165,19 @@ def _check_split(split: SplitConfig) -> None:
 def _check_training(config: Config) -> None:
     if config.model.pretrained and config.model.weights_file:
         raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
+    if config.model.freeze != "none" and not (config.model.pretrained or config.model.weights_file):
+        raise UserError(
+            f"model.freeze={config.model.freeze}: freezing needs weights: set model.pretrained=true or"
+            " model.weights_file=FILE"
+        )
+    changes = ("rotate", "translate", "scale", "brightness", "contrast", "ops", "val")
+    if config.model.freeze == "backbone" and (
+        config.augment.name not in ("online", "none") or any(getattr(config.augment, change) for change in changes)
+    ):
+        raise UserError(
+            "model.freeze=backbone keeps the features of a picture and of its mirror image alone, which any other"
+            " augmentation would change: set augment=flip, or augment=none"
+        )
     if config.model.channels == 2:
         raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":

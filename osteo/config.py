@@ -19,6 +19,8 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
     "folder": ("root",),
 }
 """Values of data.name, beside the sources that plugins register, and the keys of the archives that each reads."""
+VIEWS = ("hflip", "rotate", "zoom")
+"""Of test-time augmentation: changes that leave a knee a knee, and its class what it is."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -127,6 +129,9 @@ class AugmentConfig:
     ops: list[Any] = option(
         [], "operations of kornia.augmentation in place of all of these, as in [{RandomAffine: {degrees: 10}}]"
     )
+    mixup: float = option(
+        0.0, "alpha of the Beta distribution by which two training pictures are mixed; 0 for none", low=0.0, high=10.0
+    )
     val: bool = option(False, "augment validation too, as the paper does (augment=paper)")
 
 
@@ -139,6 +144,18 @@ class ModelConfig:
     weights_file: str | None = option(None, "start from a local file of weights, or from another run")
     channels: int = option(1, "1: one grey channel; 3: the grey picture thrice, as RGB", low=1, high=3)
     drop_rate: float = option(0.0, "dropout before the classifier", low=0.0, high=0.99)
+    freeze: str = option(
+        "none",
+        "what keeps the weights that it starts from: nothing, the norm layers, or all of the backbone, whose features"
+        " are then computed once and kept",
+        choices=("none", "norms", "backbone"),
+    )
+    patches: int = option(
+        1, "tiles on each side into which the network cuts a picture; its logit is their mean", low=1, high=16
+    )
+    tta: list[str] = option(
+        [], f"test-time augmentation: further views whose logits are averaged, of {', '.join(VIEWS)}"
+    )
     head: str = option("linear", "what makes a logit of pooled features: linear, or what a plugin has registered")
     head_args: dict[str, Any] = option({}, "arguments of a registered head")
 

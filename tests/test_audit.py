@@ -1,6 +1,7 @@
 """What an audit finds in data whose faults are known, and what it says of data without any."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from osteo.audit.shortcuts import FOLDS, Shortcut, shortcuts
+from osteo.audit.shortcuts import Facts, Shortcut, fitted_shortcuts, shortcuts
 from osteo.config import DataConfig
 from osteo.data.manifest import assign_groups, clean, copies, typed
 from osteo.data.phantom import write_archives
@@ -86,6 +87,32 @@ def test_identical_files_and_contradictions_are_found(found: tuple[dict, str]) -
     ]
 
 
+def test_contradictions_bound_what_any_classifier_reaches(found: tuple[dict, str]) -> None:
+    noise, page = found[0]["label_noise"], found[1]
+    assert {title: (of["exposures"], of["contradictory"]) for title, of in noise.items()} == {
+        "identical files": (2, 1), "all copies": (7, 3), "what cleaning leaves": (55, 0),
+    }  # fmt: skip
+    every = noise["all copies"]
+    assert every["noise"]["value"] == pytest.approx((1 - (1 - 6 / 7) ** 0.5) / 2, abs=3e-4)  # 3 of 7 pairs disagree
+    assert every["auroc_ceiling"]["low"] == 0.5
+    assert every["auroc_ceiling"]["value"] == pytest.approx(0.676, abs=2e-3)  # 36 of 65 are normal
+    assert "Label noise: labels disagree on 3 of 7 exposures with copies." in page
+
+
+def test_the_page_prints_shortcuts_of_the_file_and_of_what_a_network_sees(found: tuple[dict, str]) -> None:
+    audit, page = found
+    assert set(audit["fitted_shortcuts"]) == {"border", "thumbnail_8x8", "mean_spread", "outline"}
+    assert audit["fit"] == "pad"
+    assert "Of what a network sees after fit=pad, " in page
+    row = re.search(r'<th scope="row">the outline: how far plain borders reach in</th>(.*?)</tr>', page)
+    assert row
+    cells = [re.sub("<[^>]*>", " ", cell) for cell in re.findall("<td>(.*?)</td>", row[1])]
+    auroc = audit["fitted_shortcuts"]["outline"]["auroc"]
+    assert cells[0] == "label"
+    assert cells[3:5] == ["-", "-"]
+    assert cells[6].split(" ", 1) == [f"{auroc['value']:.3f}", f"({auroc['low']:.3f} to {auroc['high']:.3f}) "]
+
+
 def test_altered_copies_are_found_with_what_was_done_to_them(found: tuple[dict, str]) -> None:
     pairs = {tuple(sorted((p["first"], p["second"]))): p for p in found[0]["near_duplicate_pairs"]}
     mendeley = "mendeley/Osteoporosis Knee X-ray/osteoporosis/OS2.jpg"
@@ -141,8 +168,9 @@ def test_a_random_split_leaks_and_a_grouped_one_does_not(
     manifest, _ = prepare(DataConfig("clean", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley"),
                                      clean=True, image_size=32))  # fmt: skip
     manifest[["image_id", "split"]].to_csv(tmp_path / "clean.csv", index=False)
-    done = osteo("audit", *arguments(planted), "against=clean.csv", "output_dir=a")
+    done = osteo("audit", *arguments(planted), "against=clean.csv", "data.cache=cache", "output_dir=a")
     assert done.code == 0, done.err
+    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1  # with a torn file among them
     assert audit_json(tmp_path / "a")["leaks"] == {"pictures": [], "clusters": [], "patients": []}
     leaky = manifest.assign(split="train").set_index("image_id")["split"]
     leaky["kaggle/normal/2nn.jpg"] = "test"
@@ -224,8 +252,6 @@ def test_leaks_by_picture_cluster_and_patient() -> None:
 
 
 def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
-    from osteo.audit.shortcuts import Facts
-
     rng = np.random.default_rng(0)
     rows = [{"image_id": f"s/{i}", "sha256": str(i), "label": i % 2, "format": "PNG", "mode": "L",
              "width": 300 + 40 * (i % 2) + int(rng.integers(0, 30)), "height": 400} for i in range(120)]  # fmt: skip
@@ -239,6 +265,23 @@ def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
     assert measured["width_height"].works
     assert not measured["border"].works
     assert "no better than chance" in measured["border"].sentence()
+
+
+def test_padding_shows_the_network_what_shape_a_file_has_and_stretching_does_not() -> None:
+    rng = np.random.default_rng(0)
+    rows = [{"image_id": f"s/{i}", "sha256": str(i), "label": i % 2} for i in range(60)]
+    files = {}
+    for i in range(60):
+        noise = rng.integers(20, 255, (64, 40 + 8 * (i % 2) + int(rng.integers(0, 6))), dtype=np.uint8)
+        files[f"s/{i}"] = cv2.imencode(".png", noise)[1].tobytes()
+
+    def outline(fit: str) -> Shortcut:
+        found = {cut.name: cut for cut in fitted_shortcuts(small(rows), files.__getitem__, image_size=32, fit=fit)}
+        assert set(found) == {"border", "thumbnail_8x8", "mean_spread", "outline"}
+        return found["outline"]
+
+    assert outline("pad").auroc.value == 1.0
+    assert outline("resize").auroc.value == 0.5
 
 
 def test_a_sentence_says_what_a_reported_accuracy_may_rest_on() -> None:
@@ -262,12 +305,6 @@ def test_intervals_on_known_values() -> None:
     assert clustered.high < 0.9
 
 
-def test_an_audit_decodes_every_file_once(osteo: Callable, planted: Path, tmp_path: Path) -> None:
-    done = osteo("audit", *arguments(planted), "data.cache=cache", "output_dir=audit")  # with a torn file among them
-    assert done.code == 0, done.err
-    assert len(list((tmp_path / "cache" / "stores").iterdir())) == 1
-
-
 def test_prepare_shows_the_flow(osteo: Callable, planted: Path, tmp_path: Path) -> None:
     done = osteo("prepare", *arguments(planted, "clean"), "data.image_size=32")
     assert done.code == 0, done.err
@@ -287,7 +324,12 @@ def test_the_real_archive(osteo: Callable, tmp_path: Path) -> None:
     assert len(audit["near_duplicate_pairs"]) == 7
     assert sum(pair["contradictory"] for pair in audit["near_duplicate_pairs"]) == 2
     assert all(pair["similarity"] > 0.96 for pair in audit["near_duplicate_pairs"])
+    noise = audit["label_noise"]
+    assert (noise["all copies"]["exposures"], noise["all copies"]["contradictory"]) == (19, 9)
+    assert noise["identical files"]["noise"]["low"] == pytest.approx(0.147, abs=1e-3)
+    assert noise["all copies"]["auroc_ceiling"]["high"] == pytest.approx(0.854, abs=1e-3)
     size = audit["shortcuts"]["width_height"]["accuracy"]
     assert 0.64 < size["value"] < 0.75
     assert size["low"] < 0.69 < size["high"]
-    assert FOLDS == 10
+    outline = audit["fitted_shortcuts"]["outline"]["auroc"]  # padding shows the network what width and height are
+    assert outline["value"] == pytest.approx(audit["shortcuts"]["width_height"]["auroc"]["value"], abs=0.05)

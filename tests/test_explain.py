@@ -143,7 +143,7 @@ def test_the_same_network_fails_its_sanity_check_in_either_direction(pictures: t
     network, turned = (Network("test_convnext", image_size=96) for _ in range(2))
     turned.load_state_dict(network.state_dict())
     with torch.no_grad():
-        turned.classifier().weight.neg_()
+        turned.classifier()[0].weight.neg_()
     assert gradcam.compare_randomised(network, [network, turned], pictures) == pytest.approx([1.0, -1.0])
     for correlations in ([1.0] * 5, [-1.0] * 5, [-0.9, 0.9, -0.8, 0.8, 0.9], [-0.75, -0.8, -0.7, -0.9, -0.75]):
         sanity = Sanity(tuple(correlations), 12)

@@ -1,7 +1,6 @@
 """Lightning's own ways: a plain script, several loggers at once, callbacks of others, debugging overlays."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from osteo.app.messages import CONF
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.callbacks import StochasticWeightAveraging
+from tests.test_recipes import interrupt
 from tests.test_tracking import of_type, offline_runs
 
-OSTEO = str(Path(sys.executable).with_name("osteo"))
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -112,7 +111,7 @@ SMALL = ["data=phantom", "data.phantom.kaggle={normal: 14, osteoporosis: 14}",
 def test_a_callback_that_is_shipped_runs(osteo: Callable, tmp_path: Path, choice: str) -> None:
     words = [*SMALL, "trainer.max_epochs=3", "optimizer.schedule=constant"]
     if choice == "unfreeze":
-        words.append("callbacks.unfreeze.unfreeze_backbone_at_epoch=1")
+        words.append("callbacks.unfreeze.epochs=1")
     logger = ["logger=csv"] if choice in ("lr_monitor", "device_stats") else []
     kept = [word for word in words if not (logger and word.startswith("logger"))]
     done = osteo("train", *kept, *logger, f"callbacks={choice}", "output_dir=run")
@@ -135,23 +134,16 @@ def test_a_debugging_overlay_that_is_shipped_runs(osteo: Callable, tmp_path: Pat
 
 
 @pytest.mark.parametrize("choice", ["ema", "swa", "[ema,early_stopping]"])
-def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(tmp_path: Path, choice: str, cache: Path) -> None:
+def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(
+    osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
     words = [*SMALL, "trainer.max_epochs=8", f"callbacks={choice}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([OSTEO, "train", *words, "output_dir=whole"], cwd=tmp_path, env=environment, check=True)
-    code = (
-        "import os, sys; from osteo.training import callbacks; end = callbacks.Checkpoints.on_train_epoch_end\n"
-        "def killed(self, trainer, module):\n"
-        "    end(self, trainer, module)\n"
-        "    trainer.current_epoch == 6 and os._exit(9)\n"
-        "callbacks.Checkpoints.on_train_epoch_end = killed\n"
-        "from osteo.cli import main; sys.argv[0] = 'osteo'; main()"
-    )
-    cut = subprocess.run(
-        [sys.executable, "-c", code, "train", *words, "output_dir=cut"], cwd=tmp_path, env=environment, check=False
-    )
-    assert cut.returncode == 9
-    subprocess.run([OSTEO, "train", "resume=cut"], cwd=tmp_path, env=environment, check=True)
+    assert osteo("train", *words, "output_dir=whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=6)
+        assert osteo("train", *words, "output_dir=cut").code != 0
+    assert Run(tmp_path / "cut").state == "interrupted"
+    assert osteo("train", "resume=cut").code == 0
     assert differs(Run(tmp_path / "whole"), Run(tmp_path / "cut")) == []
 
 

@@ -13,7 +13,9 @@ from scipy.special import expit
 
 from osteo.config import Config
 from osteo.errors import UserError
+from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.metrics import all_metrics
+from osteo.evaluation.probes import probe_on_folds
 from osteo.evaluation.systems import read_experiment, validate
 from osteo.evaluation.tests import holm
 from osteo.records.record import Run
@@ -191,6 +193,27 @@ def test_the_shortcut_is_tested_on_the_same_folds(sweep: list[Run]) -> None:
     heights = found.pictures["height"].to_numpy()
     for row in shortcut.probabilities:
         assert row[heights == 700].mean() > row[heights == 400].mean() + 0.2
+
+
+def test_what_the_network_sees_is_probed_on_the_same_folds(sweep: list[Run]) -> None:
+    found = read_experiment(sweep)
+    rng = np.random.default_rng(0)
+    fitted = {}
+    for image_id, height in zip(found.pictures["image_id"], found.pictures["height"], strict=True):
+        picture = np.zeros((32, 32), np.uint8)
+        width = round(32 * 300 / height)  # as fit=pad has it: black on both sides
+        picture[:, (32 - width) // 2 :][:, :width] = rng.integers(60, 200, (32, width))
+        fitted[image_id] = picture
+    probes = probe_on_folds(found.of_kind("model")[0], found.pictures, fitted, draws=100, seed=0)
+    results = compute(found, draws=100, seed=0, prevalence=0.126, sensitivity=0.9)
+    size = results.shortcut.intervals["auroc"].value
+    assert probes["outline"]["auroc"].value == pytest.approx(size, abs=0.01)  # padding says what the file said
+    assert size > 0.6
+    table = rows.probe_table(results, probes, "pad")
+    assert table["of the"].tolist() == ["file"] + ["picture after fit=pad"] * 4
+    assert table["AUROC"].tolist()[-1] == format_interval(probes["outline"]["auroc"])
+    line = next(line for line in verdict(results, 0, 0, probes=probes, fit="pad") if line.startswith("After fit=pad"))
+    assert f"outline still predicts the label (AUROC {probes['outline']['auroc'].value:.2f} (" in line
 
 
 def test_results_and_words(sweep: list[Run]) -> None:

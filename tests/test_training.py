@@ -16,6 +16,7 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.augment import Augmentation
+from osteo.training.draws import Mixup
 from osteo.training.module import Classifier, build_module, read_checkpoint
 
 OPTIMIZER = {
@@ -108,7 +109,8 @@ def test_workers_stream_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> Non
     def augment(pictures: torch.Tensor, twins: torch.Tensor, variant: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
         return pictures + 2 * twins + draw.view(-1, 1, 1, 1)
 
-    made = [KneeDataModule(Prepared(table, store), batch_size=4, seed=0, augment=augment, variants=2) for _ in range(2)]
+    settings = {"batch_size": 4, "seed": 0, "augment": augment, "variants": 2, "mix": Mixup(0.4)}
+    made = [KneeDataModule(Prepared(table, store), **settings) for _ in range(2)]
     monkeypatch.setattr(made[1], "_streams", lambda: True)
     resident, streamed = (list(module_.train_dataloader()) for module_ in made)
     assert len(resident) == len(streamed) == 5

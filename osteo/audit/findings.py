@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from osteo.audit.shortcuts import Facts, Shortcut, read_facts, shortcuts
+from osteo.audit.label_noise import LabelNoise, after_cleaning, estimate
+from osteo.audit.shortcuts import Facts, Shortcut, fitted_shortcuts, read_facts, shortcuts
 from osteo.config import DataConfig
 from osteo.data import manifest as table
 from osteo.data import prepare, summary
@@ -56,7 +57,14 @@ class Audit:
     exposures: list[Exposure]
     odd: dict[str, list[str]]
     """flags by image_id"""
+    label_noise: list[LabelNoise]
+    """judged by identical files, by all copies, and what is left of the latter after cleaning"""
     shortcuts: list[Shortcut]
+    """of the files"""
+    fitted_shortcuts: list[Shortcut]
+    """of what a network sees of them"""
+    fit: str
+    """how it comes to see that: as `data.fit`"""
     leaks: dict[str, list[list[str]]]
     """sets of image_ids on more than one side of the split: pictures, clusters, patients"""
     flow: pd.DataFrame
@@ -82,7 +90,10 @@ class Audit:
             "near_duplicate_pairs": [asdict(pair) for pair in self.exposures],
             "unreadable": self.unreadable,
             "odd_pictures": self.odd,
+            "label_noise": {noise.title: noise.as_json() for noise in self.label_noise},
             "shortcuts": {cut.name: cut.as_json() for cut in self.shortcuts},
+            "fitted_shortcuts": {cut.name: cut.as_json() for cut in self.fitted_shortcuts},
+            "fit": self.fit,
             "leaks": self.leaks,
             "flow": self.flow.to_dict("records"),
             "by_split": self.by_split.to_dict("records"),
@@ -154,12 +165,15 @@ def audit_dataset(
     log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
     clinical = prepare.clinical_table(sources)
-    labelled = usable[usable["label"].notna()]
-    log.info("measuring shortcuts")
-    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     used = manifest
     if config.clean:
         used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], prepare.t_scores(manifest, sources))
+    labelled = usable[usable["label"].notna()]
+    if config.clean:
+        labelled = labelled[labelled["image_id"].isin(used.loc[used["split"] != "excluded", "image_id"])]
+    log.info("measuring shortcuts")
+    measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
+    fitted = fitted_shortcuts(labelled, read, image_size=config.image_size, fit=config.fit, seed=seed)
     used = assign_splits(used, config.split) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     return Audit(
@@ -168,13 +182,41 @@ def audit_dataset(
         contradictory=contradictory,
         exposures=_exposures(pairs, manifest, read),
         odd=odd_pictures(usable, thumbnails, facts),
+        label_noise=label_noise(manifest, [(pair.first, pair.second) for pair in pairs]),
         shortcuts=measured,
+        fitted_shortcuts=fitted,
+        fit=config.fit,
         leaks=summary.leaks(used),
         flow=summary.flow(used, table.DELIBERATE),
         by_split=summary.by_split(used, clinical),
         notes=prepare.sheet_mismatches(sources),
         read=read,
     )
+
+
+def label_noise(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[LabelNoise]:
+    """What identical files say of the labels, what all copies say, and what cleaning leaves of that.
+
+    Args:
+        manifest: rows that are excluded or have no label do not count.
+        pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
+    """
+    used = manifest[(manifest["split"] != "excluded") & manifest["label"].notna()].set_index("image_id")
+    labels = used["label"].astype(int)
+    identical, copied = table.copies(manifest)[0], table.copies(manifest, pairs)[0]
+    share = _larger(labels)
+    by_files, by_copies = (
+        estimate(title, [labels[members].tolist() for members in sets], share)
+        for title, sets in (("identical files", identical), ("all copies", copied))
+    )
+    kept = {members[0]: len(members) for members in copied if labels[members].nunique() == 1}
+    kept |= dict.fromkeys(set(labels.index).difference(*copied), 1)
+    return [by_files, by_copies, after_cleaning(by_copies, list(kept.values()), _larger(labels[list(kept)]))]
+
+
+def _larger(labels: "pd.Series[int]") -> float:
+    """The share of the larger class; NaN where there is no label."""
+    return float(labels.value_counts(normalize=True).max())
 
 
 def _exposures(pairs: Iterable[prepare.SameExposure], manifest: pd.DataFrame, read: ReadFile) -> list[Exposure]:

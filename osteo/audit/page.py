@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from osteo.audit.findings import Audit, Exposure
+from osteo.audit.label_noise import COIN, largest_noise
 from osteo.errors import counted
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.reading.reader import read_picture
 from osteo.report.html import HEIGHT, embed, render
 from osteo.report.tables import as_table
@@ -30,6 +32,7 @@ def conclusions(audit: Audit) -> list[str]:
         f" {counted(len(contradictory), 'pair')} of altered copies with two different classes.",
         f"Copies: {counted(len(audit.exact), 'set')} of identical files and {counted(len(audit.exposures), 'pair')} of"
         f" altered copies ({moved} mirrored, rotated or inverted).",
+        *noise_conclusions(audit),
     ]
     leaking = [leak_title(name, sets) for name, sets in audit.leaks.items() if sets]
     lines += [f"The split leaks: {title} on more than one side." for title in leaking]
@@ -43,12 +46,81 @@ def conclusions(audit: Audit) -> list[str]:
             f" the best sees only {best.title} and reaches an accuracy of"
             f" {format_interval(best.accuracy)}."
         )
+    if audit.fitted_shortcuts:
+        lines.append(_after_fit(audit))
     if audit.unreadable or audit.odd:
         lines.append(
             f"{counted(len(audit.unreadable), 'file')} cannot be used;"
             f" {counted(len(audit.odd), 'picture')} {'looks' if len(audit.odd) == 1 else 'look'} odd."
         )
     return lines
+
+
+def _after_fit(audit: Audit) -> str:
+    """What is left of the shortcuts in what a network sees."""
+    cuts, start = audit.fitted_shortcuts, f"Of what a network sees after fit={audit.fit},"
+    works = [cut for cut in cuts if cut.works]
+    if not works:
+        return f"{start} none of {counted(len(cuts), 'trivial model')} beats chance."
+    best = max(works, key=lambda cut: cut.auroc.value)
+    beat = "beats" if len(works) == 1 else "beat"
+    return (
+        f"{start} {len(works)} of {counted(len(cuts), 'trivial model')} {beat} chance;"
+        f" the best sees only {best.title} and reaches an AUROC of {format_interval(best.auroc)}."
+    )
+
+
+def noise_conclusions(audit: Audit) -> list[str]:
+    """How many labels are wrong, judged by the copies, and how well a perfect classifier does on such labels."""
+    _, found, cleaned = audit.label_noise
+    start, noise, auroc = "Label noise:", found.noise, found.auroc
+    if not found.exposures:
+        return [f"{start} no picture has a copy, so nothing is known of it."]
+    if not found.contradictory:
+        agree = f"{start} the labels of {counted(found.exposures, 'exposure')} with copies agree"
+        if auroc.low <= COIN:
+            return [f"{agree}; they are too few to say more."]
+        return [
+            f"{agree}, so at most {noise.high:.0%} of the labels are wrong, and a classifier that knows the true class"
+            f" reaches an AUROC of at least {auroc.low:.2f} on them."
+        ]
+    lines = [
+        f"{start} labels disagree on {found.contradictory} of {counted(found.exposures, 'exposure')} with copies. If"
+        f" every label is wrong with one probability, whatever the picture, {_percent(noise)} of them are; a classifier"
+        f" that knows the true class then reaches an AUROC of no more than {format_interval(auroc, 2)} and an accuracy"
+        f" of no more than {format_interval(found.accuracy, 2)} on these labels. Setting contradictory copies aside"
+        f" leaves {_percent(cleaned.noise)} of the others wrong."
+    ]
+    ranked = [cut for cut in audit.shortcuts if cut.target == "label" and np.isfinite(cut.auroc.low)]
+    best = max(ranked, key=lambda cut: cut.auroc.low, default=None)
+    if best is not None and best.auroc.low > auroc.value:
+        limit = largest_noise(best.auroc.low, found.share)
+        certain = "are" if best.auroc.low > auroc.high else "may be"
+        lines.append(
+            f"From {best.title} alone, the label is predicted with an AUROC of {format_interval(best.auroc, 2)}, more"
+            f" than {auroc.value:.2f}: at most {limit:.0%} of all labels are wrong, and pictures that have copies"
+            f" {certain} labelled worse than the others."
+        )
+    return lines
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.0%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
+def noise_table(audit: Audit) -> pd.DataFrame:
+    """Share of wrong labels and what it allows at best, by what it is judged by."""
+    return pd.DataFrame(
+        {
+            "judged by": noise.title,
+            "exposures": noise.exposures,
+            "contradictory": noise.contradictory,
+            "wrong labels": format_interval(noise.noise),
+            "highest AUROC": format_interval(noise.auroc),
+            "highest accuracy": format_interval(noise.accuracy),
+        }
+        for noise in audit.label_noise
+    )
 
 
 def leak_title(name: str, sets: Sequence[Sequence[str]]) -> str:
@@ -64,6 +136,8 @@ def print_audit(audit: Audit, console: Console) -> None:
     if audit.exposures:
         rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
         console.print(as_table(pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""]), title="copies"))
+    if audit.label_noise[1].exposures:
+        console.print(as_table(noise_table(audit), title="wrong labels, and what they allow at best"))
     console.print(as_table(shortcut_table(audit), title="what can be predicted without seeing bone"))
     for line in conclusions(audit):
         console.print(f"- {line}", soft_wrap=True)
@@ -84,20 +158,16 @@ def _remarks(pair: Exposure) -> str:
 
 
 def shortcut_table(audit: Audit) -> pd.DataFrame:
-    """Accuracy and AUROC with intervals, beside the share of the larger class, one row per shortcut."""
-    return pd.DataFrame(
-        [
-            {
-                "sees only": cut.title,
-                "predicts": cut.target,
-                "pictures": cut.pictures,
-                "larger class": cut.majority,
-                "accuracy": format_interval(cut.accuracy),
-                "AUROC": format_interval(cut.auroc),
-            }
-            for cut in audit.shortcuts
-        ]
-    )
+    """Accuracy and AUROC with intervals, one row per shortcut: of the file, and of what a network sees of it."""
+    after = f"after fit={audit.fit}"
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for cuts, suffix in ((audit.shortcuts, ""), (audit.fitted_shortcuts, f", {after}")):
+        for cut in cuts:
+            row = rows.setdefault((cut.title, cut.target), {"pictures": cut.pictures, "larger class": cut.majority})
+            row[f"accuracy{suffix}"] = format_interval(cut.accuracy)
+            row[f"AUROC{suffix}"] = format_interval(cut.auroc)
+    titled = [{"sees only": title, "predicts": target} | row for (title, target), row in rows.items()]
+    return pd.DataFrame(titled).fillna("-")
 
 
 def render_page(audit: Audit) -> str:
@@ -149,7 +219,12 @@ def render_page(audit: Audit) -> str:
             ),
         ],
         odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:MAX_SETS]],
-        tables=[("Flow", audit.flow), ("By split", audit.by_split), ("Shortcuts", shortcut_table(audit))],
+        tables=[
+            ("Flow", audit.flow),
+            ("By split", audit.by_split),
+            ("Label noise", noise_table(audit)),
+            ("Shortcuts", shortcut_table(audit)),
+        ],
         leaks=[(leak_title(name, sets), sets) for name, sets in audit.leaks.items() if sets],
         most=MAX_SETS,
     )

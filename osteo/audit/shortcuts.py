@@ -6,28 +6,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from osteo.data.store import square
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
+from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
 from osteo.reading.pictures import Unusable
-from osteo.reading.reader import read_colour
+from osteo.reading.reader import read_colour, read_picture
 from osteo.types import Floats, Grey, ReadFile
 
-FOLDS = 10
-MAX_PICTURES = 3000  # that a shortcut is measured on; more change the second digit of an interval
+FOLDS = 5  # as many as networks have: a forest learns from as large a share of the pictures
 
 SHORTCUTS = {
     "width_height": "width and height",
     "format_bytes": "file format and bytes per pixel",
-    "border": "the outermost pixels",
-    "thumbnail_8x8": "a blurred picture of 8 x 8 pixels",
-    "mean_spread": "mean and spread of the grey values",
+    **PROBES,
     "source": "the source",
     "age_sex": "the patient's age and sex",
 }
@@ -55,8 +53,8 @@ class Shortcut:
     def as_json(self) -> dict[str, Any]:
         """Its part of audit.json."""
         return {
-            "accuracy": _as_json(self.accuracy),
-            "auroc": _as_json(self.auroc),
+            "accuracy": self.accuracy.as_json(),
+            "auroc": self.auroc.as_json(),
             "majority": self.majority,
             "pictures": self.pictures,
             "target": self.target,
@@ -74,10 +72,6 @@ class Shortcut:
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
         return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
-
-
-def _as_json(interval: Interval) -> dict[str, float | None]:
-    return {name: number if np.isfinite(number) else None for name, number in interval._asdict().items()}
 
 
 class Facts(NamedTuple):
@@ -114,7 +108,7 @@ def shortcuts(
     *,
     seed: int = 0,
 ) -> list[Shortcut]:
-    """How well random forests predict that see one trivial thing each, cross-validated by group.
+    """How well random forests predict that see one trivial thing each of a file, cross-validated by group.
 
     What is found in fewer than two groups of a class cannot be tested, and is left out.
 
@@ -125,8 +119,7 @@ def shortcuts(
         clinical: indexed by patient; None where there is no clinical sheet.
         seed: of the folds and forests.
     """
-    table = manifest.sample(MAX_PICTURES, random_state=seed) if len(manifest) > MAX_PICTURES else manifest
-    table = table.sort_values("image_id").reset_index(drop=True)
+    table = _sampled(manifest, seed)
     features = _features(table, thumbnails, facts)
     label = table["label"].astype(int)
     found: list[Shortcut] = []
@@ -149,22 +142,52 @@ def shortcuts(
     return found
 
 
+def fitted_shortcuts(
+    manifest: pd.DataFrame, read: ReadFile, *, image_size: int, fit: str, seed: int = 0
+) -> list[Shortcut]:
+    """The same of what a network sees of each picture, once it is fitted to a square.
+
+    Args:
+        manifest: rows with a label, with groups.
+        read: gives the bytes of a picture by its image_id.
+        image_size: side of the square, in pixels.
+        fit: as `data.fit`.
+        seed: of the folds and forests.
+    """
+
+    def measure(image_id: str) -> dict[str, Floats] | None:
+        try:
+            return probe_features(square(read_picture(read(image_id), image_size), image_size, fit))
+        except (Unusable, OSError):  # out of reach since it was decoded first
+            return None
+
+    table = _sampled(manifest, seed)
+    with ThreadPoolExecutor() as pool:
+        seen = list(pool.map(measure, table["image_id"]))
+    kept = [features for features in seen if features is not None]
+    table = table[[features is not None for features in seen]]
+    found: list[Shortcut] = []
+    for name, title in PROBES.items() if kept else ():
+        values = np.stack([features[name] for features in kept])
+        found += _cross_validate(name, title, values, table["label"].astype(int), table["group"], seed)
+    return found
+
+
+def _sampled(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows in alphabetical order; of many, some."""
+    table = manifest.sample(MAX_PICTURES, random_state=seed) if len(manifest) > MAX_PICTURES else manifest
+    return table.sort_values("image_id").reset_index(drop=True)
+
+
 def _features(table: pd.DataFrame, thumbnails: Mapping[str, Grey], facts: Mapping[str, Facts]) -> dict[str, Floats]:
-    pictures = [thumbnails[sha] for sha in table["sha256"]]
+    seen = [probe_features(thumbnails[sha]) for sha in table["sha256"]]
     size = table[["width", "height"]].to_numpy(float)
     bytes_per_pixel = np.array([facts[image_id].size for image_id in table["image_id"]]) / size.prod(axis=1)
     kind = pd.factorize(table["format"].astype("string") + table["mode"].astype("string"), sort=True)[0]
-    small = np.stack([cv2.resize(p, (32, 32), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
-    rim = np.ones((32, 32), bool)
-    rim[1:-1, 1:-1] = False
-    tiny = np.stack([cv2.resize(p, (8, 8), interpolation=cv2.INTER_AREA) for p in pictures]).astype(float)
-    grey = np.array([[p.mean(), p.std()] for p in pictures])
     return {
         "width_height": size,
         "format_bytes": np.column_stack([kind, bytes_per_pixel]),
-        "border": small[:, rim],
-        "thumbnail_8x8": tiny.reshape(len(tiny), -1),
-        "mean_spread": grey,
+        **{name: np.stack([of[name] for of in seen]) for name in PROBES if name != "outline"},
         "source": pd.factorize(table["source"], sort=True)[0][:, None].astype(float),
     }
 

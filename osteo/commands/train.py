@@ -35,6 +35,7 @@ def train(config: Config, job: Job) -> None:
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation, make_cpu_twin
+    from osteo.training.draws import Mixup
     from osteo.training.ranks import rank, record_of, started
     from osteo.training.tracking import describe
 
@@ -48,6 +49,9 @@ def train(config: Config, job: Job) -> None:
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     prepared = prepare(config.data)
     fit.check_classes(prepared.manifest)
+    features = None
+    if config.model.freeze == "backbone":
+        features, augmentation = fit.keep_features_of(module, prepared.store, config)
     datamodule = KneeDataModule(
         prepared,
         batch_size=config.data.batch_size,
@@ -56,8 +60,10 @@ def train(config: Config, job: Job) -> None:
         variants=augmentation.variants,
         augment_val=config.augment.val,
         cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
+        features=features,
+        mix=Mixup(config.augment.mixup, config.seed) if config.augment.mixup else None,
     )
-    fit.weigh_classes(module, config.loss, prepared.manifest)
+    fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)

@@ -24,15 +24,21 @@ Augment = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(pictures, CLAHE twins, variants, draws) -> pictures; see osteo.training.augment.Augmentation."""
 
 
+Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(draws, items of an epoch) -> partners' items, pictures' own shares; see osteo.training.draws.Mixup."""
+
+
 class Batch(NamedTuple):
     """What the module sees."""
 
     pictures: Tensor
-    """float32 (B, 1, S, S) in [0, 1]"""
+    """float32 (B, 1, S, S) in [0, 1]; or features in their place, (B, V, F) of all views or (B, F) of one"""
     labels: Tensor
     """float32 (B,), 0 normal, 1 osteoporosis"""
     rows: Tensor
     """int64 (B,), row of each picture in the data module's `table`"""
+    targets: Tensor | None = None
+    """float32 (B,), share of osteoporosis in each picture where any are mixed; `labels` are of the larger part"""
 
 
 class Index(NamedTuple):
@@ -122,6 +128,8 @@ class KneeDataModule(LightningDataModule):
         variants: fixed variants per picture that `augment` knows; an epoch shows each of them.
         augment_val: augment validation too.
         cpu_transform: applied to each training picture on the CPU before all else, in place of `augment`.
+        features: float32 (N, V, F), what stands for the pictures of the store in place of their pixels.
+        mix: which training pictures are mixed after augmentation, and how much; None mixes none.
         settings: fields of `DataConfig` that replace those of a folder or a configuration, such as image_size=128.
 
     Raises:
@@ -138,6 +146,8 @@ class KneeDataModule(LightningDataModule):
         variants: int = 1,
         augment_val: bool = False,
         cpu_transform: Transform | None = None,
+        mix: Mix | None = None,
+        features: Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -145,7 +155,7 @@ class KneeDataModule(LightningDataModule):
         self.batch_size = batch_size or (self.config or DataConfig()).batch_size
         self.seed, self.variants, self.augment_val = seed, variants, augment_val
         self.augment = augment or (lambda pictures, *_: pictures)
-        self.cpu_transform = cpu_transform
+        self.cpu_transform, self.mix, self._features = cpu_transform, mix, features
         self._prepared: Prepared | None = None
         if isinstance(data, Prepared):
             self._use(data)
@@ -232,7 +242,7 @@ class KneeDataModule(LightningDataModule):
     def _streams(self) -> bool:
         """Whether the pictures neither fit the device nor lie there already, so that workers must send them."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return device.type == "cuda" and not self.cpu_transform and not self._fits(device)
+        return device.type == "cuda" and not self.cpu_transform and self._features is None and not self._fits(device)
 
     def _collect(self, split: str, items: list[int]) -> tuple[Tensor, Tensor]:
         """In a worker: items, and the bytes of their pictures, uint8 (P, B, S, S), with twins where they are used."""
@@ -262,21 +272,42 @@ class KneeDataModule(LightningDataModule):
             epoch: of the draws.
         """
         self._settle(items.device)
+        batch, draw = self._gather(items, split, pixels, augmented=augmented, epoch=epoch)
+        if not (augmented and split == "train" and self.mix):
+            return batch
+        partners, share = self.mix(draw, len(self._device.members[split]) * self.variants)
+        others, _ = self._gather(partners, split, None, augmented=True, epoch=epoch)
+        of_picture = share.view(-1, *[1] * (batch.pictures.ndim - 1))
+        mixed = torch.lerp(others.pictures, batch.pictures, of_picture)
+        return batch._replace(pictures=mixed, targets=torch.lerp(others.labels, batch.labels, share))
+
+    def _gather(
+        self, items: Tensor, split: str, pixels: Tensor | None, *, augmented: bool, epoch: int
+    ) -> tuple[Batch, Tensor]:
+        """The batch of these items, and the number of each one's draw, int64 (B,)."""
         members = self._device.members[split]
-        rows = members[items % len(members)]
-        labels, stored = self._device.labels[rows], self._device.stored[rows]
+        variants, rows = items // len(members), members[items % len(members)]
+        draw = (epoch * self.variants + variants) * len(self.table) + rows
+        pictures = self._pictures(rows, variants, draw, pixels, augmented=augmented)
+        return Batch(pictures, self._device.labels[rows], rows), draw
+
+    def _pictures(
+        self, rows: Tensor, variants: Tensor, draw: Tensor, pixels: Tensor | None, *, augmented: bool
+    ) -> Tensor:
+        """float32 (B, 1, S, S) in [0, 1] of these rows on their device, as stored or augmented by these draws."""
+        stored = self._device.stored[rows]
+        if self._features is not None:
+            features = self._features[stored]
+            return self.augment(features, features, variants, draw) if augmented else features
         if augmented and self.cpu_transform:
             transformed = np.stack([self.cpu_transform(self._store[0, place].numpy()) for place in stored.tolist()])
-            return Batch(unit(torch.from_numpy(transformed).to(items.device)), labels, rows)
+            return unit(torch.from_numpy(transformed).to(rows.device))
         if pixels is None:
-            pixels = self._store[:, stored.to(self._store.device)].to(items.device)
+            pixels = self._store[:, stored.to(self._store.device)].to(rows.device)
         pictures = unit(pixels[0])
-        if augmented:
-            twins = unit(pixels[1]) if len(pixels) > 1 else pictures
-            variants = items // len(members)
-            draw = (epoch * self.variants + variants) * len(self.table) + rows
-            pictures = self.augment(pictures, twins, variants, draw)
-        return Batch(pictures, labels, rows)
+        if not augmented:
+            return pictures
+        return self.augment(pictures, unit(pixels[1]) if len(pixels) > 1 else pictures, variants, draw)
 
     def _fits(self, device: torch.device) -> bool:
         """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there."""
@@ -290,7 +321,9 @@ class KneeDataModule(LightningDataModule):
         self._device = Index(
             labels.to(device), stored.to(device), {split: rows.to(device) for split, rows in members.items()}
         )
-        if device.type == "cuda" and not self.cpu_transform and self._fits(device):
+        if self._features is not None:
+            self._features = self._features.to(device)
+        elif device.type == "cuda" and not self.cpu_transform and self._fits(device):
             self._store = self._store.to(device)
 
 

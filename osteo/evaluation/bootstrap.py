@@ -36,6 +36,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def as_json(self) -> dict[str, float | None]:
+        """Its numbers by name; None for what is not known."""
+        return {name: number if np.isfinite(number) else None for name, number in self._asdict().items()}
+
 
 def format_interval(interval: Interval | None, digits: int = 3) -> str:
     """An interval as text: value (low to high); "-" for what is not known, of the interval or of all of it."""

@@ -367,9 +367,17 @@ def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], co
             networks[repeats.index(run.repeat), column[list(image_ids)]] = len(done)
             rows = run.manifest.set_index("image_id")
             train = rows[rows["split"] == "train"]
-            forest = RandomForestClassifier(TREES, random_state=0).fit(train[["width", "height"]], train["label"])
-            predicted = forest.predict_proba(rows.loc[list(image_ids), ["width", "height"]])[:, 1]
+            size = rows[["width", "height"]].astype(float)
+            predicted = forest_scores(
+                size.loc[train.index].to_numpy(), train["label"], size.loc[list(image_ids)].to_numpy()
+            )
             scores[repeats.index(run.repeat), column[list(image_ids)]] = predicted
     limits = np.where(np.isfinite(scores), THRESHOLD, np.nan)
     thresholds = dict.fromkeys(RULES, limits)
     return System("width and height alone", "shortcut", scores, scores, thresholds, np.zeros_like(scores), networks)
+
+
+def forest_scores(learnt: Floats, labels: "pd.Series[int]", tested: Floats) -> Floats:
+    """Probability of class 1 by a random forest, (M,), trained on features (N, F) and tested on others (M, F)."""
+    forest = RandomForestClassifier(TREES, random_state=0).fit(learnt, labels.astype(int))
+    return np.asarray(forest.predict_proba(tested)[:, 1])

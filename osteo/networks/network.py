@@ -1,17 +1,22 @@
 """A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 from osteo import parts
 from osteo.errors import UserError, first_line
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.torchvision import Shape
+from osteo.networks.views import Views, cut, join, separate
+from osteo.networks.weights import classifiers
 
 LINEAR = "linear"
 """The head that is the backbone's own last layer."""
@@ -33,10 +38,14 @@ class Network(nn.Module):
         drop_rate: dropout before the classifier.
         head: linear, or what a plugin has registered.
         head_args: arguments of a registered head.
+        freeze: none; norms, the backbone's norm layers keep parameters and running statistics while it is trained; or
+            backbone, all of it does.
+        patches: tiles on each side of a picture, of which each gets a logit; the picture's is their mean.
+        tta: views beside the picture as it is, whose logits are averaged in evaluation; see `Views`.
 
     Raises:
         UserError: a name is unknown, the size does not fit, or weights cannot be had.
-        ValueError: `drop_rate` is no share.
+        ValueError: `drop_rate` is no share, or `freeze` is unknown.
     """
 
     mean: Tensor
@@ -53,14 +62,25 @@ class Network(nn.Module):
         drop_rate: float = 0.0,
         head: str = LINEAR,
         head_args: Mapping[str, Any] | None = None,
+        freeze: str = "none",
+        patches: int = 1,
+        tta: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not 0.0 <= drop_rate < 1.0:  # NaN is not
             raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
-        width = check_backbone(backbone, image_size, head=head)
-        self.name, self.image_size, self.channels = backbone, image_size, channels
+        if freeze not in ("none", "norms", "backbone"):
+            raise ValueError(f"freeze={freeze} must be none, norms or backbone")
+        if image_size % patches:
+            raise UserError(
+                f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side"
+            )
+        width = check_backbone(backbone, image_size // patches, head=head)
+        self.name, self.image_size, self.channels, self.patches = backbone, image_size, channels, patches
+        self.drop_rate = drop_rate
+        self.views = Views(tta, image_size)
         self._head = {"head": head, "head_args": head_args}
-        shape = Shape(image_size, channels, int(head == LINEAR), drop_rate)
+        shape = Shape(image_size // patches, channels, int(head == LINEAR), drop_rate)
         self.backbone: Any = create_backbone(backbone, shape, pretrained=pretrained, weights_file=weights_file)
         self.head = None if head == LINEAR else _make_head(head, width, head_args or {})
         # One grey channel stands for three equal ones: their kernels are summed, and what they subtract is averaged.
@@ -68,6 +88,20 @@ class Network(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(usual[name])
             self.register_buffer(name, values.mean() if channels == 1 else values.view(3, 1, 1))
+        self._freeze = freeze
+        for layer in self.frozen_layers():
+            layer.eval().requires_grad_(False)
+        if freeze == "backbone":  # what belongs to no layer too, such as a transformer's tokens
+            learns = {id(parameter) for parameter in self.classifier().parameters()}
+            for parameter in self.backbone.parameters():
+                parameter.requires_grad_(id(parameter) in learns)
+
+    def train(self, mode: bool = True) -> "Network":
+        """Enters training, in which frozen layers stay as they are in evaluation, or evaluation."""
+        super().train(mode)
+        for layer in self.frozen_layers():
+            layer.eval()
+        return self
 
     @property
     def num_features(self) -> int:
@@ -75,8 +109,22 @@ class Network(nn.Module):
         return int(self.backbone.num_features)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis."""
-        return self._to_logits(self.backbone(self.normalise(pictures)))
+        """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis.
+
+        In place of pictures it takes what `pooled` gives for them: (B, F), or (B, V, F) of all views.
+        """
+        if pictures.ndim == 2:
+            return self._classify_pooled(pictures)
+        if pictures.ndim == 3:
+            of_views = pictures[:, : len(self.views)]
+            return self._classify_pooled(of_views.flatten(0, 1)).view(of_views.shape[:2]).mean(1)
+        if self.training or len(self.views) == 1:
+            return self._logits(pictures)
+        return torch.stack([self._logits(view) for view in self.views(pictures)]).mean(0)
+
+    def _logits(self, pictures: Tensor) -> Tensor:
+        tiles = cut(pictures, self.patches)
+        return self._mean_of_tiles(self._to_logits(self.backbone(self.normalise(tiles))))
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """What the backbone sees of float (B, 1, S, S) in [0, 1]: (B, channels, S, S)."""
@@ -84,27 +132,93 @@ class Network(nn.Module):
 
     def features(self, pictures: Tensor) -> Tensor:
         """The last features of float (B, 1, S, S) in [0, 1]: a map (B, F, H, W) or (B, H, W, F), or tokens."""
-        features: Tensor = self.backbone.forward_features(self.normalise(pictures))
-        return features
+        tiles = self.backbone.forward_features(self.normalise(cut(pictures, self.patches)))
+        return join(tiles, self.patches, self.num_features)
 
     def classify(self, features: Tensor) -> Tensor:
         """Maps features to logits (B,)."""
-        return self._to_logits(self.backbone.forward_head(features))
+        tiles = separate(features, self.patches, self.num_features)
+        return self._mean_of_tiles(self._to_logits(self.backbone.forward_head(tiles)))
 
-    def classifier(self) -> nn.Module:
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """What the classifier gets of float (B, 1, S, S) in [0, 1], in evaluation: (B, F), the mean of the tiles."""
+        tiles = self.backbone.forward_features(self.normalise(cut(pictures, self.patches)))
+        pooled: Tensor = self.backbone.forward_head(tiles, pre_logits=self.head is None)
+        return pooled.view(len(pictures), -1, pooled.shape[-1]).mean(1)
+
+    def _classify_pooled(self, pooled: Tensor) -> Tensor:
+        (last,) = self.classifier()
+        logits: Tensor = last(dropout(pooled, self.drop_rate, self.training))
+        return logits.flatten()
+
+    def _mean_of_tiles(self, logits: Tensor) -> Tensor:
+        return logits.view(-1, self.patches**2).mean(1) if self.patches > 1 else logits
+
+    def classifier(self) -> nn.ModuleList:
         """What is new in a network that starts from weights: its last layers."""
-        last: nn.Module = self.head or self.backbone.get_classifier()
-        return last
+        return nn.ModuleList([self.head] if self.head else classifiers(self.backbone))
+
+    @torch.no_grad()
+    def begin_at(self, log_odds: float) -> None:
+        """Has the network give every picture this logit, until it learns.
+
+        What makes logits gets no weights but a bias: timm draws the weights of some families so large that a training
+        would begin with a loss of several times that of a guess, and spoil the backbone's weights.
+        """
+        auxiliary = getattr(self.backbone, "aux_head", None)  # of VOLO, added to the first
+        for layer in self.classifier().modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == 1:
+                layer.weight.zero_()
+                if layer.bias is not None:
+                    layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
+
+    def frozen_layers(self) -> list[nn.Module]:
+        """Layers that are not trained, looked up anew since several devices replace batch norms by synchronised ones.
+
+        timm's freeze_batch_norm_2d would replace batch norms alone, and a checkpoint would lack some of their tensors.
+        """
+        if self._freeze == "backbone":
+            last = {id(parameter) for parameter in self.classifier().parameters()}
+            return [part for part in self.backbone.modules() if not any(id(p) in last for p in part.parameters())]
+        return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
+
+        Raises:
+            UserError: the backbone does not say how its layers are grouped.
+        """
+        if not hasattr(self.backbone, "group_matcher"):
+            raise UserError(
+                f"model.backbone={self.name} has no stages, unlike timm's own; train it all at once instead"
+            )
+        groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True)
+        last = set(self.classifier().parameters())
+        stages = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
+        trained = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
+        return [stage for stage in trained if stage]
 
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(self.name, image_size=self.image_size, channels=self.channels, **self._head)  # type: ignore[arg-type]
+            return Network(
+                self.name,
+                image_size=self.image_size,
+                channels=self.channels,
+                patches=self.patches,
+                **self._head,  # type: ignore[arg-type]
+            )
 
     def _to_logits(self, output: Tensor) -> Tensor:
         logits: Tensor = output if self.head is None else self.head(output)
         return logits.squeeze(1)
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises features: what torch, timm and torchvision call a ...Norm..., and not its wrappers."""
+    has_tensors = any(True for _ in chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))
+    return has_tensors and "Norm" in type(layer).__name__
 
 
 def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int:

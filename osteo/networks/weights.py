@@ -46,9 +46,10 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str, origin: s
 
 
 def classifiers(network: nn.Module) -> list[nn.Module]:
-    """The last layers of a backbone: of distilled transformers several."""
+    """The last layers of a backbone: of distilled transformers several, of VOLO one for each token too."""
     last: Any = network.get_classifier()  # type: ignore[operator]  # of a checked backbone
-    return list(last) if isinstance(last, tuple | list) else [last]
+    layers = [*last] if isinstance(last, tuple | list) else [last, getattr(network, "aux_head", None)]
+    return [layer for layer in layers if isinstance(layer, nn.Module)]
 
 
 def _wanted(network: nn.Module) -> dict[str, Tensor]:

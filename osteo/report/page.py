@@ -217,7 +217,10 @@ def compose(
     manifest = results.best.system.best_run.read_manifest()
     leaks, contradictions, audit = data_findings(runs, manifest)
     sanity = pictures.sanity.sentence if pictures.sanity else ""
-    sentences = verdict(results, leaks, contradictions, trials=trials_of(directory), sanity=sanity)
+    fit = setting.data.fit
+    sentences = verdict(
+        results, leaks, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
+    )
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
@@ -236,7 +239,8 @@ def compose(
             "reliability": plots.reliability(results),
             "decision": plots.decision(results),
         },
-        tables=_tables(results, board, manifest, pictures.clinical),
+        tables=_tables(results, board, manifest, pictures.clinical)
+        | {"probes": rows.probe_table(results, pictures.probes, fit)},
         paper_figures=figures.overview(results.models, manifest),
         paper_tables={
             "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),

@@ -19,6 +19,8 @@ from osteo.data.sources import Source
 from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
+from osteo.evaluation.bootstrap import Interval
+from osteo.evaluation.probes import probe_on_folds
 from osteo.files import cache_dir
 from osteo.inference.card import check_origin
 from osteo.reading.framing import decoded_size, square
@@ -69,6 +71,8 @@ class PictureFindings:
     """where the networks look"""
     sanity: gradcam.Sanity | None = None
     """whether the maps depend on what was learnt; None where there are no maps"""
+    probes: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    """accuracy and AUROC of what is seen without bone after `data.fit`, by name of `probes.PROBES`"""
     note: str = ""
     """why something is missing"""
     clinical: pd.DataFrame | None = None
@@ -105,7 +109,7 @@ def _explain(
     figures: dict[str, Figure],
     clinical: pd.DataFrame | None,
 ) -> PictureFindings:
-    _, store = prepare(setting.data, sources)
+    manifest, store = prepare(setting.data, sources)
     store.confirm()
     system, pictures = results.best.system, results.experiment.pictures
     wrong = mistakes(results, results.best, config.mistakes)
@@ -113,6 +117,10 @@ def _explain(
     if gone := sorted(image_id for image_id, sha in sha256.items() if sha not in store.rows):
         raise UserError(f"{len(gone)} pictures are no longer what they were, {gone[0]} first")
     stored = {image_id: np.asarray(store.pictures[0, store.rows[sha]]) for image_id, sha in sha256.items()}
+    log.info("measuring what is seen without bone")
+    used = manifest[manifest["sha256"].isin(store.rows.keys())]
+    fitted = {str(i): store.pictures[0, store.rows[s]] for i, s in zip(used["image_id"], used["sha256"], strict=True)}
+    probes = probe_on_folds(system, pictures, fitted | stored, draws=results.draws, seed=results.seed)
     note = ""
     try:
         log.info("computing where %s looks", system.name)
@@ -124,7 +132,7 @@ def _explain(
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity) if measured else []
-    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, sanity, note, clinical)
+    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, sanity, probes, note, clinical)
 
 
 def _mistakes(wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles]) -> list[Mistake]:

@@ -1,18 +1,35 @@
 """The tables of a report, from its results."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from osteo.evaluation import curves
-from osteo.evaluation.bootstrap import bootstrap, format_interval
+from osteo.evaluation.bootstrap import Interval, bootstrap, format_interval
 from osteo.evaluation.calibration import calibration_error
 from osteo.evaluation.metrics import all_metrics, metric_intervals
+from osteo.evaluation.probes import PROBES
 from osteo.evaluation.systems import Experiment
 from osteo.report.results import Result, Results, mean_over_repeats
 from osteo.task import POSITIVE, RULES, THRESHOLD
 
 SMALLEST = 10  # pictures of a subgroup that has a row
 MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgroup, and of the terminal
+
+
+def probe_table(results: Results, probes: Mapping[str, Mapping[str, Interval]], fit: str) -> pd.DataFrame:
+    """What is told without bone, one row per forest: of the file, and of what the network sees after `data.fit`."""
+    seen: list[tuple[str, str, Mapping[str, Interval]]] = [("width and height", "file", results.shortcut.intervals)]
+    seen += [(PROBES[name], f"picture after fit={fit}", intervals) for name, intervals in probes.items()]
+    return pd.DataFrame(
+        {
+            "sees only": title,
+            "of the": of,
+            **{all_metrics()[name].title: format_interval(intervals[name]) for name in ("auroc", "accuracy")},
+        }
+        for title, of, intervals in seen
+    )
 
 
 def p_value(p: float) -> str:

@@ -1,10 +1,13 @@
 """A report's results in words, as a careful reader would sum them up."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from osteo.errors import counted
 from osteo.evaluation.bootstrap import FEWEST, Interval, clusters_of, format_interval, number_clusters, proportion
 from osteo.evaluation.metrics import all_metrics
+from osteo.evaluation.probes import PROBES
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
@@ -14,8 +17,15 @@ APART = 0.01  # from this difference on, an AUROC that is pooled over networks i
 
 
 def verdict(
-    results: Results, leaks: int, contradictions: int, *, trials: str = "", sanity: str = ""
-) -> list[str]:  # fmt: skip
+    results: Results,
+    leaks: int,
+    contradictions: int,
+    *,
+    trials: str = "",
+    sanity: str = "",
+    probes: Mapping[str, Mapping[str, Interval]] | None = None,
+    fit: str = "",
+) -> list[str]:
     """What is known and what is not, in words.
 
     Args:
@@ -24,9 +34,11 @@ def verdict(
         contradictions: sets of used files with the same bytes and different labels.
         trials: what a search chose from; empty where there was none.
         sanity: what the maps' sanity check found wrong; empty where nothing.
+        probes: what forests reach on what the network sees after `data.fit`; none where pictures were out of reach.
+        fit: as `data.fit`.
     """
     lines = [*_headline(results, trials), *_doubts(results), *_ranking(results)]
-    lines += [_beside_shortcut(results), _beside_paper(results)]
+    lines += [_beside_shortcut(results), *_after_fit(probes or {}, fit), _beside_paper(results)]
     if sanity:
         lines.append(sanity)
     if leaks:
@@ -182,6 +194,20 @@ def _beside_shortcut(results: Results) -> str:
     behind = _is_better(results, -test.comparison.difference.value)
     better = "behind that, though not significantly" if behind else "not significantly better"
     return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
+
+
+def _after_fit(probes: Mapping[str, Mapping[str, Interval]], fit: str) -> list[str]:
+    """What is left of width and height, and of other shortcuts, in what the network sees."""
+    if not probes or not np.isfinite(probes["outline"]["auroc"].low):
+        return []
+    outline = probes["outline"]["auroc"]
+    others = {name: of["auroc"] for name, of in probes.items() if name != "outline"}
+    best = max(others, key=lambda name: others[name].value)
+    still = "still predicts the label" if outline.low > 0.5 else "predicts the label no better than chance"
+    return [
+        f"After fit={fit} the picture's outline {still} (AUROC {format_interval(outline, 2)} on the same folds);"
+        f" {PROBES[best]} alone: {format_interval(others[best], 2)}."
+    ]
 
 
 def _beside_paper(results: Results) -> str:

@@ -15,7 +15,8 @@ from torch.nn.functional import grid_sample
 
 from osteo.checks import check_arguments
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, AugmentConfig
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
+from osteo.training.draws import hashed, hashed_uniform
 from osteo.types import Transform
 
 PAPER_VARIANTS = (
@@ -100,36 +101,6 @@ class Online(Augmentation):
         )
 
 
-def hashed_uniform(seed: int, draw: Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 (B, count), from the upper bits of `hashed`."""
-    return _shifted(hashed(seed, draw, count), 40).float() * 2.0**-24
-
-
-def hashed(seed: int, draw: Tensor, count: int) -> Tensor:
-    """Numbers of 64 bits by SplitMix64 (Steele, Lea and Flood 2014), int64 (B, count).
-
-    Args:
-        seed: of all draws.
-        draw: the number of each draw, int64 (B,).
-        count: numbers per draw.
-    """
-    golden = -7046029254386353131  # 2 ** 64 over the golden ratio, odd, as a signed integer
-    start = _mix(torch.tensor(seed) + golden)  # on the CPU: a GPU takes it along without being waited for
-    state = _mix(start + draw * golden)
-    return _mix(state[:, None] + torch.arange(1, count + 1, device=draw.device) * golden)
-
-
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shifted(z, 30)) * -4658895280553007687
-    z = (z ^ _shifted(z, 27)) * -7723592293110705685
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Tensor, by: int) -> Tensor:
-    """A logical shift to the right: torch's own copies the sign."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
-
-
 def warp_and_expose(pictures: Tensor, parameters: Parameters) -> Tensor:
     """Mirrors, warps (bilinear, zeros outside), brightens and scales contrast, clamped to [0, 1] as Kornia does.
 
@@ -203,7 +174,7 @@ class Operation:
         except UserError:
             raise
         except Exception as error:  # Kornia, torch and Python raise many kinds
-            raise UserError(f"{self._key} cannot change {side} x {side} grey pixels: {_first_line(error)}") from error
+            raise UserError(f"{self._key} cannot change {side} x {side} grey pixels: {first_line(error)}") from error
 
     def draw(self, seeds: Sequence[int], side: int) -> list[dict[str, Any]]:
         """Parameters of single pictures (1, 1, S, S) as Kornia draws them, one picture per seed."""
@@ -270,7 +241,7 @@ def _make_module(name: str, arguments: Mapping[str, Any], key: str) -> Any:
         signature.bind(**arguments)
         return known[name](**{n: _typed(value, signature.parameters[n].annotation) for n, value in arguments.items()})
     except Exception as error:  # Kornia, torch and Python raise many kinds
-        raise UserError(f"{key} cannot be made of {dict(arguments)}: {_first_line(error)}") from error
+        raise UserError(f"{key} cannot be made of {dict(arguments)}: {first_line(error)}") from error
 
 
 def _typed(value: Any, annotation: Any) -> Any:
@@ -293,8 +264,23 @@ def _join(drawn: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return joined | {INPUT_SHAPE: torch.tensor([len(drawn), *drawn[0][INPUT_SHAPE][1:].tolist()])}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+class Mirrored(Augmentation):
+    """Of the kept features (B, V, F) of each picture, those of its mirror image or those of the picture as it is.
+
+    Args:
+        flip: probability of the mirror image.
+        mirror: its place among the views.
+        seed: of all draws, which are those of `Online`.
+    """
+
+    def __init__(self, flip: float, mirror: int, seed: int = 0) -> None:
+        super().__init__()
+        self.flip, self.mirror, self.seed = flip, mirror, seed
+
+    def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
+        """Features of one view, (B, F)."""
+        is_mirrored = hashed_uniform(self.seed, draw, len(Parameters._fields))[:, 0] < self.flip
+        return pictures[torch.arange(len(pictures), device=pictures.device), is_mirrored * self.mirror]
 
 
 class Paper(Augmentation):

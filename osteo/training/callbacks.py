@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from osteo.errors import UserError
 from osteo.files import link_or_copy, whole
+from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
 from osteo.task import is_better
 from osteo.training.module import OF_TRAINING, read_checkpoint
@@ -92,10 +96,11 @@ class EpochBar(TQDMProgressBar):
         return Tqdm(disable=True)
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):
     """Keeps the best epoch and the last two, each with all that the next epoch starts from.
 
-    Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored.
+    Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored. Lightning
+    calls a `Checkpoint` after all other callbacks, early stopping among them, so that it keeps what they have counted.
 
     Args:
         folder: for the files.
@@ -106,6 +111,11 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, monitor: str, seed: int) -> None:
         self.folder, self.monitor, self.seed = folder, monitor, seed
         self.best: float | None = None
+        self.stopped: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a run that was cut off after it had been told to end, unless it has been given more epochs."""
+        trainer.should_stop = trainer.should_stop or self.stopped == trainer.max_epochs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws this epoch's random numbers."""
@@ -121,6 +131,7 @@ class Checkpoints(Callback):
         is_best = is_finite and (self.best is None or is_better(self.monitor, score, self.best))
         if is_best:
             self.best = score
+        self.stopped = trainer.max_epochs if trainer.should_stop else None
         last, best = self.folder / LAST, self.folder / BEST
         if not trainer.is_global_zero:
             trainer.save_checkpoint(last)  # takes part; nothing is written
@@ -134,12 +145,12 @@ class Checkpoints(Callback):
                 last.replace(self.folder / PREVIOUS)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best": self.best, "monitor": self.monitor}
+        """The best score so far, and of how many epochs the run was told to end early."""
+        return {"best": self.best, "monitor": self.monitor, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a checkpoint; older ones kept a loss with its sign turned."""
-        best = state_dict["best"]
+        best, self.stopped = state_dict["best"], state_dict.get("stopped")
         if best is None or not math.isfinite(best):
             self.best = None
         else:
@@ -202,6 +213,81 @@ class StochasticWeightAveraging(WeightAveraging):
         """Leaves the mean in the module."""
         if self._has_begun:
             super().on_train_end(trainer, pl_module)
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which validation and checkpoints see.
+
+    Lightning's own has the same decay from the first step on, so that the average of a short run is largely one of
+    weights that had hardly been trained: of 135 steps at 0.99, the first keeps a quarter. Here, as in timm's
+    ModelEmaV3, the decay at step n is 1 - n ** (-2/3) until it reaches `decay`.
+
+    Args:
+        decay: the largest share of the average that a step keeps, from 0 to 1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay={decay} must be at least 0 and less than 1")
+        self.decay = decay
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+
+    def _average(self, average: list[Any], weights: list[Any], steps: Any) -> None:
+        """Moves the average of so many steps towards the weights after the next; torch copies those after the first."""
+        decay = min(self.decay, 1.0 - (1.0 + float(steps)) ** (-2.0 / 3.0))
+        get_ema_multi_avg_fn(decay)(average, weights, steps)
+
+
+class Unfreezing(Callback):
+    """Trains the classifier alone at first, and then the backbone too, at once or by stages from the last to the first.
+
+    The second is Howard and Ruder's (2018) gradual unfreezing. Until its turn a stage keeps its weights, and its norms
+    their statistics. Lightning's BaseFinetuning gives the optimiser a group of parameters more for all that it thaws;
+    here it has all of them from the start, each with its own rate, so that any schedule goes with it, and what is
+    trained follows from the epoch alone when a run is taken up.
+
+    Args:
+        epochs: before a stage's turn comes, 1 or more.
+        gradually: by stages as timm groups layers; false for the whole backbone at once.
+    """
+
+    def __init__(self, epochs: int, *, gradually: bool = True) -> None:
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs} must be at least 1")
+        self.epochs, self.gradually = epochs, gradually
+        self._stages: list[list[Parameter]] = []
+        self._waiting: set[Parameter] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds the stages, and says so where some of them will never be trained."""
+        network: Network = pl_module.network  # type: ignore[assignment]
+        last = set(network.classifier().parameters())
+        whole_backbone = [p for p in network.parameters() if p.requires_grad and p not in last]
+        self._stages = network.stages() if self.gradually else [whole_backbone]
+        stages, epochs = len(self._stages), trainer.max_epochs or 1
+        if (never := stages - (epochs - 1) // self.epochs) > 0:
+            log.warning("%d of %d stages of the backbone are not trained in %d epochs", never, stages, epochs)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the stages that wait no gradient; several processes expect it of all, and drop it."""
+        turns = trainer.current_epoch // self.epochs
+        self._waiting = {parameter for stage in self._stages[turns:] for parameter in stage}
+        for parameter in (parameter for stage in self._stages for parameter in stage):
+            parameter.requires_grad_(parameter not in self._waiting or trainer.world_size > 1)
+        pl_module.train()
+        for layer in pl_module.network.modules():  # type: ignore[union-attr]
+            if is_norm(layer) and not self._waiting.isdisjoint(layer.parameters(recurse=False)):
+                layer.eval()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keeps the optimiser from what waits."""
+        for parameter in self._waiting:
+            parameter.grad = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves everything as it was."""
+        for parameter in self._waiting:
+            parameter.requires_grad_(True)
 
 
 def newest(folder: Path, module: LightningModule) -> Path | None:

@@ -18,21 +18,25 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
+from osteo.data.store import Store
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
-from osteo.files import display_path, public
+from osteo.files import cache_dir, display_path, public
+from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.records.record import Job, Run
 from osteo.task import CLASS_NAMES
 from osteo.training import hardware
+from osteo.training.augment import Augmentation, Mirrored
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.instances import build, check_part, resolve
-from osteo.training.losses import balanced_weights
+from osteo.training.losses import balanced_weights, log_odds
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
@@ -58,6 +62,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # model.freeze
     warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
     # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
     warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
@@ -111,11 +116,27 @@ def check_classes(manifest: pd.DataFrame) -> None:
             )
 
 
-def weigh_classes(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
-    """Gives both classes the same weight in the loss, by their numbers of pictures, where that is configured."""
+def keep_features_of(module: Classifier, store: Store, config: Config) -> tuple[Tensor, Augmentation]:
+    """The features of a frozen backbone, which stand for the pictures, and what training makes of them.
+
+    Raises:
+        UserError: the classifier of this backbone takes more than pooled features.
+    """
+    chosen = config.augment
+    flip = chosen.flip if chosen.name == "online" else 0.0
+    device = "cuda" if hardware.choose_accelerator(config.trainer) == "cuda" else "cpu"
+    folder = cache_dir(config.data.cache)
+    features = keep_features(module.network, store, folder, flips=flip > 0, device=device)
+    names = module.network.views.names
+    return features, Mirrored(flip, names.index("hflip") if "hflip" in names else len(names), config.seed)
+
+
+def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
+    """Has the network begin with the share of the training pictures' classes, which weigh the same if so configured."""
+    labels = [int(label) for label in manifest.loc[manifest["split"] == "train", "label"]]
     if settings.class_weights == "balanced":
-        labels = manifest.loc[manifest["split"] == "train", "label"]
-        module.class_weights = balanced_weights([int(label) for label in labels])
+        module.class_weights = balanced_weights(labels)
+    module.network.begin_at(log_odds(labels, settings.label_smoothing, module.class_weights))
 
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
@@ -216,7 +237,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             callbacks=callbacks,
             logger=loggers or False,
             plugins=plugins,
-            enable_checkpointing=False,
+            enable_checkpointing=True,
             use_distributed_sampler=False,
             **settings,
         )

@@ -1,7 +1,8 @@
 """What training makes small: losses by name, with label smoothing and class weights."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
@@ -53,7 +54,10 @@ def make_loss(name: str, arguments: Mapping[str, Any]) -> LossFunction:
     return known[name](**arguments)
 
 
-def smooth(labels: Tensor, share: float) -> Tensor:
+Target = TypeVar("Target", Tensor, float)
+
+
+def smooth(labels: Target, share: float) -> Target:
     """Labels moved towards one half (Szegedy et al. 2016): 0 becomes share / 2, 1 becomes 1 - share / 2."""
     return labels * (1.0 - share) + share / 2.0 if share else labels
 
@@ -63,3 +67,17 @@ def balanced_weights(labels: Sequence[int]) -> tuple[float, float]:
     positive = sum(labels)
     negative = len(labels) - positive
     return len(labels) / (2 * negative), len(labels) / (2 * positive)
+
+
+def log_odds(labels: Sequence[int], share: float = 0.0, weights: Sequence[float] | None = None) -> float:
+    """The one logit that is best for all pictures: the log odds of their labels, smoothed and weighted as in training.
+
+    Args:
+        labels: 0 or 1, both of which occur.
+        share: of label smoothing.
+        weights: of a picture of each class; None where all weigh the same.
+    """
+    negative, positive = weights or (1.0, 1.0)
+    targets = [(smooth(label, share), positive if label else negative) for label in labels]
+    mean = sum(target * weight for target, weight in targets) / sum(weight for _, weight in targets)
+    return math.log(mean / (1.0 - mean))

@@ -45,6 +45,10 @@ class Batch(Protocol):
     def rows(self) -> Tensor:
         """int64 (B,), which pictures these are."""
 
+    @property
+    def targets(self) -> Tensor | None:
+        """Float (B,) in [0, 1], the share of osteoporosis in each picture where pictures are mixed; else None."""
+
 
 class Prediction(NamedTuple):
     """Logits of a batch of pictures."""
@@ -90,6 +94,7 @@ class Classifier(LightningModule):
         self.monitor, self.fast, self.smoothing = monitor, fast, float(chosen["label_smoothing"])
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
         self.network = Network(**given).to(memory_format=self.memory_format)
+        self.network.begin_at(0.0)
         self.loss = make_loss(chosen["name"], chosen["args"])
         self.class_weights: Sequence[float] | None = chosen["weights"]
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -101,25 +106,31 @@ class Classifier(LightningModule):
 
     @property
     def backbone(self) -> nn.Module:
-        """All layers but the classifier: what Lightning's `BackboneFinetuning` freezes and thaws."""
+        """All layers but the classifier and frozen ones: what Lightning's `BackboneFinetuning` freezes and thaws."""
         last = {id(parameter) for parameter in self.network.classifier().parameters()}
+        frozen = self.network.frozen_layers()
         layers = [layer for layer in self.network.modules() if list(layer.parameters(recurse=False))]
+        # Lightning takes all that a layer contains, and a transformer with tokens of its own contains its classifier
         return nn.ModuleList(
-            layer for layer in layers if not any(id(p) in last for p in layer.parameters(recurse=False))
+            layer for layer in layers if layer not in frozen and not any(id(p) in last for p in layer.parameters())
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1] to logits (B,)."""
-        logits: Tensor = self.network(pictures.contiguous(memory_format=self.memory_format))
+        """Maps float (B, 1, S, S) in [0, 1], or kept features, to logits (B,)."""
+        if pictures.ndim == 4:
+            pictures = pictures.contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.network(pictures)
         return logits
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch.pictures).float()
         is_training, count = stage == "train", len(batch.labels)
-        losses = self.loss(logits, smooth(batch.labels, self.smoothing) if is_training else batch.labels)
-        if self.class_weights is not None:
-            negative, positive = self.class_weights
-            losses = losses * (negative + (positive - negative) * batch.labels)
+        smoothing = self.smoothing if is_training else 0.0
+        if is_training and batch.targets is not None:  # each part of a mixed picture counts as a picture of its class
+            ill, well = (self._losses(logits, torch.full_like(logits, label), smoothing) for label in (1.0, 0.0))
+            losses = torch.lerp(well, ill, batch.targets)
+        else:
+            losses = self._losses(logits, batch.labels, smoothing)
         metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
         scores = logits.detach()
         metrics.update(logits=scores, target=batch.labels.long())
@@ -128,6 +139,14 @@ class Classifier(LightningModule):
         self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
         self.log_dict(metrics, prog_bar=not is_training, **epoch)
         return losses.mean()
+
+    def _losses(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """One loss per picture (B,), weighted by its class."""
+        losses = self.loss(logits, smooth(labels, smoothing))
+        if self.class_weights is None:
+            return losses
+        negative, positive = self.class_weights
+        return losses * (negative + (positive - negative) * labels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, weighted by its pictures where several batches make a step.
