@@ -11,11 +11,11 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from osteo.data.store import square
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
+from osteo.reading.framing import decoded_size, square
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_colour, read_picture
 from osteo.types import Floats, Grey, ReadFile
@@ -157,7 +157,7 @@ def fitted_shortcuts(
 
     def measure(image_id: str) -> dict[str, Floats] | None:
         try:
-            return probe_features(square(read_picture(read(image_id), image_size), image_size, fit))
+            return probe_features(square(read_picture(read(image_id), decoded_size(image_size, fit)), image_size, fit))
         except (Unusable, OSError):  # out of reach since it was decoded first
             return None
 
