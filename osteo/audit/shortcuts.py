@@ -157,8 +157,7 @@ def fitted_shortcuts(
 
     def measure(image_id: str) -> dict[str, Floats] | None:
         try:
-            grey = read_picture(read(image_id), decoded_size(image_size, fit))
-            return probe_features(square(grey, image_size, fit))
+            return probe_features(square(read_picture(read(image_id), decoded_size(image_size, fit)), image_size, fit))
         except (Unusable, OSError):  # out of reach since it was decoded first
             return None
 
