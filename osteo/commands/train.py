@@ -29,13 +29,11 @@ def train(config: Config, job: Job) -> None:
     begun = time.perf_counter()
     from lightning.pytorch import seed_everything
 
-    from osteo.data.datamodule import KneeDataModule
     from osteo.data.prepare import prepare
     from osteo.data.summary import leaks
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
-    from osteo.training.augment import make_augmentation, make_cpu_twin
-    from osteo.training.draws import Mixup
+    from osteo.training.augment import make_augmentation
     from osteo.training.ranks import rank, record_of, started
     from osteo.training.tracking import describe
 
@@ -49,20 +47,7 @@ def train(config: Config, job: Job) -> None:
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     prepared = prepare(config.data)
     fit.check_classes(prepared.manifest)
-    features = None
-    if config.model.freeze == "backbone":
-        features, augmentation = fit.keep_features_of(module, prepared.store, config)
-    datamodule = KneeDataModule(
-        prepared,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        augment=augmentation,
-        variants=augmentation.variants,
-        augment_val=config.augment.val,
-        cpu_transform=make_cpu_twin(config.augment) if config.augment.name == "albumentations" else None,
-        features=features,
-        mix=Mixup(config.augment.mixup, config.seed) if config.augment.mixup else None,
-    )
+    datamodule = fit.make_datamodule(config, prepared, augmentation, module)
     fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)

@@ -18,12 +18,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
-from osteo.data.store import Store
+from osteo.data.prepare import Prepared
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite, evaluate
 from osteo.files import cache_dir, display_path, public
@@ -32,9 +31,10 @@ from osteo.networks.network import check_single_pictures
 from osteo.records.record import Job, Run
 from osteo.task import CLASS_NAMES
 from osteo.training import hardware
-from osteo.training.augment import Augmentation, Mirrored
+from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
+from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights, log_odds
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
@@ -116,19 +116,32 @@ def check_classes(manifest: pd.DataFrame) -> None:
             )
 
 
-def keep_features_of(module: Classifier, store: Store, config: Config) -> tuple[Tensor, Augmentation]:
-    """The features of a frozen backbone, which stand for the pictures, and what training makes of them.
+def make_datamodule(
+    config: Config, prepared: Prepared, augmentation: Augmentation, module: Classifier
+) -> KneeDataModule:
+    """The batches of a training: pictures, or the kept features of a frozen backbone.
 
     Raises:
-        UserError: the classifier of this backbone takes more than pooled features.
+        UserError: a batch is larger than the training split, or the classifier takes more than pooled features.
     """
-    chosen = config.augment
-    flip = chosen.flip if chosen.name == "online" else 0.0
-    device = "cuda" if hardware.choose_accelerator(config.trainer) == "cuda" else "cpu"
-    folder = cache_dir(config.data.cache)
-    features = keep_features(module.network, store, folder, flips=flip > 0, device=device)
-    names = module.network.views.names
-    return features, Mirrored(flip, names.index("hflip") if "hflip" in names else len(names), config.seed)
+    chosen, features = config.augment, None
+    if config.model.freeze == "backbone":
+        flip = chosen.flip if chosen.name == "online" else 0.0
+        device = "cuda" if hardware.choose_accelerator(config.trainer) == "cuda" else "cpu"
+        folder, names = cache_dir(config.data.cache), module.network.views.names
+        features = keep_features(module.network, prepared.store, folder, flips=flip > 0, device=device)
+        augmentation = Mirrored(flip, names.index("hflip") if "hflip" in names else len(names), config.seed)
+    return KneeDataModule(
+        prepared,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        augment=augmentation,
+        variants=augmentation.variants,
+        augment_val=chosen.val,
+        cpu_transform=make_cpu_twin(chosen) if chosen.name == "albumentations" else None,
+        features=features,
+        mix=Mixup(chosen.mixup, config.seed) if chosen.mixup else None,
+    )
 
 
 def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
