@@ -60,6 +60,7 @@ def claimed(given: str | None, default: str) -> str:
 # started in another process knows it too, and in its configuration's cache, so that a sweep has one for all jobs
 OmegaConf.register_new_resolver("either", claimed, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
+OmegaConf.register_new_resolver("missing", lambda value: value is None, replace=True)  # for a value in place of another
 
 
 class SweepStart(Callback):

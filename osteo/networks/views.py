@@ -12,7 +12,7 @@ from osteo.config import VIEWS
 from osteo.errors import UserError
 
 Change: TypeAlias = tuple[float, float]
-"""Degrees, counter-clockwise, and relative size."""
+"""Degrees and relative size."""
 CHANGES: dict[str, tuple[Change, ...]] = {"rotate": ((-5.0, 1.0), (5.0, 1.0)), "zoom": ((0.0, 1.05),)}
 """What a view shows beside the picture as it is; hflip shows its mirror image."""
 
@@ -59,7 +59,7 @@ class Views(nn.Module):
         if self.names[number] == "hflip":
             return pictures.flip(-1)
         place = sum(name in CHANGES for name in self.names[:number])
-        return grid_sample(pictures, self.grids[place].expand(len(pictures), -1, -1, -1), align_corners=True)
+        return grid_sample(pictures, self.grids[place].expand(pictures.shape[0], -1, -1, -1), align_corners=True)
 
 
 def _grid(change: Change, side: int) -> Tensor:
