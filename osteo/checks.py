@@ -10,7 +10,7 @@ from typing import Any
 from osteo import parts
 from osteo.config import DATA_SETS, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
-from osteo.task import CLASSES
+from osteo.task import CLASSES, LAST_EPOCH
 
 LABEL_COLUMNS = ("picture", "class", "split")
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
@@ -182,12 +182,24 @@ def _check_training(config: Config) -> None:
         raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
+    if config.trainer.monitor == LAST_EPOCH:
+        followers = [f"callbacks.{name}" for name, part in config.callbacks.items() if LAST_EPOCH in _monitors(part)]
+        followers += ["optimizer.schedule=plateau"] * (config.optimizer.schedule == "plateau")
+        followers += ["hydra/sweeper=search"] * (config.trial is not None)
+        if followers:
+            raise UserError(
+                f"trainer.monitor=epoch is nothing to wait or choose by, as {followers[0]} does; use val/loss"
+            )
     for key in ("callbacks", "logger"):
         for name, part in getattr(config, key).items():
             if part is not None and not is_dataclass(part) and not (isinstance(part, dict) and TARGET in part):
                 raise UserError(f"{key}.{name}={part} is no part: it needs a {TARGET}, the path of its class")
         check_targets(getattr(config, key), key)
     check_targets(config.trainer.extra, "trainer.extra")
+
+
+def _monitors(part: Any) -> list[Any]:
+    return [part.get("monitor")] if isinstance(part, dict) else []
 
 
 def check_targets(node: Any, key: str) -> None:

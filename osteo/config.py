@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from osteo.task import RULES, YOUDEN
+from osteo.task import LAST_EPOCH, RULES, YOUDEN
 
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "phantom": (),
@@ -156,7 +156,11 @@ class ModelConfig:
     tta: list[str] = option(
         [], f"test-time augmentation: further views whose logits are averaged, of {', '.join(VIEWS)}"
     )
-    head: str = option("linear", "what makes a logit of pooled features: linear, or what a plugin has registered")
+    head: str = option(
+        "linear",
+        "what makes a logit of pooled features: linear; standardised, linear on features of mean 0 and variance 1; or"
+        " what a plugin has registered",
+    )
     head_args: dict[str, Any] = option({}, "arguments of a registered head")
 
 
@@ -217,7 +221,9 @@ class TrainerConfig:
     gradient_clip_val: float | None = option(None, "largest norm of the gradient", above=0.0)
     limit_train_batches: int | None = option(None, "batches per epoch at most, to try something out", low=1)
     monitor: str = option(
-        "val/loss", "what the best epoch is best at", choices=("val/loss", "val/auroc", "val/accuracy")
+        "val/loss",
+        "what the best epoch is best at; epoch keeps the last one, where validation is too small to choose by",
+        choices=("val/loss", "val/auroc", "val/accuracy", LAST_EPOCH),
     )
     extra: dict[str, Any] = option({}, "further arguments of Lightning's Trainer, such as {profiler: simple}")
 

@@ -34,6 +34,8 @@ RULES: Mapping[str, Rule] = {
 """How a threshold is chosen on validation, by the names that keys, cards and tables use."""
 FIXED, YOUDEN, SENSITIVITY = RULES
 LOSS = "loss"
+LAST_EPOCH = "epoch"
+"""What training may follow beside validation: the number of the epoch, so that the last one is kept."""
 
 
 def call(probability: float, threshold: float = THRESHOLD) -> str:

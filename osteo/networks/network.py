@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from osteo import parts
-from osteo.errors import UserError, first_line
+from osteo.errors import UserError, first_line, unknown
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.torchvision import Shape
 from osteo.networks.views import Views, cut, join, separate
 from osteo.networks.weights import classifiers
 
-LINEAR = "linear"
-"""The head that is the backbone's own last layer."""
+LINEAR, STANDARDISED = "linear", "standardised"
+"""The head that is the backbone's own last layer; and one that takes each feature's mean and spread away before."""
 MISFITS = (AssertionError, RuntimeError, ValueError, IndexError)
 """What backbones raise where a size does not fit."""
 SIZES = range(32, 513, 32)
@@ -36,7 +36,7 @@ class Network(nn.Module):
         weights_file: start from a local file of weights, or a run directory, instead.
         channels: 1, or 3 to show the backbone the grey picture three times.
         drop_rate: dropout before the classifier.
-        head: linear, or what a plugin has registered.
+        head: linear; standardised, linear on features of mean 0 and variance 1; or what a plugin has registered.
         head_args: arguments of a registered head.
         freeze: none; norms, the backbone's norm layers keep parameters and running statistics while it is trained; or
             backbone, all of it does.
@@ -231,8 +231,8 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
         UserError: a name is unknown, the backbone does not accept this size, or it does not keep its contract.
     """
     usual = usual_size(backbone)
-    if head != LINEAR:
-        _ = parts.heads[head]
+    if head not in (heads := (LINEAR, STANDARDISED, *parts.heads)):
+        raise unknown("model.head", head, heads)
     try:
         output = _shadow_output(backbone, image_size, head)
     except MISFITS as error:
@@ -281,9 +281,14 @@ def check_single_pictures(network: Network) -> None:
         ) from error
 
 
+def _standardised(width: int) -> nn.Module:
+    """A linear classifier of features with mean 0 and variance 1, as a linear probe needs it."""
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, 1))
+
+
 def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        head = parts.heads[name](width, **arguments)
+        head = (_standardised if name == STANDARDISED else parts.heads[name])(width, **arguments)
         logits = head.eval()(torch.zeros(2, width))
     except (TypeError, RuntimeError, ValueError) as error:
         raise UserError(f"model.head={name} with head_args={dict(arguments)}: {first_line(error)}") from error

@@ -19,7 +19,7 @@ from osteo.errors import UserError
 from osteo.files import link_or_copy, whole
 from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
-from osteo.task import is_better
+from osteo.task import LAST_EPOCH, is_better
 from osteo.training.module import OF_TRAINING, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ class Checkpoints(Checkpoint):
 
         An epoch whose validation is not finite is never the best, not even as the first.
         """
-        score, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "val/loss"))
+        followed: dict[str, Any] = {**trainer.callback_metrics, LAST_EPOCH: trainer.current_epoch}
+        score, loss = (float(followed[name]) for name in (self.monitor, "val/loss"))
         is_finite = math.isfinite(score) and math.isfinite(loss)
         is_best = is_finite and (self.best is None or is_better(self.monitor, score, self.best))
         if is_best:
