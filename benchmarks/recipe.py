@@ -1,0 +1,151 @@
+"""Which recipe wins on the real radiographs: framings, sizes, frozen features, fine-tuning, each ingredient once.
+
+Every configuration runs on the same grouped folds of ../shared/data/kaggle, cleaned, and every repeat draws new folds.
+Sweeps are kept in $OSTEO_RECIPE (default recipe_runs/), so that a study may be cut off and taken up; a row says how
+many repeats it has. What is best is chosen by validation, here as in osteo/report; all that was tried is in the table.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.noise import python
+from osteo.data.prepare import prepare
+from osteo.evaluation import gradcam
+from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.metrics import metric_intervals
+from osteo.evaluation.systems import Experiment, System, check_run, read_experiment
+from osteo.evaluation.tests import holm, paired_bootstrap
+from osteo.records.record import Run
+from osteo.records.sweep import runs_of, trained
+from osteo.report.radiographs import grad_cams
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+WORK = Path(os.environ.get("OSTEO_RECIPE", "recipe_runs")).resolve()
+BACKBONE = "tf_efficientnet_lite0"
+WEIGHTS = [
+    f"model.backbone={BACKBONE}",
+    f"model.weights_file={SHARED}/weights/{BACKBONE}.safetensors",
+]
+DATA = ["data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.split.fold=range(5)"]
+PROBE = [*WEIGHTS, "experiment=probe"]
+FINETUNE = [*WEIGHTS, "experiment=finetune"]
+REFERENCE = "probe, crop 224"
+CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
+    "default before, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
+    **{
+        f"probe, {fit} {side}": (3, [*PROBE, f"data.fit={fit}", f"data.image_size={side}"])
+        for fit, side in (
+            ("pad", 224), ("resize", 224), ("crop", 224), ("bone", 224), ("crop", 320), ("bone", 320), ("crop", 448),
+            ("bone", 448),
+        )
+    },
+    "probe, crop 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=crop", "data.image_size=448", "model.patches=2"]),
+    "probe, bone 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=bone", "data.image_size=448", "model.patches=2"]),
+    "probe, crop 224, head linear": (3, [*PROBE, "data.fit=crop", "model.head=linear"]),
+    "probe, crop 224, best epoch by val/loss": (3, [*PROBE, "data.fit=crop", "trainer.monitor=val/loss"]),
+    "probe, crop 224, without flips": (3, [*PROBE, "data.fit=crop", "augment=none", "model.tta=[]"]),
+    "probe, crop 224, mixup 0.4": (3, [*PROBE, "data.fit=crop", "augment.mixup=0.4"]),
+    "probe, crop 224, smoothing 0.2": (3, [*PROBE, "data.fit=crop", "loss.label_smoothing=0.2"]),
+    "finetune, crop 224": (1, [*FINETUNE, "data.fit=crop"]),
+    "scratch, ResNet18, crop 128": (1, ["experiment=scratch", "data.fit=crop"]),
+    "scratch, ResNet18, pad 128": (1, ["experiment=scratch"]),
+}  # fmt: skip
+"""Repeats, and overrides."""
+
+
+def measure() -> list[dict]:
+    """One row per configuration, the best on validation first."""
+    names = [name for name in CONFIGURATIONS if not sys.argv[2:] or name in sys.argv[2:]]
+    for name in names:
+        train(name)
+    found = {name: read_experiment(runs_of(folder(name))) for name in CONFIGURATIONS if is_done(name)}
+    rows = [row(name, experiment, found[REFERENCE]) for name, experiment in found.items()]
+    corrected = iter(holm([row["p"] for row in rows]))
+    for line in rows:
+        line["above width and height, p after Holm"] = f"{next(corrected):.2g}"
+        del line["p"]
+    return sorted(rows, key=lambda line: -line["AUROC on validation"])
+
+
+def folder(name: str) -> Path:
+    """Where the sweep of a configuration is kept."""
+    return WORK / name.replace(" ", "_").replace(",", "").replace("/", "_")
+
+
+def is_done(name: str) -> bool:
+    """Whether every run of a configuration has ended."""
+    wanted = 5 * CONFIGURATIONS[name][0]
+    return folder(name).is_dir() and len(trained(folder(name), check_run)[0]) >= wanted
+
+
+def train(name: str) -> None:
+    """Trains a configuration, or goes on with it."""
+    if is_done(name):
+        return
+    repeats, overrides = CONFIGURATIONS[name]
+    if folder(name).is_dir():
+        command = [*python("osteo"), "train", f"resume={folder(name)}"]
+    else:
+        seeds = ["seed=" + ",".join(map(str, range(repeats))), "data.split.seed=${seed}"]
+        command = [
+            *python("osteo"),
+            "train",
+            "-m",
+            *DATA,
+            *overrides,
+            *seeds,
+            "logger=null",
+            f"output_dir={folder(name)}",
+        ]
+    print(name, flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def row(name: str, experiment: Experiment, reference: Experiment) -> dict:
+    """What a configuration reaches."""
+    model, shortcut = experiment.of_kind("model")[0], experiment.of_kind("shortcut")[0]
+    labels, groups = experiment.labels, experiment.groups
+    intervals = metric_intervals(labels, model.probabilities, groups, networks=model.networks)
+    against = paired_bootstrap(labels, model.answers(), shortcut.answers(), groups)["auroc"]
+    probe = reference.of_kind("model")[0]
+    shared = min(model.repeats, probe.repeats)
+    beside = paired_bootstrap(labels, first(model, shared), first(probe, shared), groups)["auroc"]
+    knee, area = evidence(model.runs)
+    return {
+        "configuration": name,
+        "repeats": model.repeats,
+        "AUROC on validation": round(model.validation["auroc"], 3),
+        **{title: format_interval(intervals[key]) for key, title in
+           (("auroc", "AUROC"), ("accuracy", "accuracy"), ("brier", "Brier"))},
+        "width and height": format_interval(metric_intervals(
+            labels, shortcut.probabilities, groups, networks=shortcut.networks, names=["auroc"])["auroc"]),
+        "p": against.p,
+        f"AUROC less that of {REFERENCE}": format_interval(beside.difference) if name != REFERENCE else "-",
+        "p of that": f"{beside.p:.2g}" if name != REFERENCE else "-",
+        "evidence in the knee": knee,
+        "without aim": area,
+        "s per fold": round(float(np.median([run.read_environment()["seconds"] for run in model.runs])), 1),
+    }  # fmt: skip
+
+
+def first(model: System, repeats: int):
+    """The answers of the first repeats."""
+    answers = model.answers()
+    return type(answers)(*(values[:repeats] for values in answers))
+
+
+def evidence(runs: list[Run]) -> tuple[str, str]:
+    """The share of test pictures' Grad-CAM that lies in the knee, and that of a map without aim."""
+    data = runs[0].read_settings().data
+    _, store = prepare(data)
+    manifest = runs[0].read_manifest()
+    sha256 = dict(zip(manifest["image_id"], manifest["sha256"], strict=True))
+    maps, _ = grad_cams(runs[:5], [], sha256, store)
+    found = [gradcam.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()]
+    shares = [(1 - one.outside, 1 - one.area) for one in found if one is not None]
+    inside, area = np.mean(shares, axis=0)
+    return f"{inside:.0%}", f"{area:.0%}"
