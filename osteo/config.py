@@ -150,6 +150,9 @@ class ModelConfig:
         " are then computed once and kept",
         choices=("none", "norms", "backbone"),
     )
+    stages: bool = option(
+        False, "give the head the mean of every stage's feature map, fine texture too, not of the last map alone"
+    )
     patches: int = option(
         1, "tiles on each side into which the network cuts a picture; its logit is their mean", low=1, high=16
     )

@@ -13,6 +13,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from osteo import parts
 from osteo.errors import UserError, unknown
+from osteo.networks.stages import use_stages
 from osteo.networks.torchvision import TORCHVISION, Shape, TorchvisionBackbone, torchvision_names, usual_side
 from osteo.networks.weights import differing, fill, read_weights
 
@@ -58,6 +59,12 @@ def create_backbone(name: str, shape: Shape, *, pretrained: bool = False, weight
     Raises:
         UserError: the weights cannot be had or do not fit, or a plugin's backbone does not keep the contract.
     """
+    if shape.of_stages:
+        plain = shape._replace(num_classes=0, of_stages=False)
+        body = create_backbone(name, plain, pretrained=pretrained, weights_file=weights_file)
+        return use_stages(
+            body, name, shape.image_size, channels=shape.channels, classes=shape.num_classes, drop_rate=shape.drop_rate
+        )
     if name in parts.backbones:
         if pretrained:
             raise UserError(f"model.backbone={name} is a plugin's and has no pretrained weights; give a weights_file")

@@ -85,7 +85,9 @@ def _compute(network: Network, views: Views, number: int, store: Store, device: 
 
 def _fingerprint(network: Network, store: Store) -> str:
     """A hash of what features follow from: the pictures, the backbone and its weights."""
-    digest = hashlib.sha256(f"{network.name}:{network.channels}:{network.patches}:{torch.__version__}".encode())
+    digest = hashlib.sha256(
+        f"{network.name}:{network.channels}:{network.patches}:{network.num_features}:{torch.__version__}".encode()
+    )
     digest.update(np.ascontiguousarray(store.pictures[0]).data)
     new = {id(tensor) for tensor in network.classifier().state_dict(keep_vars=True).values()}
     for key, tensor in network.state_dict(keep_vars=True).items():

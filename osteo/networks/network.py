@@ -40,6 +40,7 @@ class Network(nn.Module):
         head_args: arguments of a registered head.
         freeze: none; norms, the backbone's norm layers keep parameters and running statistics while it is trained; or
             backbone, all of it does.
+        stages: the head is given the mean of every stage's feature map, not of the last one alone.
         patches: tiles on each side of a picture, of which each gets a logit; the picture's is their mean.
         tta: views beside the picture as it is, whose logits are averaged in evaluation; see `Views`.
 
@@ -63,6 +64,7 @@ class Network(nn.Module):
         head: str = LINEAR,
         head_args: Mapping[str, Any] | None = None,
         freeze: str = "none",
+        stages: bool = False,
         patches: int = 1,
         tta: Sequence[str] = (),
     ) -> None:
@@ -75,12 +77,12 @@ class Network(nn.Module):
             raise UserError(
                 f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side"
             )
-        width = check_backbone(backbone, image_size // patches, head=head)
+        width = check_backbone(backbone, image_size // patches, head=head, stages=stages)
         self.name, self.image_size, self.channels, self.patches = backbone, image_size, channels, patches
         self.drop_rate = drop_rate
         self.views = Views(tta, image_size)
-        self._head = {"head": head, "head_args": head_args}
-        shape = Shape(image_size // patches, channels, int(head == LINEAR), drop_rate)
+        self._parts = {"head": head, "head_args": head_args, "patches": patches, "stages": stages}
+        shape = Shape(image_size // patches, channels, int(head == LINEAR), drop_rate, stages)
         self.backbone: Any = create_backbone(backbone, shape, pretrained=pretrained, weights_file=weights_file)
         self.head = None if head == LINEAR else _make_head(head, width, head_args or {})
         # One grey channel stands for three equal ones: their kernels are summed, and what they subtract is averaged.
@@ -202,13 +204,7 @@ class Network(nn.Module):
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(
-                self.name,
-                image_size=self.image_size,
-                channels=self.channels,
-                patches=self.patches,
-                **self._head,  # type: ignore[arg-type]
-            )
+            return Network(self.name, image_size=self.image_size, channels=self.channels, **self._parts)  # type: ignore[arg-type]
 
     def _to_logits(self, output: Tensor) -> Tensor:
         logits: Tensor = output if self.head is None else self.head(output)
@@ -221,7 +217,7 @@ def is_norm(layer: nn.Module) -> bool:
     return has_tensors and "Norm" in type(layer).__name__
 
 
-def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int:
+def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR, stages: bool = False) -> int:
     """Builds the backbone without memory and shows it a picture without pixels, before anything slow starts.
 
     Returns:
@@ -234,9 +230,9 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     if head not in (heads := (LINEAR, STANDARDISED, *parts.heads)):
         raise unknown("model.head", head, heads)
     try:
-        output = _shadow_output(backbone, image_size, head)
+        output = _shadow_output(backbone, image_size, head, stages)
     except MISFITS as error:
-        fitting = _nearest_size(backbone, image_size, head)
+        fitting = _nearest_size(backbone, image_size, head, stages)
         hints = [f"the nearest size that fits is {fitting}"] if fitting else []
         hints += [f"its usual size is {usual}"] if usual else []
         raise UserError(
@@ -248,19 +244,20 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR) -> int
     return int(output.shape[1])
 
 
-def _shadow_output(backbone: str, image_size: int, head: str) -> Tensor:
+def _shadow_output(backbone: str, image_size: int, head: str, stages: bool) -> Tensor:
     """What the backbone gives for two pictures, without memory: a shape alone."""
     with torch.device("meta"):
-        shadow: Any = create_backbone(backbone, Shape(image_size, num_classes=int(head == LINEAR)))
+        shape = Shape(image_size, num_classes=int(head == LINEAR), of_stages=stages)
+        shadow: Any = create_backbone(backbone, shape)
         output: Tensor = shadow.eval()(torch.empty(2, 1, image_size, image_size))
     return output
 
 
-def _nearest_size(backbone: str, image_size: int, head: str) -> int | None:
+def _nearest_size(backbone: str, image_size: int, head: str, stages: bool) -> int | None:
     """The nearest of `SIZES` that a backbone accepts; None where there is none."""
     for side in sorted(SIZES, key=lambda size: abs(size - image_size)):
         with suppress(*MISFITS):
-            _shadow_output(backbone, side, head)
+            _shadow_output(backbone, side, head, stages)
             return side
     return None
 

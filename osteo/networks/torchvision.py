@@ -23,6 +23,8 @@ class Shape(NamedTuple):
     num_classes: int = 1
     """1 logit, or 0 for no classifier at all"""
     drop_rate: float = 0.0
+    of_stages: bool = False
+    """whether the features are those of all stages"""
 
 
 def usual_side(name: str) -> int:
