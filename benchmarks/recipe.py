@@ -43,6 +43,12 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
             ("bone", 448),
         )
     },
+    **{
+        f"probe of all stages, {fit} {side}": (
+            3, [*PROBE, "model.stages=true", f"data.fit={fit}", f"data.image_size={side}"]
+        )
+        for fit, side in (("pad", 320), ("crop", 224), ("crop", 320), ("crop", 448), ("bone", 320))
+    },
     "probe, crop 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=crop", "data.image_size=448", "model.patches=2"]),
     "probe, bone 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=bone", "data.image_size=448", "model.patches=2"]),
     "probe, crop 224, head linear": (3, [*PROBE, "data.fit=crop", "model.head=linear"]),
@@ -51,6 +57,7 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     "probe, crop 224, mixup 0.4": (3, [*PROBE, "data.fit=crop", "augment.mixup=0.4"]),
     "probe, crop 224, smoothing 0.2": (3, [*PROBE, "data.fit=crop", "loss.label_smoothing=0.2"]),
     "finetune, crop 224": (1, [*FINETUNE, "data.fit=crop"]),
+    "finetune of all stages, crop 320": (1, [*FINETUNE, "model.stages=true", "data.fit=crop", "data.image_size=320"]),
     "scratch, ResNet18, crop 128": (1, ["experiment=scratch", "data.fit=crop"]),
     "scratch, ResNet18, pad 128": (1, ["experiment=scratch"]),
 }  # fmt: skip
