@@ -38,6 +38,7 @@ BENCHMARKS = {
     "guard": "what the guard flags, and what it lets pass",
     "export": "an exported model through our wrapper against plain onnxruntime",
     "damage": "every file of a run, a sweep, a study and a cache damaged in turn",
+    "recipe": "which recipe wins on the real radiographs, by fit, size, features and ingredient",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 

@@ -33,6 +33,7 @@ WEIGHTS = [
 DATA = ["data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.split.fold=range(5)"]
 PROBE = [*WEIGHTS, "experiment=probe"]
 FINETUNE = [*WEIGHTS, "experiment=finetune"]
+BEST = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
 REFERENCE = "probe, crop 224"
 CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     "default before, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
@@ -51,11 +52,12 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     },
     "probe, crop 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=crop", "data.image_size=448", "model.patches=2"]),
     "probe, bone 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=bone", "data.image_size=448", "model.patches=2"]),
-    "probe, crop 224, head linear": (3, [*PROBE, "data.fit=crop", "model.head=linear"]),
-    "probe, crop 224, best epoch by val/loss": (3, [*PROBE, "data.fit=crop", "trainer.monitor=val/loss"]),
-    "probe, crop 224, without flips": (3, [*PROBE, "data.fit=crop", "augment=none", "model.tta=[]"]),
-    "probe, crop 224, mixup 0.4": (3, [*PROBE, "data.fit=crop", "augment.mixup=0.4"]),
-    "probe, crop 224, smoothing 0.2": (3, [*PROBE, "data.fit=crop", "loss.label_smoothing=0.2"]),
+    "best, head linear": (3, [*BEST, "model.head=linear"]),
+    "best, epoch by val loss": (3, [*BEST, "trainer.monitor=val/loss"]),
+    "best, without flips": (3, [*BEST, "augment=none", "model.tta=[]"]),
+    "best, views turned and enlarged too": (3, [*BEST, "model.tta=[hflip,rotate,zoom]"]),
+    "best, mixup 0.4": (3, [*BEST, "augment.mixup=0.4"]),
+    "best, smoothing 0.2": (3, [*BEST, "loss.label_smoothing=0.2"]),
     "finetune, crop 224": (1, [*FINETUNE, "data.fit=crop"]),
     "finetune of all stages, crop 320": (1, [*FINETUNE, "model.stages=true", "data.fit=crop", "data.image_size=320"]),
     "scratch, ResNet18, crop 128": (1, ["experiment=scratch", "data.fit=crop"]),

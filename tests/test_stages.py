@@ -47,7 +47,7 @@ def test_weights_keep_their_names(osteo: Callable[..., Result], tiny: list[str],
     assert done.code == 0
     again = Network("test_resnet", image_size=64, stages=True, weights_file=str(tmp_path / "run"))
     kept = read_checkpoint(Run(tmp_path / "run").best_checkpoint)["state_dict"]
-    assert torch.equal(again.backbone.conv1.weight, kept["network.backbone.conv1.weight"])
+    assert torch.equal(again.backbone.layer1[0].conv1.weight, kept["network.backbone.layer1.0.conv1.weight"])
     with pytest.raises(UserError, match=r"^model\.stages=true: model\.backbone=torchvision/alexnet does not give its"):
         Network("torchvision/alexnet", image_size=64, stages=True)
 
