@@ -34,7 +34,7 @@ DATA = ["data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "
 PROBE = [*WEIGHTS, "experiment=probe"]
 FINETUNE = [*WEIGHTS, "experiment=finetune"]
 BEST = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
-REFERENCE = "probe, crop 224"
+CHOSEN, REFERENCE = "probe of all stages, crop 320", "probe, crop 224"
 CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     "default before, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
     **{
