@@ -171,13 +171,19 @@ def _check_training(config: Config) -> None:
             " model.weights_file=FILE"
         )
     changes = ("rotate", "translate", "scale", "brightness", "contrast", "ops", "val")
-    if config.model.freeze == "backbone" and (
-        config.augment.name not in ("online", "none") or any(getattr(config.augment, change) for change in changes)
-    ):
+    plain = config.augment.name == "none" or (
+        config.augment.name == "online" and not any(getattr(config.augment, change) for change in changes)
+    )
+    if config.model.freeze == "backbone" and not plain:
         raise UserError(
             "model.freeze=backbone keeps the features of a picture and of its mirror image alone, which any other"
             " augmentation would change: set augment=flip, or augment=none"
         )
+    for name, part in config.callbacks.items() if config.model.freeze == "backbone" else ():
+        if isinstance(part, dict) and str(part.get(TARGET)).endswith(("Unfreezing", "BackboneFinetuning")):
+            raise UserError(
+                f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: leave one of them out"
+            )
     if config.model.channels == 2:
         raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":

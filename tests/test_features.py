@@ -16,6 +16,7 @@ from osteo.networks.features import keep_features
 from osteo.networks.network import Network
 from osteo.records.record import Run
 from osteo.training.augment import Mirrored, Online
+from osteo.training.module import read_checkpoint
 from tests.conftest import Result
 
 
@@ -35,16 +36,18 @@ def kept(tmp_path: Path) -> list[Path]:
 def test_kept_features_give_the_logits_of_the_whole_network(
     osteo: Callable[..., Result], probe: list[str], tmp_path: Path
 ) -> None:
-    done = osteo("train", *probe, "trainer.max_epochs=3", "output_dir=run")
+    done = osteo("train", *probe, "model.head=standardised", "trainer.max_epochs=3", "output_dir=run")
     assert done.code == 0
     assert done.out.count("computing the features of") == 2  # as they are, and mirrored
     run = Run(tmp_path / "run")
     model = load_model(run.best_checkpoint)
     start = Network("test_resnet", image_size=64, weights_file="weights.safetensors").backbone.state_dict()
     learnt = model.network.backbone.state_dict()
-    assert [name for name in start if not torch.equal(start[name], learnt[name])] == ["fc.weight", "fc.bias"]
+    assert [name for name, tensor in learnt.items() if not torch.equal(start[name], tensor)] == []
     assert osteo("evaluate", "run", *[key for key in probe if key.startswith("data")], "output_dir=again").code == 0
     first, again = (Run(tmp_path / name).read_predictions() for name in ("run", "again"))
+    norm = read_checkpoint(run.best_checkpoint)["state_dict"]
+    assert int(norm["network.head.0.num_batches_tracked"]) > 0  # the head is trained in training mode
     merged = first[first["split"] == "test"].merge(again, on="image_id")
     assert len(merged) > 2
     assert merged["logit_x"].std() > 1e-3
@@ -53,13 +56,28 @@ def test_kept_features_give_the_logits_of_the_whole_network(
     done = osteo("train", *probe, "seed=5", "output_dir=second")
     assert done.code == 0
     assert "computing the features" not in done.out  # of the same pictures and weights
-    content = bytearray(kept(tmp_path)[0].read_bytes())
+    plain, mirrored = kept(tmp_path)
+    content = bytearray(plain.read_bytes())
     content[len(content) // 2] ^= 1
-    kept(tmp_path)[0].write_bytes(content)
+    plain.write_bytes(content)
+    torch.save(torch.zeros(3, 7), mirrored)
     done = osteo("train", *probe, "seed=6", "output_dir=third")
     assert done.code == 0
-    assert "kept features are damaged on the disk: they are computed again" in done.out
-    assert done.out.count("computing the features of") == 1
+    assert done.out.count("kept features are damaged on the disk: they are computed again") == 2
+    assert done.out.count("computing the features of") == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", None])
+def test_damaged_features_are_computed_again(tmp_path: Path, content: bytes | None) -> None:
+    store = Store(np.zeros((1, 2, 64, 64), np.uint8), {"a": 0, "b": 1}, {})
+    network = Network("test_resnet", image_size=64, freeze="backbone").train()
+    found = keep_features(network, store, tmp_path, flips=False)
+    assert network.training
+    [place] = (tmp_path / "features").glob("*.pt")
+    place.unlink()
+    place.mkdir() if content is None else place.write_bytes(content)
+    assert torch.equal(keep_features(network, store, tmp_path, flips=False), found)
+    assert place.is_file()
 
 
 def test_features_belong_to_their_pictures_weights_and_views(tmp_path: Path) -> None:
@@ -92,11 +110,14 @@ def test_mirror_images_are_drawn_as_those_of_pictures_are() -> None:
 def test_a_frozen_backbone_is_refused_where_it_makes_no_sense(osteo: Callable[..., Result], probe: list[str]) -> None:
     for asked, line in (
         ("model.weights_file=null", "model.freeze=backbone: freezing needs weights: set model.pretrained=true or"),
+        (
+            "callbacks=unfreeze",
+            "callbacks.unfreeze unfreezes what model.freeze=backbone keeps frozen",
+        ),
         ("augment.rotate=5", "would change: set augment=flip, or augment=none"),
         ("augment.ops=[{RandomAffine: {degrees: 10}}]", "would change: set augment=flip, or augment=none"),
     ):
-        given = [*probe, asked, "model.pretrained=false"]
-        done = osteo("train", *given)
+        done = osteo("train", *probe, asked, "model.pretrained=false")
         assert done.code == 2
         assert line in done.err
     store = Store(np.zeros((1, 1, 32, 32), np.uint8), {"a": 0}, {})

@@ -164,3 +164,11 @@ def test_joints_are_found_in_real_pictures() -> None:
     assert sum(joint is not None for joint in joints) >= 0.96 * len(files)
     widths = [joint.width for joint, picture in zip(joints, pictures, strict=True) if joint and len(picture) == 1994]
     assert np.quantile(widths, 0.95) < 1.5 * np.quantile(widths, 0.05)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (20, 20), (900, 30), (30, 900)])
+def test_odd_shapes_have_no_joint(shape: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for fit in ("crop", "bone"):
+        framed = frame(picture, 32, fit)
+        assert (framed.picture.shape, framed.is_found) == ((32, 32), False)

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from osteo.data.store import Store
 from osteo.errors import UserError, first_line
-from osteo.files import alone, check_checksums, whole
+from osteo.files import alone, check_checksums, whole, writing_to_cache
 from osteo.networks.network import MISFITS, Network
 from osteo.networks.views import Views
 
@@ -18,6 +20,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 32  # pictures at once
 TOLERANCE = 1e-3  # of a logit, between the whole network and its classifier on kept features
+
+DAMAGED = (UserError, OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
+"""What reading a damaged file raises, by where it is damaged."""
 
 
 def keep_features(network: Network, store: Store, folder: Path, *, flips: bool, device: str = "cpu") -> Tensor:
@@ -36,6 +41,7 @@ def keep_features(network: Network, store: Store, folder: Path, *, flips: bool, 
     Raises:
         UserError: the classifier of this backbone takes more than pooled features.
     """
+    was_training = network.training
     _check(network)
     views = network.views
     if flips and "hflip" not in views.names:
@@ -46,27 +52,33 @@ def keep_features(network: Network, store: Store, folder: Path, *, flips: bool, 
     for number, name in enumerate(views.names):
         recipe = f"{origin}:{name}:{views.names[:number].count(name)}"
         place = folder / "features" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.pt"
-        with alone(place, "computing these features"):
-            features = _read(place)
+        with writing_to_cache(folder), alone(place, "computing these features"):
+            features = _read(place, len(store.pictures[0]))
             if features is None:
                 features = _compute(network, views, number, store, device)
+                if place.is_dir():
+                    shutil.rmtree(place)
                 with whole(place) as aside:
                     torch.save(features, aside)
         found.append(features)
+    network.train(was_training)
     return torch.stack(found, dim=1)
 
 
-def _read(place: Path) -> Tensor | None:
-    """Features that were kept, or None where there are none or they are damaged."""
-    if not place.is_file():
+def _read(place: Path, count: int) -> Tensor | None:
+    """Features that were kept of so many pictures, or None where there are none or they are damaged."""
+    if not place.exists():
         return None
     try:
         check_checksums(place)
-        kept: Tensor = torch.load(place, weights_only=True)
-    except UserError:
-        log.warning("kept features are damaged on the disk: they are computed again")
-        return None
-    return kept
+        kept = torch.load(place, weights_only=True)
+    except DAMAGED as error:
+        log.debug("kept features cannot be read: %s", type(error).__name__)
+        kept = None
+    if isinstance(kept, Tensor) and kept.ndim == 2 and len(kept) == count and kept.dtype == torch.float32:
+        return kept
+    log.warning("kept features are damaged on the disk: they are computed again")
+    return None
 
 
 def _compute(network: Network, views: Views, number: int, store: Store, device: str) -> Tensor:
@@ -84,22 +96,31 @@ def _compute(network: Network, views: Views, number: int, store: Store, device: 
 
 
 def _fingerprint(network: Network, store: Store) -> str:
-    """A hash of what features follow from: the pictures, the backbone and its weights."""
-    digest = hashlib.sha256(
-        f"{network.name}:{network.channels}:{network.patches}:{network.num_features}:{torch.__version__}".encode()
-    )
+    """A hash of what features follow from: the pictures, the backbone's weights, and what it makes of a picture.
+
+    The last stands for code, of timm's or of a plugin's, that may have changed since.
+    """
+    digest = hashlib.sha256(f"{network.channels}:{network.patches}:{torch.__version__}".encode())
     digest.update(np.ascontiguousarray(store.pictures[0]).data)
     new = {id(tensor) for tensor in network.classifier().state_dict(keep_vars=True).values()}
     for key, tensor in network.state_dict(keep_vars=True).items():
         if id(tensor) not in new:
             digest.update(key.encode() + tensor.detach().contiguous().numpy().tobytes())
+    with torch.inference_mode():
+        pooled = network.eval().pooled(_noise(network))
+    scale = float(pooled.abs().max()) or 1.0
+    digest.update((pooled / scale * 100).round().to(torch.int32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _noise(network: Network) -> Tensor:
+    side = network.image_size
+    return torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _check(network: Network) -> None:
     """Compares logits of kept features with those of the whole network."""
-    side = network.image_size
-    pictures = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+    pictures = _noise(network)
     reason = "gives other logits"
     try:
         with torch.inference_mode():

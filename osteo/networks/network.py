@@ -168,11 +168,12 @@ class Network(nn.Module):
         would begin with a loss of several times that of a guess, and spoil the backbone's weights.
         """
         auxiliary = getattr(self.backbone, "aux_head", None)  # of VOLO, added to the first
-        for layer in self.classifier().modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) == 1:
-                layer.weight.zero_()
-                if layer.bias is not None:
-                    layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
+        layers = [layer for layer in self.classifier().modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        makes_logits = [layer for layer in layers if len(layer.weight) == 1]
+        for layer in makes_logits[-1:] if self.head else makes_logits:  # of a head, the last alone
+            layer.weight.zero_()
+            if layer.bias is not None:
+                layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
 
     def frozen_layers(self) -> list[nn.Module]:
         """Layers that are not trained, looked up anew since several devices replace batch norms by synchronised ones.

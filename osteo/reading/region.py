@@ -90,7 +90,7 @@ def find_region(grey: Grey) -> Region:
 
 def _find_joint(small: Singles, limb: Singles) -> Joint | None:
     left, top, span, height = cv2.boundingRect(limb.astype(np.uint8))
-    if span < COARSE:
+    if min(span, height) < COARSE:
         return None
     small, limb = (part[top : top + height, left : left + span] for part in (small, limb))
     found = list[Joint]()
