@@ -52,7 +52,7 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     },
     "probe, crop 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=crop", "data.image_size=448", "model.patches=2"]),
     "probe, bone 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=bone", "data.image_size=448", "model.patches=2"]),
-    "best, head standardised": (3, [*BEST, "model.head=standardised"]),
+    "best, head linear": (3, [*BEST, "model.head=linear"]),
     "best, epoch by val loss": (3, [*BEST, "trainer.monitor=val/loss"]),
     "best, without flips": (3, [*BEST, "augment=none", "model.tta=[]"]),
     "best, views turned and enlarged too": (3, [*BEST, "model.tta=[hflip,rotate,zoom]"]),

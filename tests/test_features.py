@@ -36,7 +36,7 @@ def kept(tmp_path: Path) -> list[Path]:
 def test_kept_features_give_the_logits_of_the_whole_network(
     osteo: Callable[..., Result], probe: list[str], tmp_path: Path
 ) -> None:
-    done = osteo("train", *probe, "model.head=standardised", "trainer.max_epochs=3", "output_dir=run")
+    done = osteo("train", *probe, "trainer.max_epochs=3", "output_dir=run")
     assert done.code == 0
     assert done.out.count("computing the features of") == 2  # as they are, and mirrored
     run = Run(tmp_path / "run")
