@@ -7,7 +7,6 @@ many repeats it has. What is best is chosen by validation, here as in osteo/repo
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +66,14 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
 
 
 def measure() -> list[dict]:
-    """One row per configuration, the best on validation first."""
-    names = [name for name in CONFIGURATIONS if not sys.argv[2:] or name in sys.argv[2:]]
-    for name in names:
+    """Trains what is missing; one row per configuration, the best on validation first."""
+    for name in CONFIGURATIONS:
         train(name)
+    return table()
+
+
+def table() -> list[dict]:
+    """One row per configuration that has been trained."""
     found = {name: read_experiment(runs_of(folder(name))) for name in CONFIGURATIONS if is_done(name)}
     rows = [row(name, experiment, found[REFERENCE]) for name, experiment in found.items()]
     corrected = iter(holm([row["p"] for row in rows]))
