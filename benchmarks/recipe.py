@@ -35,7 +35,7 @@ FINETUNE = [*WEIGHTS, "experiment=finetune"]
 BEST = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
 CHOSEN, REFERENCE = "probe of all stages, crop 320", "probe, crop 224"
 CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
-    "default before, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
+    "default recipe from weights, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
     **{
         f"probe, {fit} {side}": (3, [*PROBE, f"data.fit={fit}", f"data.image_size={side}"])
         for fit, side in (
