@@ -20,15 +20,13 @@ from osteo.training.augment import (
     Paper,
     Parameters,
     _join,
-    _mix,
-    hashed,
-    hashed_uniform,
     make_augmentation,
     make_cpu_twin,
     operations,
     paper_twins,
     warp_and_expose,
 )
+from osteo.training.draws import _mix, hashed, hashed_uniform
 
 PICTURES = torch.rand(6, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 SAME = torch.zeros(6, dtype=torch.int64)

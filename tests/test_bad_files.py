@@ -319,7 +319,7 @@ def test_predict_names_what_it_cannot_read(tmp_path: Path) -> None:
         archive.writestr("IM0002", DICOM)
     raw = (tmp_path / "in.zip").read_bytes()
     (tmp_path / "in.zip").write_bytes(raw.replace(DICOM, bytes(len(DICOM))))
-    model: Any = SimpleNamespace(card=SimpleNamespace(image_size=64))
+    model: Any = SimpleNamespace(card=SimpleNamespace(image_size=64, fit="pad"))
     found = {}
     for given in (tmp_path, tmp_path / "in.zip"):
         opened, entries = list_pictures(str(given))

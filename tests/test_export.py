@@ -32,6 +32,7 @@ def trained(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     arguments = [
         "data=folder", f"data.root={archives / 'kaggle'}", "data.image_size=64", "data.batch_size=8",
         "model.backbone=test_resnet", "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.precision=32-true",
+        "optimizer.lr=0.02",
         "logger.wandb.mode=disabled", f"output_dir={run}",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -84,6 +84,7 @@ def test_an_epoch_whose_validation_is_not_finite_is_never_the_best(
     for epoch, (loss, auroc) in enumerate(curve):
         stand_in: Any = SimpleNamespace(
             callback_metrics={"val/loss": torch.tensor(loss), "val/auroc": torch.tensor(auroc)},
+            current_epoch=epoch,
             is_global_zero=True,
             should_stop=False,
             save_checkpoint=lambda path, epoch=epoch: torch.save({"epoch": epoch, "state_dict": {}}, path),

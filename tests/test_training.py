@@ -56,7 +56,7 @@ def trainer(**settings: object) -> Trainer:
 
 def test_eight_pictures_are_learned_by_heart() -> None:
     seed_everything(0, verbose=False)
-    learner, fitter = module(), trainer(max_epochs=100, limit_val_batches=0)
+    learner, fitter = module(), trainer(max_epochs=150, limit_val_batches=0)
     fitter.fit(learner, data(8, batch_size=8))
     assert float(fitter.callback_metrics["train/loss"]) < 1e-3
     assert float(fitter.callback_metrics["train/accuracy"]) == 1.0
