@@ -189,7 +189,8 @@ def _check_training(config: Config) -> None:
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
     if config.trainer.monitor == LAST_EPOCH:
-        followers = [f"callbacks.{name}" for name, part in config.callbacks.items() if LAST_EPOCH in _monitors(part)]
+        parts_by_name = {name: part for name, part in config.callbacks.items() if isinstance(part, dict)}
+        followers = [f"callbacks.{name}" for name, part in parts_by_name.items() if part.get("monitor") == LAST_EPOCH]
         followers += ["optimizer.schedule=plateau"] * (config.optimizer.schedule == "plateau")
         followers += ["hydra/sweeper=search"] * (config.trial is not None)
         if followers:
@@ -202,10 +203,6 @@ def _check_training(config: Config) -> None:
                 raise UserError(f"{key}.{name}={part} is no part: it needs a {TARGET}, the path of its class")
         check_targets(getattr(config, key), key)
     check_targets(config.trainer.extra, "trainer.extra")
-
-
-def _monitors(part: Any) -> list[Any]:
-    return [part.get("monitor")] if isinstance(part, dict) else []
 
 
 def check_targets(node: Any, key: str) -> None:

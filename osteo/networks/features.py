@@ -42,12 +42,12 @@ def keep_features(network: Network, store: Store, folder: Path, *, flips: bool, 
         UserError: the classifier of this backbone takes more than pooled features.
     """
     was_training = network.training
-    _check(network)
+    example = _checked_example(network)
     views = network.views
     if flips and "hflip" not in views.names:
         views = Views([*views.chosen, "hflip"], network.image_size)
     store.confirm()  # what is computed of damaged pictures would be kept
-    origin = _fingerprint(network, store)
+    origin = _fingerprint(network, store, example)
     found = []
     for number, name in enumerate(views.names):
         recipe = f"{origin}:{name}:{views.names[:number].count(name)}"
@@ -95,8 +95,8 @@ def _compute(network: Network, views: Views, number: int, store: Store, device: 
     return torch.cat(found).clone()
 
 
-def _fingerprint(network: Network, store: Store) -> str:
-    """A hash of what features follow from: the pictures, the backbone's weights, and what it makes of a picture.
+def _fingerprint(network: Network, store: Store, example: Tensor) -> str:
+    """A hash of what features follow from: the pictures, the backbone's weights, and what it makes of an example.
 
     The last stands for code, of timm's or of a plugin's, that may have changed since.
     """
@@ -106,27 +106,21 @@ def _fingerprint(network: Network, store: Store) -> str:
     for key, tensor in network.state_dict(keep_vars=True).items():
         if id(tensor) not in new:
             digest.update(key.encode() + tensor.detach().contiguous().numpy().tobytes())
-    with torch.inference_mode():
-        pooled = network.eval().pooled(_noise(network))
-    scale = float(pooled.abs().max()) or 1.0
-    digest.update((pooled / scale * 100).round().to(torch.int32).numpy().tobytes())
+    scale = float(example.abs().max()) or 1.0
+    digest.update((example / scale * 100).round().to(torch.int32).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _noise(network: Network) -> Tensor:
+def _checked_example(network: Network) -> Tensor:
+    """The features of two pictures of noise, (2, F), whose logits are those of the whole network."""
     side = network.image_size
-    return torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def _check(network: Network) -> None:
-    """Compares logits of kept features with those of the whole network."""
-    pictures = _noise(network)
+    pictures = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
     reason = "gives other logits"
     try:
         with torch.inference_mode():
             pooled = network.eval().pooled(pictures)
             if float((network(pooled) - network._logits(pictures)).abs().max()) < TOLERANCE:
-                return
+                return pooled
     except MISFITS as error:
         reason = first_line(error)
     raise UserError(

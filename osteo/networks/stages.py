@@ -1,5 +1,6 @@
 """A backbone of timm's whose features are those of all its stages: the fine grain of early ones beside the last."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -65,10 +66,7 @@ def use_stages(network: nn.Module, name: str, side: int, *, channels: int, class
     network.__class__ = type(f"{base.__name__}OfStages", (_OfStages, base), {})
     staged: Any = network
     staged.drop_rate = drop_rate
-    was_training, device = network.training, next(network.parameters()).device
-    with torch.no_grad():
-        features = staged.eval().forward_features(torch.empty(2, channels, side, side, device=device))
-    staged.num_features = features.shape[1]
-    staged.stage_classifier = nn.Linear(features.shape[1], classes) if classes else nn.Identity()
-    staged.train(was_training)
+    shadow = deepcopy(staged).to("meta").eval()  # a shape alone is computed without memory
+    staged.num_features = shadow.forward_features(torch.empty(2, channels, side, side, device="meta")).shape[1]
+    staged.stage_classifier = nn.Linear(staged.num_features, classes) if classes else nn.Identity()
     return network

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample
+from torch.nn.functional import affine_grid, grid_sample
 
 from osteo.config import VIEWS
 from osteo.errors import UserError
@@ -65,10 +65,9 @@ class Views(nn.Module):
 def _grid(change: Change, side: int) -> Tensor:
     """Where each pixel of a turned and enlarged picture comes from, (S, S, 2) as `grid_sample` takes it."""
     angle, scale = math.radians(change[0]), change[1]
-    line = torch.linspace(-1.0, 1.0, side)
-    y, x = torch.meshgrid(line, line, indexing="ij")
     cos, sin = math.cos(angle) / scale, -math.sin(angle) / scale
-    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+    affine = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
+    return affine_grid(affine, [1, 1, side, side], align_corners=True)[0]
 
 
 def cut(pictures: Tensor, tiles: int) -> Tensor:
