@@ -10,11 +10,10 @@ import pandas as pd
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from benchmarks.recipe import CHOSEN, folder, train
+from benchmarks.recipe import CHOSEN, CONFIGURATIONS, runs_of_repeats, train
 from osteo.data.prepare import Prepared, prepare
 from osteo.evaluation.metrics import evaluate
 from osteo.records.record import Run
-from osteo.records.sweep import runs_of
 from osteo.training import fit
 from osteo.training.augment import Augmentation
 
@@ -23,10 +22,11 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 def measure() -> list[dict]:
     """One row per share of the training pictures."""
-    train(CHOSEN)
+    for repeat in range(CONFIGURATIONS[CHOSEN][0]):
+        train(CHOSEN, repeat)
     fit.quieten()
     warnings.filterwarnings("ignore")
-    runs = runs_of(folder(CHOSEN))
+    runs = runs_of_repeats(CHOSEN)
     store = prepare(runs[0].read_settings().data).store
     rows = []
     for share in SHARES:

@@ -1,10 +1,12 @@
 """Which recipe wins on the real radiographs: framings, sizes, frozen features, fine-tuning, each ingredient once.
 
 Every configuration runs on the same grouped folds of ../shared/data/kaggle, cleaned, and every repeat draws new folds.
-Sweeps are kept in $OSTEO_RECIPE (default recipe_runs/), so that a study may be cut off and taken up; a row says how
-many repeats it has. What is best is chosen by validation, here as in osteo/report; all that was tried is in the table.
+Sweeps, one per repeat, are kept in $OSTEO_RECIPE (default recipe_runs/), so that a study may be cut off and taken up; a
+row says how many repeats it has. What is best is chosen by validation, here as in osteo/report; all that was tried is
+in the table.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -35,7 +37,7 @@ FINETUNE = [*WEIGHTS, "experiment=finetune"]
 BEST = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
 CHOSEN, REFERENCE = "probe of all stages, crop 320", "probe, crop 224"
 CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
-    "default recipe from weights, pad 224": (1, [*WEIGHTS, "trainer.max_epochs=15"]),
+    "default recipe from weights, pad 224": (3, [*WEIGHTS, "trainer.max_epochs=15"]),
     **{
         f"probe, {fit} {side}": (3, [*PROBE, f"data.fit={fit}", f"data.image_size={side}"])
         for fit, side in (
@@ -57,24 +59,30 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     "best, views turned and enlarged too": (3, [*BEST, "model.tta=[hflip,rotate,zoom]"]),
     "best, mixup 0.4": (3, [*BEST, "augment.mixup=0.4"]),
     "best, smoothing 0.2": (3, [*BEST, "loss.label_smoothing=0.2"]),
-    "finetune, crop 224": (1, [*FINETUNE, "data.fit=crop"]),
-    "finetune of all stages, crop 320": (1, [*FINETUNE, "model.stages=true", "data.fit=crop", "data.image_size=320"]),
-    "scratch, ResNet18, crop 128": (1, ["experiment=scratch", "data.fit=crop"]),
-    "scratch, ResNet18, pad 128": (1, ["experiment=scratch"]),
+    **{
+        f"finetune, {fit} {side}": (3, [*FINETUNE, f"data.fit={fit}", f"data.image_size={side}"])
+        for fit, side in (("pad", 224), ("crop", 224), ("crop", 320), ("crop", 448), ("bone", 448))
+    },
+    "finetune of all stages, crop 320": (3, [*FINETUNE, "model.stages=true", "data.fit=crop", "data.image_size=320"]),
+    **{
+        f"scratch, ResNet18, {fit} {side}": (3, ["experiment=scratch", f"data.fit={fit}", f"data.image_size={side}"])
+        for fit, side in (("pad", 128), ("crop", 128), ("crop", 224))
+    },
 }  # fmt: skip
 """Repeats, and overrides."""
 
 
 def measure() -> list[dict]:
     """Trains what is missing; one row per configuration, the best on validation first."""
-    for name in CONFIGURATIONS:
-        train(name)
+    for name, (repeats, _) in CONFIGURATIONS.items():
+        for repeat in range(repeats):
+            train(name, repeat)
     return table()
 
 
 def table() -> list[dict]:
-    """One row per configuration that has been trained."""
-    found = {name: read_experiment(runs_of(folder(name))) for name in CONFIGURATIONS if is_done(name)}
+    """One row per configuration of which a repeat has been trained."""
+    found = {name: read_experiment(runs) for name in CONFIGURATIONS if (runs := runs_of_repeats(name))}
     rows = [row(name, experiment, found[REFERENCE]) for name, experiment in found.items()]
     corrected = iter(holm([row["p"] for row in rows]))
     for line in rows:
@@ -84,37 +92,31 @@ def table() -> list[dict]:
 
 
 def folder(name: str) -> Path:
-    """Where the sweep of a configuration is kept."""
+    """Where the sweeps of a configuration are kept, each in a folder named by its repeat."""
     return WORK / name.replace(" ", "_").replace(",", "").replace("/", "_")
 
 
-def is_done(name: str) -> bool:
-    """Whether every run of a configuration has ended."""
-    wanted = 5 * CONFIGURATIONS[name][0]
-    return folder(name).is_dir() and len(trained(folder(name), check_run)[0]) >= wanted
+def runs_of_repeats(name: str) -> list[Run]:
+    """The runs of a configuration's repeats that have ended."""
+    repeats = [folder(name) / str(repeat) for repeat in range(CONFIGURATIONS[name][0])]
+    return [run for sweep in repeats if is_done(sweep) for run in runs_of(sweep)]
 
 
-def train(name: str) -> None:
-    """Trains a configuration, or goes on with it."""
-    if is_done(name):
+def is_done(sweep: Path) -> bool:
+    """Whether every fold of a sweep has been trained."""
+    return sweep.is_dir() and len(trained(sweep, check_run)[0]) == 5
+
+
+def train(name: str, repeat: int) -> None:
+    """Trains one repeat of a configuration, or goes on with it."""
+    sweep = folder(name) / str(repeat)
+    if is_done(sweep):
         return
-    repeats, overrides = CONFIGURATIONS[name]
-    if folder(name).is_dir():
-        command = [*python("osteo"), "train", f"resume={folder(name)}"]
-    else:
-        seeds = ["seed=" + ",".join(map(str, range(repeats))), "data.split.seed=${seed}"]
-        command = [
-            *python("osteo"),
-            "train",
-            "-m",
-            *DATA,
-            *overrides,
-            *seeds,
-            "logger=null",
-            f"output_dir={folder(name)}",
-        ]
-    print(name, flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    begin = ["-m", *DATA, *CONFIGURATIONS[name][1], "logger=null", f"output_dir={sweep}"]
+    begin += [f"seed={repeat}", f"data.split.seed={repeat}"]
+    print(f"{name}, repeat {repeat}", flush=True)
+    goes_on = [f"resume={sweep}"] if sweep.is_dir() else begin
+    subprocess.run([*python("osteo"), "train", *goes_on], check=True, stdout=subprocess.DEVNULL)
 
 
 def row(name: str, experiment: Experiment, reference: Experiment) -> dict:
@@ -126,7 +128,7 @@ def row(name: str, experiment: Experiment, reference: Experiment) -> dict:
     probe = reference.of_kind("model")[0]
     shared = min(model.repeats, probe.repeats)
     beside = paired_bootstrap(labels, first(model, shared), first(probe, shared), groups)["auroc"]
-    knee, area = evidence(model.runs)
+    knee, area = evidence(name)
     return {
         "configuration": name,
         "repeats": model.repeats,
@@ -150,14 +152,18 @@ def first(model: System, repeats: int):
     return type(answers)(*(values[:repeats] for values in answers))
 
 
-def evidence(runs: list[Run]) -> tuple[str, str]:
-    """The share of test pictures' Grad-CAM that lies in the knee, and that of a map without aim."""
-    data = runs[0].read_settings().data
-    _, store = prepare(data)
-    manifest = runs[0].read_manifest()
-    sha256 = dict(zip(manifest["image_id"], manifest["sha256"], strict=True))
-    maps, _ = grad_cams(runs[:5], [], sha256, store)
-    found = [gradcam.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()]
-    shares = [(1 - one.outside, 1 - one.area) for one in found if one is not None]
-    inside, area = np.mean(shares, axis=0)
-    return f"{inside:.0%}", f"{area:.0%}"
+def evidence(name: str) -> list[str]:
+    """The share of the first repeat's Grad-CAM that lies in the knee, and that of a map without aim; kept as a file."""
+    kept = folder(name) / "evidence.json"
+    if not kept.exists():
+        runs = runs_of_repeats(name)[:5]
+        _, store = prepare(runs[0].read_settings().data)
+        manifest = runs[0].read_manifest()
+        sha256 = dict(zip(manifest["image_id"], manifest["sha256"], strict=True))
+        maps, _ = grad_cams(runs, [], sha256, store)
+        found = [
+            gradcam.attention(np.asarray(store.pictures[0, store.rows[sha256[i]]]), cam) for i, cam in maps.items()
+        ]
+        inside, area = np.mean([(1 - one.outside, 1 - one.area) for one in found if one is not None], axis=0)
+        kept.write_text(json.dumps([f"{inside:.0%}", f"{area:.0%}"]))
+    return json.loads(kept.read_text())
