@@ -14,6 +14,14 @@ from osteo.task import CLASSES, LAST_EPOCH
 
 LABEL_COLUMNS = ("picture", "class", "split")
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
+CHARACTERISTICS = (
+    "age", "sex", "menopause_age", "height", "weight", "bmi", "smoker", "diabetic", "fracture", "family_history",
+)  # fmt: skip
+"""What a clinical sheet may say of a patient that can be a covariate."""
+ANSWERS = ("t_score", "z_score", "diagnosis")
+"""What it may say that is the answer itself."""
+CLINICAL_COLUMNS = ("patient", "picture", *CHARACTERISTICS, *ANSWERS)
+"""What a column of data.clinical may hold that data.clinical_columns names."""
 TARGET = "_target_"
 """The key of a part that names its class, as in Hydra."""
 
@@ -65,7 +73,24 @@ def check_data(data: DataConfig) -> None:
         raise unknown("data.name", data.name, [*DATA_SETS, *parts.sources])
     if data.name in DATA_SETS:  # a registered source checks for itself what it reads
         _check_archives(data)
+    _check_clinical(data)
     _check_split(data.split)
+
+
+def _check_clinical(data: DataConfig) -> None:
+    allowed = f"choose from: {', '.join(CHARACTERISTICS)}"
+    for place, name in enumerate(data.covariates):
+        if name in ANSWERS:
+            raise UserError(f"covariates: {name} is the answer that a picture is asked for, not a covariate; {allowed}")
+        if name not in CHARACTERISTICS:
+            raise unknown("covariate", name, CHARACTERISTICS)
+        if name in data.covariates[:place]:
+            raise UserError(f"covariates names {name} twice; name each once")
+    named_pairs(data.clinical_columns, "data.clinical_columns", "COLUMN:MEANING with a meaning", CLINICAL_COLUMNS)
+    if data.clinical_columns and not data.clinical:
+        raise UserError("data.clinical_columns goes with data.clinical=FILE")
+    if data.clinical and not Path(data.clinical).expanduser().is_file():
+        raise UserError(f"data.clinical={data.clinical}: no such file")
 
 
 def _check_archives(data: DataConfig) -> None:
@@ -163,6 +188,8 @@ def _check_split(split: SplitConfig) -> None:
 
 
 def _check_training(config: Config) -> None:
+    if config.covariates != config.data.covariates:
+        raise UserError("covariates=[...] sets data.covariates, which says something else; give covariates alone")
     if config.model.pretrained and config.model.weights_file:
         raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
     if config.model.freeze != "none" and not (config.model.pretrained or config.model.weights_file):

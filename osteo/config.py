@@ -73,20 +73,14 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    name: str = option(
-        "phantom", "phantom, paper, clean, kaggle, mendeley, folder, or a source that a plugin has registered"
-    )
+    name: str = option("phantom", "phantom, paper, clean, kaggle, mendeley, folder, or what a plugin has registered")
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, clean or kaggle)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, clean or mendeley)")
     root: str | None = option(
-        None,
-        "a folder or zip with class folders normal and osteoporosis, or with pictures that data.labels names"
-        " (data=folder); or what a registered source reads",
+        None, "a folder or zip with class folders, or with pictures that data.labels names (data=folder, or a plugin's)"
     )
     classes: list[str] = option(
-        [],
-        "what folders of other names, or other words of data.labels, stand for, as in"
-        " [healthy:normal,ill:osteoporosis] (data=folder)",
+        [], "what other names of folders or words of data.labels stand for, as in [ill:osteoporosis] (data=folder)"
     )
     labels: str | None = option(
         None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
@@ -99,6 +93,10 @@ class DataConfig:
         "whose picture it is: a column of data.labels, or a pattern with one group that is searched in the path,"
         " as in '([^/_]+)_[^/]*$' (data=folder)",
     )
+    clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
+    clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
+    covariates: list[str] = option([], "what of it is used; in training, the key covariates sets it")
+    missing_covariates: str = option("impute", "where one of them is not known", choices=("impute", "exclude"))
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
     download: bool = option(False, "fetch the archives that are not given (data=paper, clean, kaggle or mendeley)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
@@ -156,9 +154,7 @@ class ModelConfig:
     patches: int = option(
         1, "tiles on each side into which the network cuts a picture; its logit is their mean", low=1, high=16
     )
-    tta: list[str] = option(
-        [], f"test-time augmentation: further views whose logits are averaged, of {', '.join(VIEWS)}"
-    )
+    tta: list[str] = option([], f"test-time augmentation: views whose logits are averaged, of {', '.join(VIEWS)}")
     head: str = option(
         "linear",
         "what makes a logit of pooled features: linear; standardised, linear on features of mean 0 and variance 1; or"
@@ -367,6 +363,7 @@ class Config(PluginsConfig):
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
+    covariates: list[str] = option([], "what is known of a patient beside the picture, as in [age,sex,bmi]")
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

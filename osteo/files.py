@@ -269,7 +269,7 @@ def display_path(path: Path) -> str:
 
 
 PATHS = {"root", "kaggle", "mendeley", "cache", "file", "weights_file", "output_dir", "resume"}
-WITHHELD = {"labels", "patient", "columns"}
+WITHHELD = {"labels", "patient", "columns", "clinical", "clinical_columns"}
 """Keys of a configuration whose value is a path, and those whose value may name a patient or a hospital."""
 
 

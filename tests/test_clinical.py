@@ -9,8 +9,7 @@ import openpyxl
 import pytest
 
 from osteo.data.clinical import mismatches, read_sheet, who_class
-from osteo.data.prepare import sheet_mismatches, t_scores
-from osteo.data.sources import read_mendeley
+from osteo.data.sources import read_mendeley, sheet_mismatches, t_scores
 from osteo.reading import tables
 from osteo.reading.pictures import Unusable
 from tests.conftest import REAL_DATA

@@ -13,8 +13,8 @@ from osteo.checks import check_data
 from osteo.config import DataConfig, SplitConfig
 from osteo.data.clinical import read_sheet
 from osteo.data.manifest import assign_groups, build_manifest
-from osteo.data.prepare import configured, prepare, read_sources, t_scores
-from osteo.data.sources import Source, read_kaggle
+from osteo.data.prepare import configured, prepare, read_sources
+from osteo.data.sources import Source, read_kaggle, t_scores
 from osteo.data.splits import assign_splits, read_split_file
 from osteo.errors import UserError
 from tests import dicom

@@ -16,6 +16,7 @@ from osteo.config import DataConfig
 from osteo.data import manifest as table
 from osteo.data import prepare, summary
 from osteo.data.manifest import unusable
+from osteo.data.sources import clinical_table, sheet_mismatches, t_scores
 from osteo.data.splits import assign_splits, read_split, with_split
 from osteo.errors import counted
 from osteo.files import cache_dir
@@ -164,10 +165,10 @@ def audit_dataset(
     usable = prepare.decodable(manifest)
     log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
-    clinical = prepare.clinical_table(sources)
+    clinical = clinical_table(sources)
     used = manifest
     if config.clean:
-        used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], prepare.t_scores(manifest, sources))
+        used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], t_scores(manifest, sources))
     labelled = usable[usable["label"].notna()]
     if config.clean:
         labelled = labelled[labelled["image_id"].isin(used.loc[used["split"] != "excluded", "image_id"])]
@@ -189,7 +190,7 @@ def audit_dataset(
         leaks=summary.leaks(used),
         flow=summary.flow(used, table.DELIBERATE),
         by_split=summary.by_split(used, clinical),
-        notes=prepare.sheet_mismatches(sources),
+        notes=sheet_mismatches(sources),
         read=read,
     )
 

@@ -19,6 +19,7 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
 
     from osteo.data import prepare as preparing
     from osteo.data.manifest import DELIBERATE, SPLITS
+    from osteo.data.sources import sheet_mismatches
     from osteo.data.summary import flow
     from osteo.files import cache_dir
     from osteo.report.tables import as_table, terminal
@@ -39,7 +40,7 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
         preparing.export(used, store, paper_twins(config.augment), folder)
         console.print(f"augmented    {folder}", soft_wrap=True)
     strays = [name for source in sources.values() for name in source.strays]
-    for line in [*verified, *preparing.sheet_mismatches(sources)]:
+    for line in [*verified, *sheet_mismatches(sources)]:
         console.print(line)
     if strays:
         console.print(f"skipped {counted(len(strays), 'other file')}: {', '.join(strays[:10])}")

@@ -50,7 +50,8 @@ REPEATED = "repeated in a ready-made split folder"
 CONTRADICTORY = "copies with contradictory labels"
 COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
-DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
+NO_ROW, INCOMPLETE = "no clinical row", "no value of a covariate"
+DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT, NO_ROW, INCOMPLETE)
 """Reasons that are not the fault of the file itself."""
 VERSION = 2  # raise it when read_header changes what it returns or refuses
 NOT_READ = "not read"

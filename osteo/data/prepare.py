@@ -19,12 +19,21 @@ from osteo.config import DATA_SETS, DataConfig, PhantomConfig, SplitConfig
 from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
-from osteo.data.sources import Source, check_sources, read_folder, read_kaggle, read_mendeley
+from osteo.data.sources import (
+    Source,
+    attach_sheet,
+    check_sources,
+    clinical_rows,
+    read_folder,
+    read_kaggle,
+    read_mendeley,
+    t_scores,
+)
 from osteo.data.splits import assign_splits
 from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
 from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
-from osteo.reading.labels import read_labels
+from osteo.reading.labels import read_labels, warn_of
 from osteo.task import CLASSES
 from osteo.types import ReadFile, Transform
 
@@ -80,6 +89,8 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     manifest, store = with_manifest(partial(_group_and_decode, config, sources, cache), sources, cache)
     manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
+    if config.covariates:
+        manifest = _set_missing_aside(manifest, clinical_rows(manifest, sources), config)
     if not split:
         return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
     stated = manifest["split"].isin(table.SPLITS).any()
@@ -143,19 +154,40 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     """The sources of a data set, by name; archives are drawn or downloaded first where they are missing.
 
     Raises:
-        UserError: an archive cannot be opened or fetched, or a registered source breaks its contract.
+        UserError: an archive cannot be opened or fetched, a registered source breaks its contract, or there is no
+            clinical sheet that gives the covariates.
     """
+    sheet = clinical.read_clinical(config) if config.clinical else None
+    sources = _read_archives(config, cache)
+    if sheet:
+        attach_sheet(sources, sheet)
+    if config.covariates and all(source.clinical is None for source in sources.values()):
+        raise UserError(
+            f"covariates=[{','.join(config.covariates)}] need a clinical sheet, and data={config.name} has none; give"
+            " data.clinical=FILE"
+        )
+    return sources
+
+
+def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
+    wanted = () if config.clinical else config.covariates
     if config.name not in DATA_SETS:
-        return check_sources(parts.sources[config.name](config, cache), f"data.name={config.name}")
+        key = f"data.name={config.name}"
+        sources = check_sources(parts.sources[config.name](config, cache), key)
+        for name, source in sources.items() if wanted else ():
+            if source.clinical is not None:
+                source.clinical = clinical.validated(source.clinical, wanted, f"{key}: clinical table of {name}")
+        return sources
     if config.name == "folder":
         classes = named_pairs(config.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
         labels = read_labels(config) if config.labels else None
-        return {"folder": read_folder(str(config.root), classes, labels=labels, patient=config.patient)}
+        root = str(config.root)
+        return {"folder": read_folder(root, classes, labels=labels, patient=config.patient, covariates=wanted)}
     kaggle, mendeley = config.kaggle, config.mendeley
     used = DATA_SETS[config.name] or ("kaggle", "mendeley")
     if config.name == "phantom":
-        root = phantom_archives(config.phantom, cache)
-        kaggle, mendeley = str(root / "kaggle"), str(root / "mendeley")
+        drawn = phantom_archives(config.phantom, cache)
+        kaggle, mendeley = str(drawn / "kaggle"), str(drawn / "mendeley")
     if config.download and "kaggle" in used:
         kaggle = kaggle or str(download.kaggle())
     if config.download and "mendeley" in used:
@@ -164,7 +196,7 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     if "kaggle" in used:
         found["kaggle"] = read_kaggle(str(kaggle))
     if "mendeley" in used:
-        found["mendeley"] = read_mendeley(str(mendeley))
+        found["mendeley"] = read_mendeley(str(mendeley), wanted)
     return found
 
 
@@ -238,35 +270,6 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
     return [SameExposure(*sorted((names[a], names[b])), *rest) for a, b, *rest in json.loads(text)]
 
 
-def t_scores(manifest: pd.DataFrame, sources: dict[str, Source]) -> dict[str, float]:
-    """The T-score of a picture's patient by image_id, where a clinical sheet has it."""
-    found: dict[str, float] = {}
-    for name, source in sources.items():
-        if source.clinical is not None:
-            rows = manifest[manifest["source"] == name]
-            scores = rows["patient"].map(source.clinical["t_score"])
-            found |= {i: float(t) for i, t in zip(rows["image_id"], scores, strict=True) if pd.notna(t)}
-    return found
-
-
-def clinical_table(sources: dict[str, Source]) -> pd.DataFrame | None:
-    """The clinical sheets of all sources, indexed by patient; None where there is none."""
-    sheets = [source.clinical for source in sources.values() if source.clinical is not None]
-    return pd.concat(sheets) if sheets else None
-
-
-def sheet_mismatches(sources: dict[str, Source]) -> list[str]:
-    """One line for each kind of mismatch between a source and its clinical sheet; see `clinical.mismatches`."""
-    lines = []
-    for name, source in sources.items():
-        if source.clinical is None:
-            continue
-        kinds = ("pictures without a row in the clinical sheet", "rows without a picture", "rows against the cut-offs")
-        found = clinical.mismatches(source.clinical, {picture.patient for picture in source.pictures})
-        lines += [f"{name}: {len(p)} {kind}: {', '.join(p[:10])}" for kind, p in zip(kinds, found, strict=True) if p]
-    return lines
-
-
 def set_unreadable_aside(manifest: pd.DataFrame, store: Store) -> pd.DataFrame:
     """The manifest without the files that a full decode refused."""
     for sha256, reason in store.unreadable.items():
@@ -285,6 +288,19 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
     for image_id, reason in zip(unusable["image_id"], unusable["reason"], strict=True):
         again = "; the next run tries again" if reason.startswith(table.NOT_READ) else ""
         log.warning("set aside %s: %s%s", image_id, reason, again)
+
+
+def _set_missing_aside(manifest: pd.DataFrame, rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Warns of pictures of which a covariate is not known, and excludes them where that is asked for."""
+    excludes = config.missing_covariates == "exclude"
+    absent = rows["row"].isna().to_numpy(bool)
+    incomplete = rows[list(config.covariates)].isna().any(axis=1).to_numpy(bool) & ~absent
+    for missing, reason in ((absent, table.NO_ROW), (incomplete, table.INCOMPLETE)):
+        names = manifest.loc[missing & (manifest["split"] != "excluded"), "image_id"]
+        warn_of(list(names), f"{reason} for {{}}: {'excluded' if excludes else 'imputed'}")
+        if excludes:
+            manifest = table.exclude(manifest, manifest["image_id"].isin(names), reason)
+    return manifest
 
 
 def _report_leaks(manifest: pd.DataFrame, config: DataConfig, stated: str) -> None:

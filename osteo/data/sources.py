@@ -2,14 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import pandas as pd
 
 from osteo.data.archives import Archive, Entry, open_archive
-from osteo.data.clinical import SHEETS, find_sheet
+from osteo.data.clinical import IMAGE, PATIENT, SHEETS, VALUES, ClinicalFile, find_sheet, mismatches
 from osteo.errors import UserError, counted, printable, unknown
 from osteo.reading.labels import Label, LabelFile, check_patients, patient_in, warn_of
 from osteo.reading.pictures import Unusable
@@ -55,7 +55,7 @@ class Source:
     stamp: str = ""
     """changes when the content of a picture does; empty where that is not known, so that all are read each time"""
     clinical: pd.DataFrame | None = field(repr=False, default=None)
-    """what a clinical sheet says of the patients; see osteo.data.clinical"""
+    """what a clinical sheet says, by patient, or by image_id where its index is named so; see osteo.data.clinical"""
 
 
 def class_of(name: str, classes: Mapping[str, str] | None = None) -> str | None:
@@ -100,6 +100,7 @@ def read_source(
     patient_of: Callable[[str], str] = lambda _: "",
     classes: Mapping[str, str] | None = None,
     labels: LabelFile | None = None,
+    covariates: Collection[str] = (),
 ) -> Source:
     """Finds the pictures of an archive by its class folders, or by a table of labels.
 
@@ -110,16 +111,16 @@ def read_source(
         patient_of: gives the patient from a name inside the archive, where no table does.
         classes: as `class_of` takes them.
         labels: a table that says what each picture shows, in place of class folders.
+        covariates: that a clinical sheet in the archive must have.
 
     Raises:
-        UserError: the archive cannot be opened, or the table does not fit it.
+        UserError: the archive cannot be opened, the table does not fit it, or the sheet lacks a covariate.
     """
     archive = open_archive(root, key)
-    found = Source([], read=archive.read)
-    entries, unnamed = [], []
+    found, entries, unnamed = Source([], read=archive.read), [], []
     for entry in archive.entries():
         if found.clinical is None and PurePosixPath(entry.name).suffix.lower() in SHEETS and not entry.refused:
-            found.clinical = find_sheet(archive, entry.name)
+            found.clinical = find_sheet(archive, entry.name, covariates)
         if labels is None and class_of(entry.name, classes) is None:
             found.strays.append(entry.name)
             if looks_like_picture(entry.name, b"") and not is_hidden(entry.name):
@@ -135,17 +136,17 @@ def read_source(
         stated = _match(entries, labels, classes, (source, root))
     found.strays += [entry.name for entry in entries if entry.name not in stated]
     entries = [entry for entry in entries if entry.name in stated]
-    for name, refused in ((entry.name, entry.refused) for entry in entries):
-        class_name, patient, split = stated[name]
+    for entry in entries:
+        class_name, patient, split = stated[entry.name]
         found.pictures.append(
             Picture(
-                image_id=f"{source}/{name}",
+                image_id=f"{source}/{entry.name}",
                 source=source,
-                name=name,
-                path=f"{printable(root.rstrip('/'))}/{name}",
+                name=entry.name,
+                path=f"{printable(root.rstrip('/'))}/{entry.name}",
                 class_name=class_name,
-                patient=patient or patient_of(name),
-                refused=refused,
+                patient=patient or patient_of(entry.name),
+                refused=entry.refused,
                 split=split,
             )
         )
@@ -181,9 +182,10 @@ def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str,
         log.warning("data.classes names folders that hold no picture: %s", ", ".join(absent))
 
 
-def read_mendeley(root: str) -> Source:
+def read_mendeley(root: str, covariates: Collection[str] = ()) -> Source:
     """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture per patient, whose id is the file's stem."""
-    return read_source("mendeley", root, "data.mendeley", patient_of=lambda name: PurePosixPath(name).stem.upper())
+    patient_of = lambda name: PurePosixPath(name).stem.upper()  # noqa: E731
+    return read_source("mendeley", root, "data.mendeley", patient_of=patient_of, covariates=covariates)
 
 
 def read_kaggle(root: str) -> Source:
@@ -197,6 +199,7 @@ def read_folder(
     *,
     labels: LabelFile | None = None,
     patient: str | None = None,
+    covariates: Collection[str] = (),
 ) -> Source:
     """Any folder or zip, with class folders or a table of labels.
 
@@ -205,17 +208,81 @@ def read_folder(
         classes: as `class_of` takes them.
         labels: as `read_source` takes them.
         patient: a column of the labels, which have found it already, or a pattern as `patient_in` takes it.
+        covariates: as `read_source` takes them.
 
     Raises:
         UserError: it cannot be opened, the labels do not fit it, or no picture has a patient though one is asked for.
     """
     column = labels.patient_column if labels else ""
     patient_of = patient_in(patient) if patient and not column else lambda _: ""
-    found = read_source("folder", root, "data.root", patient_of=patient_of, classes=classes, labels=labels)
+    found = read_source(
+        "folder", root, "data.root", patient_of=patient_of, classes=classes, labels=labels, covariates=covariates
+    )
     if patient or column:
         option = f"data.patient={patient}" if patient else f"column '{column}'"
         check_patients({picture.name: picture.patient for picture in found.pictures}, option)
     return found
+
+
+def attach_sheet(sources: Mapping[str, Source], sheet: ClinicalFile) -> None:
+    """Gives each source what a clinical sheet says of its pictures; one that it says nothing of keeps its own.
+
+    Raises:
+        UserError: it says nothing of any of them, or what cannot be.
+    """
+    used: set[int] = set()
+    for name, source in sources.items():
+        patients = {picture.name: picture.patient for picture in source.pictures}
+        folder = next((picture.path.removesuffix(picture.name) for picture in source.pictures), "")
+        keys = sheet.keys(patients, name, folder)
+        if len(keys):
+            source.clinical = sheet.table(keys)
+            used |= set(keys.index)
+    if not used:
+        raise sheet.unmatched({p.name: p.patient for source in sources.values() for p in source.pictures})
+    if spare := len(sheet.cells) - len(used):
+        log.warning("%s has %s without a picture", sheet.option, counted(spare, "row"))
+
+
+def clinical_rows(manifest: pd.DataFrame, sources: Mapping[str, Source]) -> pd.DataFrame:
+    """What clinical sheets say of each picture: one row per row of the manifest, indexed by image_id.
+
+    Returns:
+        The columns of `osteo.data.clinical.VALUES`, and `row`; all of them missing where no sheet has the picture.
+    """
+    columns = [*VALUES, "row"]
+    found = []
+    for name, source in sources.items():
+        if source.clinical is not None:
+            rows = manifest[manifest["source"] == name]
+            keys = rows[IMAGE if source.clinical.index.name == IMAGE else PATIENT]
+            found.append(source.clinical.reindex(keys, columns=columns).set_axis(rows["image_id"]))
+    known = pd.concat(found) if found else pd.DataFrame(columns=columns)
+    return known.reindex(manifest["image_id"])
+
+
+def t_scores(manifest: pd.DataFrame, sources: Mapping[str, Source]) -> dict[str, float]:
+    """The T-score of a picture's patient by image_id, where a clinical sheet has it."""
+    return {str(image_id): float(t) for image_id, t in clinical_rows(manifest, sources)["t_score"].dropna().items()}
+
+
+def clinical_table(sources: Mapping[str, Source]) -> pd.DataFrame | None:
+    """The clinical sheets of all sources, indexed by patient; None where there is none."""
+    sheets = [source.clinical for source in sources.values() if source.clinical is not None]
+    by_patient = [sheet for sheet in sheets if sheet.index.name != IMAGE]
+    return pd.concat(by_patient) if by_patient else None
+
+
+def sheet_mismatches(sources: Mapping[str, Source]) -> list[str]:
+    """One line for each kind of mismatch between a source and its clinical sheet; see `mismatches`."""
+    lines = []
+    for name, source in sources.items():
+        if source.clinical is None or source.clinical.index.name == IMAGE:
+            continue
+        kinds = ("pictures without a row in the clinical sheet", "rows without a picture", "rows against the cut-offs")
+        found = mismatches(source.clinical, {picture.patient for picture in source.pictures})
+        lines += [f"{name}: {len(p)} {kind}: {', '.join(p[:10])}" for kind, p in zip(kinds, found, strict=True) if p]
+    return lines
 
 
 def check_sources(found: object, key: str) -> dict[str, Source]:

@@ -81,7 +81,7 @@ class LabelFile:
         Raises:
             UserError: no row fits, or one fits several pictures, or two rows contradict each other.
         """
-        places = _Places(names, prefixes)
+        places = Places(names, prefixes)
         found: dict[str, Row] = {}
         spare = []
         for row in self.rows:
@@ -112,7 +112,7 @@ class LabelFile:
         return {name: row.label for name, row in found.items()}
 
 
-class _Places:
+class Places:
     """Finds a picture by its path, or the end of it, with or without suffix and in any case."""
 
     def __init__(self, names: Iterable[str], prefixes: Iterable[str]) -> None:
@@ -185,27 +185,19 @@ def read_labels(data: DataConfig) -> LabelFile:
 
 def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[str, str]:
     """The heading of the column that holds each thing, for those that are there."""
-    headings: dict[str, str] = {}
-    for heading in table.columns:
-        if (earlier := headings.setdefault(_plain(heading), heading)) != heading:
-            raise UserError(f"{option} has the columns '{earlier}' and '{heading}', which cannot be told apart")
+    headings = plain_headings(table, option)
     listed = f"its columns are: {', '.join(table.columns)}"
-    given = {}
-    for name, meaning in named_pairs(
-        data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS
-    ).items():
-        if _plain(name) not in headings:
-            raise UserError(f"{option} has no column '{name}'; {listed}")
-        given[meaning] = headings[_plain(name)]
+    pairs = named_pairs(data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS)
+    given = named_columns(pairs, headings, option)
     if data.patient:
-        if _plain(data.patient) in headings:
-            given["patient"] = headings[_plain(data.patient)]
+        if plain(data.patient) in headings:
+            given["patient"] = headings[plain(data.patient)]
         elif "(" not in data.patient:
             raise UserError(
                 f"data.patient={data.patient} is no column of {option} and no pattern with a group; {listed}"
             )
     for meaning, names in COLUMNS.items():
-        present = [headings[_plain(name)] for name in names if _plain(name) in headings]
+        present = [headings[plain(name)] for name in names if plain(name) in headings]
         if present and not (meaning == "patient" and data.patient):
             given.setdefault(meaning, present[0])
     for needed in ("picture", "class"):
@@ -217,7 +209,42 @@ def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[st
     return given
 
 
-def _plain(heading: str) -> str:
+def plain_headings(table: pd.DataFrame, option: str) -> dict[str, str]:
+    """The headings of a table by how they are compared.
+
+    Raises:
+        UserError: two of them cannot be told apart.
+    """
+    headings: dict[str, str] = {}
+    for heading in table.columns:
+        if (earlier := headings.setdefault(plain(heading), heading)) != heading:
+            raise UserError(f"{option} has the columns '{earlier}' and '{heading}', which cannot be told apart")
+    return headings
+
+
+def named_columns(pairs: Mapping[str, str], headings: Mapping[str, str], option: str) -> dict[str, str]:
+    """The heading of each meaning that the user has named a column for.
+
+    Args:
+        pairs: a meaning by the name of its column.
+        headings: as `plain_headings` gives them.
+        option: that named the table, for errors.
+
+    Raises:
+        UserError: there is no such column, or two of them are to hold the same.
+    """
+    found: dict[str, str] = {}
+    for name, meaning in pairs.items():
+        if plain(name) not in headings:
+            raise UserError(f"{option} has no column '{name}'; its columns are: {', '.join(headings.values())}")
+        heading = headings[plain(name)]
+        if (earlier := found.setdefault(meaning, heading)) != heading:
+            raise UserError(f"{option}: '{earlier}' and '{heading}' cannot both be the {meaning}; name one of them")
+    return found
+
+
+def plain(heading: str) -> str:
+    """A heading as it is compared: without regard to case, blanks, - and _."""
     return re.sub(r"[\s_-]+", "", heading).casefold()
 
 

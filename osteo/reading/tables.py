@@ -29,6 +29,8 @@ MOST_ROWS_OF_A_SHEET, MOST_CELLS = 50_000, (2**20, 256)
 MOST_SECONDS = 20.0
 WORKBOOK, NO_WORKBOOK = b"PK\x03\x04", "not a workbook, or damaged"
 """How a workbook, which is a zip, begins, and what is said of one that cannot be read."""
+NO_HEADING, NUMBERS_ABOVE = re.compile(r"[\W\d_]*\d[\W\d_]*"), "row 1 holds numbers, where headings are needed"
+"""A cell with digits and no letter, and what is said then: nothing of the row, which may be a patient's."""
 TOO_LARGE = "larger than a sheet with one row per patient can be; save it as CSV"
 
 
@@ -173,7 +175,8 @@ def _framed(rows: Iterator[list[str]]) -> pd.DataFrame:
     if not headings:
         raise Unusable("empty")
     if repeated := sorted({heading for heading in headings if heading and headings.count(heading) > 1}):
-        raise Unusable(f"two columns named {repeated[0]}")
+        is_heading = not any(map(NO_HEADING.fullmatch, headings))
+        raise Unusable(f"two columns named {repeated[0]}" if is_heading else NUMBERS_ABOVE)
     width = len(headings)
     cells = []
     for number, row in enumerate(rows, 2):

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from osteo.checks import check_data
 from osteo.config import Config, ReportConfig
 from osteo.data.datamodule import unit
-from osteo.data.prepare import clinical_table, prepare, read_sources, reader
-from osteo.data.sources import Source
+from osteo.data.prepare import prepare, read_sources, reader
+from osteo.data.sources import Source, clinical_table
 from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation import gradcam

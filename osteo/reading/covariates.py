@@ -1,0 +1,200 @@
+"""A patient's characteristics as numbers: how a cell of a clinical sheet is read, and what is learnt of the columns."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from osteo.errors import UserError, counted
+
+
+class Limits(NamedTuple):
+    """What a number can be, both ends included."""
+
+    low: float
+    high: float
+    unit: str
+
+
+NUMBERS: Mapping[str, Limits] = {
+    "age": Limits(0, 120, "years"),
+    "menopause_age": Limits(10, 80, "years"),
+    "height": Limits(0.5, 2.5, "m; 165 cm is 1.65"),
+    "weight": Limits(10, 400, "kg"),
+    "bmi": Limits(8, 100, "kg/m²"),
+    "t_score": Limits(-10, 10, "standard deviations"),
+    "z_score": Limits(-10, 10, "standard deviations"),
+}
+"""Columns that hold numbers; what lies outside is a slip or another unit."""
+_YES_NO = {"no": ("no", "n", "0", "false", "nein", "none", "never"), "yes": ("yes", "y", "1", "true", "ja", "j")}
+WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "sex": {"female": ("female", "f", "w", "woman", "weiblich"), "male": ("male", "m", "man", "männlich")},
+    "smoker": _YES_NO,
+    "diabetic": _YES_NO,
+    "fracture": _YES_NO,
+    "family_history": _YES_NO,
+}
+"""Columns that hold one of two words, each with those that mean the same; the second is 1 as a number."""
+DESCRIBED = ("fracture", "family_history")
+"""Columns of words in which any other text, such as the bone or the relative, means yes."""
+UNKNOWN = ("", "-", "?", "na", "n/a", "nan", "null", "unknown", "unbekannt")
+"""What stands for a value that is not known."""
+
+
+class ImpossibleError(ValueError):
+    """A cell that cannot be; the text says what is allowed, and nothing of the cell."""
+
+
+def read_cell(name: str, cell: object) -> float | str | None:
+    """The number or the word of a cell; None where it is not known.
+
+    Args:
+        name: of the column, as we name it.
+        cell: a number, or text with a decimal point or comma, in any case.
+
+    Raises:
+        ImpossibleError: a number is outside `NUMBERS`, or a word is none of `WORDS`.
+    """
+    text = "" if cell is None or cell is pd.NA else lowered(str(cell))
+    if text in UNKNOWN:
+        return None
+    if name in NUMBERS:
+        low, high, unit = NUMBERS[name]
+        try:
+            number = float(text.replace(",", "."))
+        except ValueError:
+            number = np.nan
+        if not low <= number <= high:
+            raise ImpossibleError(f"is no number from {low:g} to {high:g} ({unit})")
+        return number
+    if name not in WORDS:
+        return text
+    for word, forms in WORDS[name].items():
+        if text in forms:
+            return word
+    if name in DESCRIBED:
+        return "yes"
+    known = "; ".join(", ".join(forms) for forms in WORDS[name].values())
+    raise ImpossibleError(f"is none of the words that are known: {known}")
+
+
+def lowered(cell: str) -> str:
+    """Text in lower case, with single blanks and without colons, as headings have them."""
+    return re.sub(r"[\s:]+", " ", cell).strip().lower()
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What has been learnt of the covariates of training pictures, and how it makes features of those of any patient.
+
+    Missing values become the median of a number and the most frequent word; numbers are then scaled to mean 0 and
+    standard deviation 1 in training, and words are 0 or 1. Where a covariate was missing in training, a further feature
+    is 1 where it is missing: whether a woman's menopause has an age says something itself. One that repeats another,
+    as where whole rows are missing, is left out.
+    """
+
+    names: tuple[str, ...]
+    """of the covariates, in order"""
+    fills: Mapping[str, float | str]
+    """what stands for a missing value"""
+    means: Mapping[str, float]
+    """of those that are numbers, once filled"""
+    deviations: Mapping[str, float]
+    """standard deviation of those that are numbers, once filled; above 0"""
+    flagged: tuple[str, ...] = ()
+    """those whose absence is a feature"""
+
+    @classmethod
+    def fit(cls, names: Sequence[str], table: pd.DataFrame) -> "Covariates":
+        """Learns from training pictures alone.
+
+        Args:
+            names: of the covariates.
+            table: one row per training picture; a column of floats or words per covariate, missing where not known.
+
+        Raises:
+            UserError: a covariate is missing, or the same, in all of them: nothing can be learnt from it.
+        """
+        fills: dict[str, float | str] = {}
+        means, deviations = {}, {}
+        absences: dict[bytes, str] = {}
+        for name in names:
+            known = table[name].dropna()
+            if known.nunique() < 2:
+                what = "is missing in" if known.empty else "is the same in"
+                raise UserError(
+                    f"covariate {name} {what} all of {counted(len(table), 'training picture')}, so that nothing can be"
+                    " learnt from it; leave it out of covariates"
+                )
+            if name in NUMBERS:
+                fills[name] = float(known.median())
+                filled = table[name].astype(float).fillna(fills[name]).to_numpy()
+                means[name], deviations[name] = float(filled.mean()), float(filled.std())
+            else:
+                fills[name] = str(known.mode().iloc[0])  # the first in alphabetical order where several are
+            absent = table[name].isna().to_numpy(bool)
+            if absent.any():
+                absences.setdefault(absent.tobytes(), name)
+        return cls(tuple(names), fills, means, deviations, tuple(absences.values()))
+
+    @property
+    def feature_names(self) -> list[str]:
+        """One per feature, such as age, sex_male, menopause_age_missing."""
+        named = [name if name in NUMBERS else f"{name}_{list(WORDS[name])[1]}" for name in self.names]
+        return named + [f"{name}_missing" for name in self.flagged]
+
+    def features(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """float32 (N, F), finite.
+
+        Args:
+            table: one row per picture; a column of floats or words per covariate, missing where not known.
+        """
+        columns: list[npt.NDArray[Any]] = []
+        for name in self.names:
+            filled = table[name].astype(float if name in NUMBERS else "string").fillna(self.fills[name])
+            if name in NUMBERS:
+                columns.append((filled.to_numpy(float) - self.means[name]) / self.deviations[name])
+            else:
+                columns.append((filled == list(WORDS[name])[1]).to_numpy(float))
+        columns += [table[name].isna().to_numpy(float) for name in self.flagged]
+        return np.column_stack(columns).astype(np.float32)
+
+    def of_patient(self, values: Mapping[str, object]) -> npt.NDArray[np.float32]:
+        """float32 (F,) of one patient; BMI follows from height and weight where it is not given.
+
+        Args:
+            values: by covariate, as a cell of a sheet holds them; those that are left out are missing.
+
+        Raises:
+            UserError: there is no such covariate, or a value cannot be; the value is not said.
+        """
+        known = {*self.names, *(("height", "weight") if "bmi" in self.names else ())}
+        if strange := sorted(values.keys() - known):
+            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(self.names)}")
+        read: dict[str, Any] = dict.fromkeys(known)
+        name = ""
+        try:
+            for name, cell in values.items():
+                read[name] = read_cell(name, cell)
+            if "bmi" in known and read["bmi"] is None and read["height"] and read["weight"]:
+                name = "bmi"
+                read[name] = read_cell(name, read["weight"] / read["height"] ** 2)
+        except ImpossibleError as error:
+            raise UserError(f"covariate {name} {error}") from None
+        features: npt.NDArray[np.float32] = self.features(pd.DataFrame([read]))[0]
+        return features
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a checkpoint or a JSON file holds them."""
+        learnt = {"fills": dict(self.fills), "means": dict(self.means), "deviations": dict(self.deviations)}
+        return {"names": list(self.names), **learnt, "flagged": list(self.flagged)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Covariates":
+        """What `to_dict` has given."""
+        fills, means, deviations = (dict(values[key]) for key in ("fills", "means", "deviations"))
+        return cls(tuple(values["names"]), fills, means, deviations, tuple(values["flagged"]))
