@@ -30,6 +30,8 @@ from tests.test_wandb_trouble import WORDS, server
 
 __all__ = ["server"]
 PATIENT = "DOE^JANE"
+PLANTED = ("Q9ROE", "Seamstress", "Pott-wrist", "Great-aunt", "Zebra-note", "61.7291", "1.51937", "77.38264", "3.19482")
+"""In a clinical sheet: a name, in free columns, and the beginnings of numbers."""
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"<svg", b"data:image", b"iVBORw0", b"/9j/", b"\x93NUMPY")
 
 
@@ -50,7 +52,10 @@ def test_nothing_but_numbers_and_names_leaves(
     monkeypatch.setenv("WANDB_HOST", "radiology-7")
     monkeypatch.setenv("WANDB_SAVE_CODE", "true")
     words = [*WORDS, f"data.root={patients}", "trainer.max_epochs=1", "seed=0,1", "data.split.fold=1"]
-    assert osteo("train", "-m", *words, "output_dir=sweep").code == 0
+    words += [f"data.clinical={planted_sheet(patients, tmp_path)}", "covariates=[age,sex,bmi,fracture,family_history]"]
+    words.append("data.clinical_columns=[Vorname:diagnosis,Datei:picture]")
+    done = osteo("train", "-m", *words, "output_dir=sweep")
+    assert done.code == 0, done.err
     assert osteo("predict", "sweep/0", f"input={patients}", "interval=false", "output_dir=answers").code == 0
     assert len(server.runs) == 2
     assert osteo("report", "sweep", "draws=100").code == 0
@@ -62,8 +67,13 @@ def test_nothing_but_numbers_and_names_leaves(
     sent = b"".join(server.heard)
     secrets = [PATIENT, PATIENT[:3], str(tmp_path), str(patients.parent), str(Path.home()) + "/", "radiology-7"]
     secrets += [f'"{name}"' for name in (getpass.getuser(), socket.gethostname())]
+    secrets += [*PLANTED, "Vorname", "Sheet-of-Roe"]
     assert [secret for secret in secrets if secret.encode() in sent] == []
     assert [kind for kind in PICTURES if kind in sent] == []
+    said = [done.out, done.err, *(path.read_text() for path in tmp_path.glob("sweep/**/*.log"))]
+    said += [path.read_text() for path in tmp_path.glob("sweep/*/manifest.csv")]
+    assert len(said) >= 4
+    assert [word for word in PLANTED if any(word in text for text in said)] == []
     files = {name for run in server.runs.values() for name in run.files}
     assert {name for name in files if not name.endswith(".table.json")} == {"config.yaml", "wandb-summary.json"}
     tables = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/wandb/*/files/media/table/**/*.json")]
@@ -78,6 +88,21 @@ def test_nothing_but_numbers_and_names_leaves(
     assert list(told.columns) == ["source", "split", "label", "logit", "probability"]
     assert list(told.index) == list(kept.index)
     assert told["probability"].tolist() == pytest.approx(kept["probability"].tolist())
+
+
+def planted_sheet(patients: Path, folder: Path) -> Path:
+    """A clinical sheet of these pictures: words in free columns, values missing, a picture and a row left alone."""
+    rows = ["Q9ROE.png;Q9ROE"]
+    for n, name in enumerate(sorted(path.name for path in patients.rglob("*.*"))[1:]):
+        age, sex, fracture, family = f"61.7291{n}", "fm"[n % 2], f"Pott-wrist{n}", "Great-aunt"
+        if n % 7 == 3:
+            age, fracture, family = "", "no", "no"
+        facts = f"{age};{sex};1.51937{n};77.38264;{fracture};{family};-3.19482"
+        rows.append(f"{name};Q9ROE{n};Seamstress;{facts};Zebra-note")
+    path = folder / "Sheet-of-Roe.csv"
+    heading = "Datei;Vorname;Beruf;Age;Sex;Height;Weight;Fracture;Family history;T-Score;Bemerkung"
+    path.write_text("\n".join([heading, *rows]) + "\n")
+    return path
 
 
 def check_group(runs: list[ToldRun]) -> None:

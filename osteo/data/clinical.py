@@ -187,12 +187,11 @@ def _one_row_each(
             )
     merged = table.groupby(keys, sort=False).first()
     computed = (merged["weight"] / merged["height"] ** 2)[merged["bmi"].isna()].dropna()
-    for key, bmi in computed.items():
+    for (key, bmi), row in zip(computed.items(), merged.loc[computed.index, "row"], strict=True):
         try:
             read_cell("bmi", bmi)
         except ImpossibleError as error:
             if "bmi" in wanted:
-                row = merged["row"][key]
                 raise UserError(f"{option}: BMI, from height and weight in row {row}, {error}") from None
             computed = computed.drop(key)
     return merged.assign(bmi=merged["bmi"].fillna(computed))

@@ -267,10 +267,13 @@ def t_scores(manifest: pd.DataFrame, sources: Mapping[str, Source]) -> dict[str,
 
 
 def clinical_table(sources: Mapping[str, Source]) -> pd.DataFrame | None:
-    """The clinical sheets of all sources, indexed by patient; None where there is none."""
+    """The clinical sheets of all sources, indexed by patient, without those whom two name; None where there is none."""
     sheets = [source.clinical for source in sources.values() if source.clinical is not None]
     by_patient = [sheet for sheet in sheets if sheet.index.name != IMAGE]
-    return pd.concat(by_patient) if by_patient else None
+    if not by_patient:
+        return None
+    joined = pd.concat(by_patient)
+    return joined[~joined.index.duplicated(keep=False)]
 
 
 def sheet_mismatches(sources: Mapping[str, Source]) -> list[str]:
