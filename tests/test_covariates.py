@@ -195,7 +195,7 @@ def test_the_key_of_training_reaches_the_data(osteo: Callable[..., Any], clinic:
     done = osteo(*words, "covariates=[z_score]")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert done.err.startswith("osteo train: covariates: z_score is the answer that a picture is asked for")
-    with pytest.raises(UserError, match=r"covariates=\[...\] sets data.covariates, which says something else"):
+    with pytest.raises(UserError, match=r"data.covariates follows covariates=\[...\]; leave it out"):
         check(Config(covariates=["age"]))
 
 
