@@ -103,6 +103,7 @@ def test_an_unreachable_hub_is_one_line_with_both_ways_out() -> None:
     assert "could not be fetched from the model hub" in str(caught.value)
     assert "go online once" in str(caught.value)
     assert "model.weights_file=" in str(caught.value)
+    assert "model.pretrained=false" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
