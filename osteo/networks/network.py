@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from osteo import parts
+from osteo.checks import check_tiles
 from osteo.errors import UserError, first_line, unknown
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.torchvision import Shape
@@ -73,10 +74,7 @@ class Network(nn.Module):
             raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
         if freeze not in ("none", "norms", "backbone"):
             raise ValueError(f"freeze={freeze} must be none, norms or backbone")
-        if image_size % patches:
-            raise UserError(
-                f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side"
-            )
+        check_tiles(image_size, patches)
         width = check_backbone(backbone, image_size // patches, head=head, stages=stages)
         self.name, self.image_size, self.channels, self.patches = backbone, image_size, channels, patches
         self.drop_rate = drop_rate
