@@ -149,7 +149,7 @@ def read_source(
                 patient=patient or patient_of(name),
                 refused=refused,
                 split=split,
-            )
+            )  # fmt: skip
         )
     found.stamp = "\n".join(f"{written}/{entry.name}:{entry.stamp}" for entry in entries)
     return found
