@@ -183,21 +183,21 @@ class Network(nn.Module):
             return [part for part in self.backbone.modules() if not any(id(p) in last for p in part.parameters())]
         return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What of the backbone is trained, by groups of layers as timm has them, the last first; no classifier's.
 
         Raises:
             UserError: the backbone does not say how its layers are grouped.
         """
         if not hasattr(self.backbone, "group_matcher"):
             raise UserError(
-                f"model.backbone={self.name} has no stages, unlike timm's own; train it all at once instead"
+                f"model.backbone={self.name} has no groups of layers, unlike timm's own; train it all at once instead"
             )
         groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True)
         last = set(self.classifier().parameters())
-        stages = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
-        trained = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
-        return [stage for stage in trained if stage]
+        backwards = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
+        trained = [[parameter for parameter in group if parameter.requires_grad] for group in backwards]
+        return [group for group in trained if group]
 
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
