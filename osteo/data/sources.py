@@ -139,18 +139,11 @@ def read_source(
     entries = [entry for entry in entries if entry.name in stated]
     for name, refused in ((entry.name, entry.refused) for entry in entries):
         class_name, patient, split = stated[name]
-        found.pictures.append(
-            Picture(
-                image_id=f"{source}/{name}",
-                source=source,
-                name=name,
-                path=f"{shown or written}/{name}",
-                class_name=class_name,
-                patient=patient or patient_of(name),
-                refused=refused,
-                split=split,
-            )  # fmt: skip
-        )
+        picture = Picture(
+            image_id=f"{source}/{name}", source=source, name=name, path=f"{shown or written}/{name}",
+            class_name=class_name, patient=patient or patient_of(name), refused=refused, split=split,
+        )  # fmt: skip
+        found.pictures.append(picture)
     found.stamp = "\n".join(f"{written}/{entry.name}:{entry.stamp}" for entry in entries)
     return found
 
