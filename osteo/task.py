@@ -1,6 +1,7 @@
 """The task, said once: the classes, which of them is positive, how a call is made, and which way a value is better."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 Direction: TypeAlias = Literal["min", "max"]
@@ -11,6 +12,58 @@ CLASSES: Mapping[str, int | None] = {"normal": 0, "osteopenia": None, "osteoporo
 CLASS_NAMES = tuple(name for name, label in CLASSES.items() if label is not None)
 """The classes that a network tells apart, in the order of their labels."""
 NEGATIVE, POSITIVE = CLASS_NAMES
+T_SCORE_CUTS = (-1.0, -2.5)
+"""The WHO's: normal is above the first, osteoporosis at or below the second, osteopenia between."""
+Kind: TypeAlias = Literal["binary", "nominal", "ordinal", "regression"]
+"""What a network's outputs are: the log odds of the positive class; one logit per class; the log odds of being beyond
+each cut of ordered classes; or the T-score itself."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a picture is asked.
+
+    Whatever the task, a picture has one logit of its positive class, the last one, against the rest: from it follow
+    thresholds, calibration, Grad-CAM and all that compares two classes. What a task knows beyond that is added to it.
+    """
+
+    name: str
+    kind: Kind
+    labels: Mapping[str, int | None]
+    """of each class folder; none where its pictures have no part in the task"""
+    class_names: tuple[str, ...]
+    """in the order of their labels"""
+
+    @property
+    def positive(self) -> int:
+        """The label of the positive class, which is the last one."""
+        return len(self.class_names) - 1
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a network gives for a picture."""
+        return {"nominal": len(self.class_names), "ordinal": self.positive}.get(self.kind, 1)
+
+    @property
+    def has_many_classes(self) -> bool:
+        """Whether it tells more than two classes apart."""
+        return len(self.class_names) > 2
+
+
+_ORDERED = dict(zip(CLASSES, range(len(CLASSES)), strict=True))
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task("binary", "binary", CLASSES, CLASS_NAMES),
+        Task("osteopenia_or_worse", "binary", dict(zip(CLASSES, (0, 1, 1), strict=True)),
+             (NEGATIVE, "osteopenia or worse")),
+        Task("three_class", "nominal", _ORDERED, tuple(CLASSES)),
+        Task("ordinal", "ordinal", _ORDERED, tuple(CLASSES)),
+        Task("t_score", "regression", _ORDERED, tuple(CLASSES)),
+    )
+}  # fmt: skip
+"""By name."""
+BINARY = TASKS["binary"]
 THRESHOLD = 0.5
 """A picture is called positive where its probability is above this, unless another rule is asked for."""
 
