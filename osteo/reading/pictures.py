@@ -156,7 +156,7 @@ def colour(content: bytes) -> float:
 
 
 def is_blank(grey: Grey) -> bool:
-    """Whether a picture (H, W) shows nothing: its standard deviation is below 4 of 255 once its grain is averaged away."""
+    """Whether a picture (H, W) shows nothing: a standard deviation below 4 of 255 once its grain is averaged away."""
     return float(cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).std()) < 4.0
 
 
