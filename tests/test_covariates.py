@@ -84,8 +84,11 @@ def test_rows_go_to_pictures_by_patient(given: Callable[..., DataConfig]) -> Non
 def test_rows_go_to_pictures_by_name_where_there_are_no_patients(
     given: Callable[..., DataConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
-    sheet = "Datei;Alter;Geschlecht\nNORMAL\\p0_l.PNG;61,5;W\nfolder/normal/p0_r.png;70;m\np9_l;55;\nJane Doe.png;1;m\n"
-    columns = ["Datei:picture", "alter:age", "Geschlecht:SEX"]
+    sheet = (
+        "Datei;Alter;Geschlecht;T-Wert\nNORMAL\\p0_l.PNG;61,5;W;-0,4\nfolder/normal/p0_r.png;70;m;\n"
+        "p9_l;55;;-2,6\nJane Doe.png;1;m;-9\n"
+    )
+    columns = ["Datei:picture", "alter:age", "Geschlecht:SEX", "T-Wert:t_score"]
     config = given(sheet, ("age", "sex"), patient=None, clinical_columns=columns)
     rows = rows_of(config)
     assert rows["age"].dropna().to_dict() == {
@@ -94,7 +97,9 @@ def test_rows_go_to_pictures_by_name_where_there_are_no_patients(
     assert rows["sex"].dropna().to_list() == ["female", "male"]
     assert caplog.messages == ["data.clinical=sheet.csv has 1 row without a picture"]
     sources = read_sources(config, Path(str(config.cache)))
-    assert t_scores(build_manifest(sources, Path(str(config.cache))), sources) == {}
+    assert t_scores(build_manifest(sources, Path(str(config.cache))), sources) == {
+        "folder/normal/p0_l.png": -0.4, "folder/osteoporosis/p9_l.png": -2.6,
+    }  # fmt: skip
     assert sheet_mismatches(sources) == []
 
 
