@@ -77,7 +77,6 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
-    task: str = option(BINARY.name, "what a picture is asked; `task` sets it", choices=tuple(TASKS))
     name: str = option("phantom", "phantom, paper, clean, kaggle, mendeley, folder, or what a plugin has registered")
     kaggle: str | None = option(None, "the Kaggle archive, a folder or a zip (data=paper, clean or kaggle)")
     mendeley: str | None = option(None, "the Mendeley archive, a folder or a zip (data=paper, clean or mendeley)")
@@ -98,6 +97,7 @@ class DataConfig:
         "whose picture it is: a column of data.labels, or a pattern with one group that is searched in the path,"
         " as in '([^/_]+)_[^/]*$' (data=folder)",
     )
+    task: str = option(BINARY.name, "what a picture is asked; `task` sets it", choices=tuple(TASKS))
     clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
     clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
     covariates: list[str] = option([], "what of it is used; in training, the key covariates sets it")
