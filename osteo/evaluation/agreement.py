@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Comparison, Interval, bootstrap
+from osteo.evaluation.bootstrap import CELLS, DRAWS, Bootstrapped, Comparison, Interval, bootstrap, number_clusters
 from osteo.evaluation.metrics import all_metrics, bootstrap_metrics, check_finite, evaluate
 from osteo.evaluation.ties import join_by_network
 from osteo.task import T_SCORE_CUTS, Direction
-from osteo.types import Floats, Labels, Statistic
+from osteo.types import Floats, Labels, Mask, Statistic
 
+STEP = 1e-3  # of a cluster's weight, to see what it adds to a metric
 REACH = 1.96  # standard deviations, between which 95 in 100 normal differences lie
 CUT = T_SCORE_CUTS[-1]
 
@@ -41,10 +42,10 @@ def bias(weights: Floats, true: Floats, predicted: Floats) -> Floats:
 
 
 def _spread(weights: Floats, true: Floats, predicted: Floats) -> Floats:
-    """Standard deviation of predicted less true, with N - 1."""
-    differences, total = predicted - true, weights.sum(axis=1)
-    variance = np.maximum(_covariance(weights, differences, differences), 0.0)
-    return np.asarray((variance * total / (total - 1.0)) ** 0.5)
+    """Standard deviation of predicted less true, of which draws have no other mean than samples; N - 1 for ones."""
+    total = weights.sum(axis=1)
+    variance = _covariance(weights, predicted - true, predicted - true)
+    return np.asarray((np.maximum(variance, 0.0) / (1.0 - (weights**2).sum(axis=1) / total**2)) ** 0.5)
 
 
 def _covariance(weights: Floats, one: Floats, other: Floats) -> Floats:
@@ -161,7 +162,44 @@ def weighted_agreement(true: Floats, predicted: Floats) -> Statistic:
     return statistic
 
 
-def bootstrap_t_scores(
+def _bootstrap_agreement(
+    statistic: Statistic, pictures: int, groups: Sequence[object], *, draws: int, seed: int
+) -> dict[str, Bootstrapped]:
+    """The metrics of `AGREEMENT`, or their differences, by name in every draw; of n clusters.
+
+    Draws of a mean vary by (n - 1) / (n + 1) of what samples do, so quantiles lie further out. How sure their variance
+    itself is depends on the kurtosis k of what a cluster adds to the metric: it has 2 n / (k - 1) degrees of freedom
+    (Satterthwaite 1946), which are n - 1 for a mean of normal values and far fewer for a standard deviation.
+    """
+    drawn = bootstrap(statistic, np.zeros(pictures, int), groups, draws=draws, seed=seed)
+    cluster = number_clusters(groups)
+    numbers = np.arange(cluster.max() + 1)
+    parts = np.array_split(numbers, len(numbers) * pictures // CELLS + 1)
+    added = np.concatenate([statistic(1.0 + STEP * (part[:, None] == cluster)) for part in parts])
+    added -= added.mean(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kurtosis = len(numbers) * (added**4).sum(axis=0) / (added**2).sum(axis=0) ** 2
+        freedom = np.fmin(2.0 * (drawn.freedom + 1.0) / (kurtosis - 1.0), drawn.freedom).clip(1.0)
+    return {
+        metric.name: replace(drawn.of(column), freedom=freedom[column], stretch=(1.0 + 2.0 / freedom[column]) ** 0.5)
+        for column, metric in enumerate(AGREEMENT)
+    }
+
+
+def _bootstrap_cut(
+    true: Floats, predicted: Floats, groups: Sequence[object], networks: Labels | None, **options: Any
+) -> dict[str, Bootstrapped]:
+    """The binary metrics of the cut by name in every draw; options as `metrics.bootstrap_metrics`."""
+    probabilities = expit(join_by_network(cut_logits(predicted), networks))
+    return bootstrap_metrics(cut_labels(true), probabilities, groups, networks=networks, **options)
+
+
+def _needs(name: str) -> tuple[int, ...]:
+    """Classes of the cut without which a metric is undefined."""
+    return all_metrics()[name].needs if name in all_metrics() else ()
+
+
+def t_score_intervals(
     true: Floats,
     predicted: Floats,
     groups: Sequence[object],
@@ -169,11 +207,10 @@ def bootstrap_t_scores(
     networks: Labels | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    side: int | None = None,
-) -> dict[str, Bootstrapped]:
-    """Metrics by name in every draw, each the mean over repeats; after those of `AGREEMENT` those of the cut.
+) -> dict[str, Interval]:
+    """Metrics by name with their 95 % intervals, each the mean over repeats: those of `AGREEMENT`, then of the cut.
 
-    The mean of draws varies by (n - 1) / (n + 1) of what the mean of n clusters does, so quantiles lie further out.
+    Pictures that no repeat tested are no evidence.
 
     Args:
         true: measured T-scores, (N,).
@@ -182,31 +219,18 @@ def bootstrap_t_scores(
         networks: numbers of the networks that tested the pictures, (R, N); null where one tested all of a repeat.
         draws: how many.
         seed: of the draws.
-        side: 0 or 1 of a pair; None for a value of its own.
     """
-    tested = np.asarray(np.isfinite(predicted).any(axis=0))
-    if tested.any() and not tested.all():
-        true, predicted, groups = true[tested], predicted[:, tested], list(compress(groups, tested))
-        networks = None if networks is None else networks[:, tested]
-    statistic, alike = weighted_agreement(true, predicted), np.zeros(len(true), int)
-    drawn = bootstrap(statistic, alike, groups, draws=draws, seed=seed)
-    drawn = replace(drawn, stretch=((drawn.freedom + 2.0) / drawn.freedom) ** 0.5)
-    probabilities = expit(join_by_network(cut_logits(predicted), networks))
-    of_cut = bootstrap_metrics(
-        cut_labels(true), probabilities, groups, networks=networks, draws=draws, seed=seed, side=side
-    )
-    return {metric.name: drawn.of(column) for column, metric in enumerate(AGREEMENT)} | of_cut
-
-
-def _needs(name: str) -> tuple[int, ...]:
-    """Classes of the cut without which a metric is undefined."""
-    return all_metrics()[name].needs if name in all_metrics() else ()
-
-
-def t_score_intervals(true: Floats, predicted: Floats, groups: Sequence[object], **options: Any) -> dict[str, Interval]:
-    """Metrics by name with their 95 % intervals; arguments as `bootstrap_t_scores`."""
-    drawn = bootstrap_t_scores(true, predicted, groups, **options)
+    tested = _tested(predicted)
+    statistic = weighted_agreement(true[tested], predicted[:, tested])
+    drawn = _bootstrap_agreement(statistic, tested.sum(), list(compress(groups, tested)), draws=draws, seed=seed)
+    drawn |= _bootstrap_cut(true, predicted, groups, networks, draws=draws, seed=seed)
     return {name: one.interval(0, _needs(name)) for name, one in drawn.items()}
+
+
+def _tested(predicted: Floats) -> Mask:
+    """The pictures that some repeat tested; all of them where none was, (N,)."""
+    tested = np.asarray(np.isfinite(predicted).any(axis=0))
+    return tested if tested.any() else ~tested
 
 
 def compare_t_scores(
@@ -226,15 +250,21 @@ def compare_t_scores(
         first: those of one model, (R, N); NaN where a repeat did not test a picture.
         second: those of the other model.
         groups: (N,).
-        networks: of the first and of the second, see `bootstrap_t_scores`.
+        networks: of the first and of the second, see `t_score_intervals`.
         draws: how many.
         seed: of the draws.
     """
     both = np.isfinite(first) & np.isfinite(second)
-    one, other = (
-        bootstrap_t_scores(
-            true, np.where(both, values, np.nan), groups, networks=networks[side], draws=draws, seed=seed, side=side
-        )
-        for side, values in enumerate((first, second))
+    sides = [np.where(both, predicted, np.nan) for predicted in (first, second)]
+    tested = _tested(sides[0])
+    one, other = (weighted_agreement(true[tested], predicted[:, tested]) for predicted in sides)
+    drawn = _bootstrap_agreement(
+        lambda weights: one(weights) - other(weights), tested.sum(), list(compress(groups, tested)),
+        draws=draws, seed=seed,
+    )  # fmt: skip
+    of_first, of_second = (
+        _bootstrap_cut(true, predicted, groups, networks[side], draws=draws, seed=seed, side=side)
+        for side, predicted in enumerate(sides)
     )
-    return {name: (one[name] - other[name]).compare(0, _needs(name)) for name in one}
+    drawn |= {name: of_first[name] - of_second[name] for name in of_first}
+    return {name: difference.compare(0, _needs(name)) for name, difference in drawn.items()}

@@ -184,6 +184,7 @@ def bootstrap(
     seed: int = 0,
     is_ranking: bool = False,
     side: int | None = None,
+    views: int = 1,
 ) -> Bootstrapped:
     """Weighs whole clusters at random, and each class as often as it is, so that the share of cases stays.
 
@@ -198,6 +199,7 @@ def bootstrap(
         seed: of the draws.
         is_ranking: whether the statistic compares pictures with each other, see `osteo.parts.Metric`.
         side: 0 or 1 of a pair; None for a value of its own.
+        views: of the same pictures that a mean is taken over: their priors count for one together.
     """
     cluster = number_clusters(groups)
     controls, cases = clusters_of(labels, cluster)
@@ -206,6 +208,7 @@ def bootstrap(
     freedom = len(sizes) * (min(sizes) - 1) if is_ranking else sum(sizes) - len(sizes)
     is_pair = side is not None
     prior = (RANKING_PAIR_PRIOR if is_pair else RANKING_PRIOR) if is_ranking else CALLS_PRIOR
+    prior /= views
     stretch = (min(sizes) / max(min(sizes) - 1, 1)) ** 0.5 if is_ranking and is_pair else 1.0
     streams = [np.random.default_rng([seed, number]) for number in range(4)]
 

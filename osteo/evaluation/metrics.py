@@ -278,6 +278,7 @@ def bootstrap_metrics(
     draws: int = DRAWS,
     seed: int = 0,
     side: int | None = None,
+    views: int = 1,
 ) -> dict[str, Bootstrapped]:
     """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`.
 
@@ -295,7 +296,9 @@ def bootstrap_metrics(
     for is_ranking in (True, False):
         if kind := [name for name in names if table[name].is_ranking == is_ranking]:
             statistic = weighted_metrics(labels, probabilities, thresholds, names=kind, networks=networks)
-            drawn = bootstrap(statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side)
+            drawn = bootstrap(
+                statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side, views=views
+            )
             found |= {name: drawn.of(column) for column, name in enumerate(kind)}
     return {name: found[name] for name in names}
 

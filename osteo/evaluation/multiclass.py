@@ -9,7 +9,7 @@ Shapes: N pictures, C classes, R repeats, D draws.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import compress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -248,7 +248,7 @@ def bootstrap_class_metrics(
         seed: of the draws.
         side: 0 or 1 of a pair; None for a value of its own.
     """
-    tested = np.isfinite(probabilities).all(axis=-1).any(axis=0)
+    tested = np.asarray(np.isfinite(probabilities).all(axis=-1).any(axis=0))
     if tested.any() and not tested.all():
         labels, probabilities, groups = labels[tested], probabilities[:, tested], list(compress(groups, tested))
         networks = None if networks is None else networks[:, tested]
@@ -257,9 +257,8 @@ def bootstrap_class_metrics(
     statistic = weighted_calls(labels, probabilities, of_calls)
     drawn = bootstrap_classes(statistic, labels, groups, len(class_names), draws=draws, seed=seed, side=side)
     found = {metric.name: drawn.of(column) for column, metric in enumerate(of_calls)}
-    found |= _bootstrap_views(
-        labels, probabilities, groups, table, networks=networks, draws=draws, seed=seed, side=side
-    )
+    options = {"networks": networks, "draws": draws, "seed": seed, "side": side}
+    found |= _bootstrap_views(labels, probabilities, groups, table, **options)
     return {name: found[name] for name in table}
 
 
@@ -268,23 +267,20 @@ def _bootstrap_views(
     probabilities: Floats,
     groups: Sequence[object],
     table: Mapping[str, ClassMetric],
-    *,
-    networks: Labels | None,
     **options: Any,
 ) -> dict[str, Bootstrapped]:
     """The metrics of classes against the rest; arguments as `bootstrap_class_metrics`."""
-    ranked = join_class_ties(probabilities, networks)
+    ranked = join_class_ties(probabilities, options["networks"])
     known, called = np.isfinite(probabilities).all(axis=-1), probabilities.argmax(axis=-1)
-    views: dict[tuple[str, int], Bootstrapped] = {}
-    for label in range(probabilities.shape[-1]):
-        for is_ranking, scores in ((True, ranked[..., label]), (False, np.where(known, called == label, np.nan))):
-            wanted = [metric for metric in table.values() if label in metric.classes]
-            names = list(dict.fromkeys(metric.view for metric in wanted if metric.is_ranking == is_ranking))
-            is_of_class = (labels == label).astype(int)
-            drawn = bootstrap_metrics(is_of_class, scores, groups, names=names, networks=networks, **options)
-            views |= {(name, label): drawn[name] for name in names}
+
+    @cache
+    def draw(view: str, label: int, views: int) -> Bootstrapped:
+        scores = ranked[..., label] if all_metrics()[view].is_ranking else np.where(known, called == label, np.nan)
+        is_of_class = (labels == label).astype(int)
+        return bootstrap_metrics(is_of_class, scores, groups, names=[view], views=views, **options)[view]
+
     return {
-        metric.name: _mean([views[metric.view, label] for label in metric.classes])
+        metric.name: _mean([draw(metric.view, label, len(metric.classes)) for label in metric.classes])
         for metric in table.values()
         if metric.view
     }
@@ -292,8 +288,13 @@ def _bootstrap_views(
 
 def _mean(views: Sequence[Bootstrapped]) -> Bootstrapped:
     """The mean over classes against the rest, as uncertain in its tails as that of the fewest clusters."""
-    values, draws = np.mean([one.value for one in views], axis=0), np.mean([one.draws for one in views], axis=0)
-    return replace(min(views, key=lambda one: one.freedom), value=values, draws=draws)
+    fewest = min(views, key=lambda one: one.freedom)
+    return replace(
+        fewest,
+        value=np.mean([one.value for one in views], axis=0),
+        draws=np.mean([one.draws for one in views], axis=0),
+        clusters=tuple(min(counts) for counts in zip(*(one.clusters for one in views), strict=True)),
+    )
 
 
 def class_intervals(
