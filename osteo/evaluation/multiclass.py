@@ -22,6 +22,8 @@ from osteo.evaluation.ties import join_by_network
 from osteo.task import CLASSES, Direction
 from osteo.types import Floats, Labels, Statistic
 
+FARTHEST = 1000.0  # a logit, beyond those of all probabilities but 0 and 1
+
 ClassMeasure: TypeAlias = Callable[[Floats, Labels, Floats], Floats]
 """(weights (D, N), labels from 0 to C - 1 (N,), probabilities of the classes (N, C)) -> (D,), see `osteo.parts`."""
 
@@ -149,7 +151,7 @@ def class_metrics(class_names: Sequence[str] = tuple(CLASSES)) -> dict[str, Clas
 
 def join_class_ties(probabilities: Floats, networks: Labels | None = None) -> Floats:
     """Probabilities (R, N, C) of which those of a class that arithmetic cannot tell apart are equal, see `ties`."""
-    logits = logit(probabilities)
+    logits = np.clip(logit(probabilities), -FARTHEST, FARTHEST)
     joined = np.stack([join_by_network(of_class, networks) for of_class in np.moveaxis(logits, -1, 0)], axis=-1)
     with np.errstate(invalid="ignore"):
         return np.where(joined == logits, probabilities, expit(joined))
@@ -181,6 +183,9 @@ def evaluate_classes(
     ranked, once = join_class_ties(scores[None])[0], np.ones((1, len(truth)))
     found: dict[str, Any] = {}
     for name, metric in class_metrics(class_names).items():
+        if not len(truth):
+            found[name] = None
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(metric.measure(once, truth, ranked if metric.is_ranking else scores)[0])
         is_known = np.isfinite(value) and (bool(metric.view) or set(metric.needs) <= set(truth.tolist()))
