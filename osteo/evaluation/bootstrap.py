@@ -284,9 +284,9 @@ def bootstrap_classes(
 ) -> Bootstrapped:
     """`bootstrap` for metrics of the calls of any number of classes.
 
-    Clusters weigh as there, and each class as often as it is. Of each class the prior counts for one cluster of mean
-    size. Its recall is Beta(1/2, 1/2), Jeffreys' prior of a proportion, as with two classes; wrong calls are spread
-    over the other classes alike.
+    Clusters weigh as there, and each class as often as it is. The prior counts for two clusters of mean size in all, as
+    with two classes, shared among the classes. The recall of each is Beta(1/2, 1/2) in it, Jeffreys' prior of a
+    proportion; a wrong call that is k classes off has a share of 1 / k^2, so that each k costs a quadratic kappa as much.
 
     Args:
         statistic: of weighted rows, see `class_rows`.
@@ -303,11 +303,13 @@ def bootstrap_classes(
     sizes = [_effective(cluster[of_class]) for of_class in inside if len(of_class)]
     of_pictures, of_classes, of_calls = (np.random.default_rng([seed, number]) for number in range(2, 5))
     mean_size = np.array([len(of_class) / max(count, 1) for of_class, count in zip(inside, clusters, strict=True)])
-    shape = np.where(np.eye(classes), 0.5, 0.5 / (classes - 1))
+    off = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
+    wrong = np.where(off, 1.0 / np.maximum(off, 1) ** 2, 0.0)
+    shape = np.where(off, 0.5 * wrong / wrong.sum(axis=1, keepdims=True), 0.5)
 
     def weigh(size: int) -> Floats:
         drawn = of_pictures.standard_exponential((size, int(cluster.max()) + 1))[:, cluster]
-        added = of_classes.standard_gamma(CALLS_PRIOR, (size, classes)) * mean_size
+        added = of_classes.standard_gamma(2.0 * CALLS_PRIOR / classes, (size, classes)) * mean_size
         called = of_calls.standard_gamma(shape, (size, _SIDES, classes, classes))
         called /= called.sum(axis=-1, keepdims=True)
 
