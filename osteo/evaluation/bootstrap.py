@@ -286,7 +286,7 @@ def bootstrap_classes(
 
     Clusters weigh as there, and each class as often as it is. The prior counts for two clusters of mean size in all, as
     with two classes, shared among the classes. The recall of each is Beta(1/2, 1/2) in it, Jeffreys' prior of a
-    proportion; a wrong call that is k classes off has a share of 1 / k^2, so that each k costs a quadratic kappa as much.
+    proportion; a wrong call k classes off has a share of 1 / k^2, so that each k costs a quadratic kappa as much.
 
     Args:
         statistic: of weighted rows, see `class_rows`.

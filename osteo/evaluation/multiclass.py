@@ -180,16 +180,14 @@ def evaluate_classes(
     scores = np.asarray(list(probabilities), float).reshape(len(truth), len(class_names))
     names = (f"picture {number}" for number in range(len(truth)))
     check_finite(scores.sum(axis=1), names, "evaluation", "sets of probabilities")
-    ranked, once = join_class_ties(scores[None])[0], np.ones((1, len(truth)))
+    ranked, once, present = join_class_ties(scores[None])[0], np.ones((1, len(truth))), set(truth.tolist())
     found: dict[str, Any] = {}
     for name, metric in class_metrics(class_names).items():
-        if not len(truth):
-            found[name] = None
-            continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(metric.measure(once, truth, ranked if metric.is_ranking else scores)[0])
-        is_known = np.isfinite(value) and (bool(metric.view) or set(metric.needs) <= set(truth.tolist()))
-        found[name] = round(value, 6) if is_known else None
+        value = float("nan")
+        if present and (metric.view or set(metric.needs) <= present):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = float(metric.measure(once, truth, ranked if metric.is_ranking else scores)[0])
+        found[name] = round(value, 6) if np.isfinite(value) else None
     return found | {"confusion_matrix": confusion(once, truth, scores)[0].astype(int).tolist()}
 
 
