@@ -10,7 +10,7 @@ from typing import Any
 from osteo import parts
 from osteo.config import DATA_SETS, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
-from osteo.task import CLASSES, LAST_EPOCH
+from osteo.task import CLASSES, LAST_EPOCH, LOSSES, TASKS
 
 LABEL_COLUMNS = ("picture", "class", "split")
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
@@ -39,7 +39,10 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
+    if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
+        raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")
     if isinstance(config, Config):
+        _check_task(config)
         _check_training(config)
 
 
@@ -160,6 +163,21 @@ def _check_split(split: SplitConfig) -> None:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
     if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
         raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
+
+
+def _check_task(config: Config) -> None:
+    task = TASKS[config.task]
+    others = {name: kind for kind, names in LOSSES.items() for name in names if kind != task.kind}
+    if config.loss.name in others and config.loss.name not in LOSSES[task.kind]:
+        raise UserError(
+            f"loss={config.loss.name} does not go with task={task.name}, which takes {' or '.join(LOSSES[task.kind])}"
+        )
+    if config.augment.mixup and task.kind != "binary":
+        raise UserError(f"augment.mixup goes with two classes, not with task={task.name}; leave it out")
+    if task.kind == "regression" and (config.loss.label_smoothing or config.loss.class_weights != "none"):
+        raise UserError(
+            "loss.label_smoothing and loss.class_weights go with classes, not with task=t_score; leave them out"
+        )
 
 
 def _check_training(config: Config) -> None:

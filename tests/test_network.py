@@ -207,7 +207,7 @@ def test_a_head_of_one_s_own_takes_the_pooled_features(head: str, backbone: str)
     assert network.head[0].out_features == 3
     assert list(network.classifier()) == [network.head]
     hidden = network.head[0].weight.clone()
-    network.begin_at(0.5)
+    network.begin_at([0.5])
     assert torch.equal(network.head[0].weight, hidden)  # only the last layer makes logits
     assert network(pictures).tolist() == pytest.approx([0.5, 0.5])
 
