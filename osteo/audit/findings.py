@@ -19,6 +19,7 @@ from osteo.data.manifest import unusable
 from osteo.data.splits import assign_splits, read_split, with_split
 from osteo.errors import counted
 from osteo.files import cache_dir
+from osteo.reading.pictures import is_blank
 from osteo.reading.reader import read_picture
 from osteo.task import TASKS
 from osteo.types import Grey, ReadFile
@@ -124,7 +125,7 @@ def odd_pictures(
             flags.append(f"mode {mode}")
         if facts[image_id].colour > 8.0:
             flags.append("coloured")
-        if float(thumbnails[sha].std()) < 4.0:
+        if is_blank(thumbnails[sha]):
             flags.append("blank")
         elif typical is not None:
             correlation = float(np.corrcoef(small[sha].ravel(), typical.ravel())[0, 1])

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {
     "image_id": "string",  # source/relative path, unique
-    "path": "string",  # where it lies, as the user wrote it
+    "path": "string",  # where it lies, as the user wrote it, or the image_id where osteo itself has put it
     "source": "string",
     "label": "Int64",  # that of the class in the task; none where it has no part in it
     "class_name": "string",

@@ -178,9 +178,9 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
         mendeley = mendeley or str(download.mendeley(cache / "downloads"))
     found = {}
     if "kaggle" in used:
-        found["kaggle"] = read_kaggle(str(kaggle))
+        found["kaggle"] = read_kaggle(str(kaggle), config.kaggle or "kaggle")
     if "mendeley" in used:
-        found["mendeley"] = read_mendeley(str(mendeley))
+        found["mendeley"] = read_mendeley(str(mendeley), config.mendeley or "mendeley")
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from osteo import parts
+from osteo.checks import check_tiles
 from osteo.errors import UserError, first_line, unknown
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.outputs import Cuts, positive_logit
@@ -78,10 +79,7 @@ class Network(nn.Module):
             raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
         if freeze not in ("none", "norms", "backbone"):
             raise ValueError(f"freeze={freeze} must be none, norms or backbone")
-        if image_size % patches:
-            raise UserError(
-                f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side"
-            )
+        check_tiles(image_size, patches)
         width = check_backbone(backbone, image_size // patches, head=head, stages=stages, task=self.task)
         self.name, self.image_size, self.channels, self.patches = backbone, image_size, channels, patches
         self.drop_rate = drop_rate
@@ -197,21 +195,21 @@ class Network(nn.Module):
             return [part for part in self.backbone.modules() if not any(id(p) in last for p in part.parameters())]
         return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What of the backbone is trained, by groups of layers as timm has them, the last first; no classifier's.
 
         Raises:
             UserError: the backbone does not say how its layers are grouped.
         """
         if not hasattr(self.backbone, "group_matcher"):
             raise UserError(
-                f"model.backbone={self.name} has no stages, unlike timm's own; train it all at once instead"
+                f"model.backbone={self.name} has no groups of layers, unlike timm's own; train it all at once instead"
             )
         groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True)
         last = set(self.classifier().parameters())
-        stages = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
-        trained = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
-        return [stage for stage in trained if stage]
+        backwards = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
+        trained = [[parameter for parameter in group if parameter.requires_grad] for group in backwards]
+        return [group for group in trained if group]
 
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
