@@ -18,7 +18,8 @@ from osteo.data.prepare import prepare
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.metrics import metric_intervals
-from osteo.evaluation.systems import Experiment, System, check_run, read_experiment
+from osteo.evaluation.outcomes import check_run
+from osteo.evaluation.systems import Experiment, System, read_experiment
 from osteo.evaluation.tests import holm, paired_bootstrap
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of, trained

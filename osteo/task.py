@@ -40,6 +40,12 @@ class Task:
         return len(self.class_names) - 1
 
     @property
+    def sides(self) -> tuple[str, str]:
+        """The positive class and the rest, as names of two classes, the rest first."""
+        rest = self.class_names[:-1]
+        return (rest[0] if len(rest) == 1 else f"no {self.class_names[-1]}"), self.class_names[-1]
+
+    @property
     def outputs(self) -> int:
         """Numbers that a network gives for a picture."""
         return {"nominal": len(self.class_names), "ordinal": self.positive}.get(self.kind, 1)
@@ -77,11 +83,7 @@ T_SCORE, PREDICTED_T_SCORE = "t_score", "predicted_t_score"
 
 def probability_columns(task: Task) -> list[str]:
     """The columns of predictions.csv with the probability of each of several classes."""
-    return (
-        [f"probability_{name}" for name in task.class_names]
-        if task.has_many_classes and task.kind != "regression"
-        else []
-    )
+    return [f"probability_{name}" for name in task.class_names] if task.kind in ("nominal", "ordinal") else []
 
 
 THRESHOLD = 0.5
@@ -109,6 +111,11 @@ FIXED, YOUDEN, SENSITIVITY = RULES
 LOSS = "loss"
 LAST_EPOCH = "epoch"
 """What training may follow beside validation: the number of the epoch, so that the last one is kept."""
+
+
+def details_columns(task: Task) -> list[str]:
+    """The columns of predictions.csv with what a task says beyond the positive class."""
+    return [PREDICTED_T_SCORE] if task.kind == "regression" else probability_columns(task)
 
 
 def call_by_details(task: Task, details: Mapping[str, float]) -> str | None:

@@ -18,7 +18,8 @@ from osteo import files
 from osteo.commands.status import status
 from osteo.config import StatusConfig
 from osteo.errors import UserError
-from osteo.evaluation.systems import check_run, read_experiment
+from osteo.evaluation.outcomes import check_run
+from osteo.evaluation.systems import read_experiment
 from osteo.files import link_or_copy, whole, write_json
 from osteo.inference.card import KEY, check_origin, read_card
 from osteo.inference.model import load_models

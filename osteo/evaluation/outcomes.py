@@ -2,10 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from osteo.evaluation.metrics import evaluate
-from osteo.task import Task
+from osteo.evaluation.agreement import evaluate_t_scores
+from osteo.evaluation.metrics import BUILT_IN, all_metrics, evaluate, measure
+from osteo.evaluation.multiclass import evaluate_classes
+from osteo.records.content import damaged
+from osteo.records.record import Run
+from osteo.task import PREDICTED_T_SCORE, T_SCORE, TASKS, Task, probability_columns
 
 
 def against_rest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -14,5 +20,53 @@ def against_rest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
 
 
 def evaluate_task(task: Task, predictions: pd.DataFrame) -> dict[str, Any]:
-    """What metrics.json holds of one split's predictions; see `osteo.evaluation.metrics.evaluate`."""
-    return evaluate(predictions["logit"], against_rest(predictions, task)["label"])
+    """What metrics.json holds of one split's predictions; see `evaluate` of the module that the task asks for.
+
+    Args:
+        task: what was asked.
+        predictions: rows of predictions.csv.
+
+    Raises:
+        UserError: what is predicted is not finite.
+    """
+    if task.kind == "regression":
+        return evaluate_t_scores(predictions[T_SCORE], predictions[PREDICTED_T_SCORE])
+    if task.has_many_classes:
+        probabilities = predictions[probability_columns(task)].to_numpy(float)
+        return evaluate_classes(probabilities, predictions["label"], class_names=task.class_names)
+    return evaluate(predictions["logit"], predictions["label"])
+
+
+def check_run(run: Run) -> None:
+    """Reads all that a report needs of a training, and computes its metrics once more from its predictions.
+
+    Raises:
+        DamagedError: the first file that is gone, damaged or contradicts another.
+    """
+    run.check()
+    predictions, recorded, task = run.read_predictions(), run.read_metrics(), TASKS[run.read_settings().task]
+    of_plugins = all_metrics().keys() - {metric.name for metric in BUILT_IN}  # they may have changed since
+    for split in ("val", "test"):
+        rows = predictions[predictions["split"] == split]
+        computed, without_ties = evaluate_task(task, rows), {}
+        if task.kind == "binary":  # as older versions had it
+            labels, probabilities = rows["label"].to_numpy(int), expit(rows["logit"].to_numpy(float))
+            without_ties = measure(
+                labels, probabilities[None], names=computed.keys() - of_plugins - {"confusion_matrix"}
+            )
+        for name in computed.keys() - of_plugins:
+            value = computed[name]
+            given = recorded.get(f"{split}/{name}", value)
+            if not (_agree(given, value) or _agree(given, without_ties.get(name, value))):
+                raise damaged(
+                    run.directory / "metrics.json",
+                    f"is damaged: {split}/{name} is {given}, but predictions.csv gives {value}",
+                )
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Whether two metrics are the same, but for the six digits that a record has; None and NaN are undefined."""
+    if isinstance(first, list) or isinstance(second, list):
+        return bool(first == second)
+    one, other = (np.nan if value is None else float(value) for value in (first, second))
+    return bool(np.isclose(one, other, rtol=0.0, atol=2e-6, equal_nan=True))

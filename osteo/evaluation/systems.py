@@ -11,13 +11,12 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.evaluation.metrics import BUILT_IN, all_metrics, check_finite, measure
-from osteo.evaluation.outcomes import against_rest, evaluate_task
+from osteo.evaluation.metrics import check_finite, measure
+from osteo.evaluation.outcomes import against_rest
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
-from osteo.records.content import damaged
 from osteo.records.record import Run
-from osteo.task import BINARY, RULES, TASKS, THRESHOLD, Task
+from osteo.task import BINARY, RULES, T_SCORE, TASKS, THRESHOLD, Task, details_columns
 from osteo.types import Floats, Labels, Mask
 
 TREES = 100  # of the forest that a shortcut is
@@ -56,6 +55,9 @@ class System:
     """of the run that tested the picture, on its validation pictures"""
     networks: Labels
     """number of the network, or of the repeat's set of networks, that tested the picture; -1 where there is none"""
+    details: Floats | None = None
+    """what the task says beyond the positive class, (R, N, K): the probabilities of all classes, or the T-score; of models
+    only, and None where two classes are all"""
     validation: dict[str, float] = field(default_factory=dict)
     """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
@@ -102,6 +104,9 @@ class Experiment:
     """what is missing"""
     design: str
     """how pictures came to be tested, in words"""
+    task: Task = BINARY
+    truth: Floats | None = None
+    """the labels of the task, or the T-scores, (N,); None where two classes are all"""
 
     @property
     def labels(self) -> Labels:
@@ -136,41 +141,6 @@ def validate(predictions: pd.DataFrame, task: Task = BINARY, *, sensitivity: flo
     return Validated(temperature, thresholds, max(0.0, of_share - log_loss(logits / temperature, labels)))
 
 
-def check_run(run: Run) -> None:
-    """Reads all that a report needs of a training, and computes its metrics once more from its predictions.
-
-    Raises:
-        DamagedError: the first file that is gone, damaged or contradicts another.
-    """
-    run.check()
-    predictions, recorded, task = run.read_predictions(), run.read_metrics(), TASKS[run.read_settings().task]
-    of_plugins = all_metrics().keys() - {metric.name for metric in BUILT_IN}  # they may have changed since
-    for split in ("val", "test"):
-        rows = predictions[predictions["split"] == split]
-        computed, without_ties = evaluate_task(task, rows), {}
-        if task.kind == "binary":  # as older versions had it
-            labels, probabilities = rows["label"].to_numpy(int), expit(rows["logit"].to_numpy(float))
-            without_ties = measure(
-                labels, probabilities[None], names=computed.keys() - of_plugins - {"confusion_matrix"}
-            )
-        for name in computed.keys() - of_plugins:
-            value = computed[name]
-            given = recorded.get(f"{split}/{name}", value)
-            if not (_agree(given, value) or _agree(given, without_ties.get(name, value))):
-                raise damaged(
-                    run.directory / "metrics.json",
-                    f"is damaged: {split}/{name} is {given}, but predictions.csv gives {value}",
-                )
-
-
-def _agree(first: Any, second: Any) -> bool:
-    """Whether two metrics are the same, but for the six digits that a record has; None and NaN are undefined."""
-    if isinstance(first, list) or isinstance(second, list):
-        return bool(first == second)
-    one, other = (np.nan if value is None else float(value) for value in (first, second))
-    return bool(np.isclose(one, other, rtol=0.0, atol=2e-6, equal_nan=True))
-
-
 def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experiment:
     """The systems of finished runs, their ensembles, and the shortcut of width and height on the same folds.
 
@@ -179,10 +149,13 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         sensitivity: that the third threshold rule keeps on validation.
 
     Raises:
-        UserError: no test picture has been predicted.
+        UserError: no test picture has been predicted, or the runs are of different tasks.
     """
     tested = [_TestedRun.of(run, sensitivity) for run in runs]
     names = _names([run.settings for run in tested])
+    if len(tasks := {str(run.settings["task"]) for run in tested}) > 1:
+        raise UserError(f"the runs are of different tasks ({', '.join(sorted(tasks))}): give a sweep of one of them")
+    task = TASKS[tasks.pop()] if tasks else BINARY
     repeats = sorted({run.repeat for run in tested})
     pictures = pd.concat([run.manifest for run in tested]).drop_duplicates("image_id")
     image_ids = set().union(*(run.test["image_id"] for run in tested))
@@ -200,7 +173,17 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         [*models, *ensembles(models), _shortcut(tested, repeats, column)],
         _missing(tested, names),
         _design(tested),
+        task,
+        _truth(tested, column) if task.kind != "binary" else None,
     )
+
+
+def _truth(runs: Sequence["_TestedRun"], column: "pd.Series[int]") -> Floats:
+    """The labels of the task, or the T-scores, of the tested pictures, (N,)."""
+    found = np.full(len(column), np.nan)
+    for run in runs:
+        found[column[run.test["image_id"]].to_numpy()] = run.truth
+    return found
 
 
 class _TestedRun(NamedTuple):
@@ -211,6 +194,8 @@ class _TestedRun(NamedTuple):
     manifest: pd.DataFrame
     test: pd.DataFrame
     """the test rows of its predictions"""
+    truth: Floats
+    """of these rows: the labels of the task, or the T-scores, (N,)"""
     validated: Validated
     validation: dict[str, float]
     """metrics on its validation pictures, by name"""
@@ -256,7 +241,9 @@ class _TestedRun(NamedTuple):
                 )
         validated = validate(recorded, task, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
-        return _TestedRun(run, settings, (label, design), manifest, test, validated, validation)
+        of_test = recorded[recorded["split"] == "test"]
+        truth = of_test[T_SCORE if T_SCORE in of_test else "label"].to_numpy(float)
+        return _TestedRun(run, settings, (label, design), manifest, test, truth, validated, validation)
 
 
 def _missing(runs: Sequence[_TestedRun], names: Sequence[str]) -> list[str]:
@@ -279,18 +266,21 @@ def _model(
     logits, temperature, skill = (np.full(shape, np.nan) for _ in range(3))
     thresholds = {rule: np.full(shape, np.nan) for rule in RULES}
     networks = np.full(shape, -1)
+    columns = details_columns(TASKS[runs[0].settings["task"]])
+    details = np.full((*shape, len(columns)), np.nan)
     for number, run in enumerate(runs):
         at = repeats.index(run.repeat), column[run.test["image_id"]].to_numpy()
         logits[at], temperature[at], skill[at] = run.test["logit"], run.validated.temperature, run.validated.skill
         networks[at] = number
+        details[at] = run.test[columns].to_numpy(float)
         for rule, value in run.validated.thresholds.items():
             thresholds[rule][at] = value
     calibrated = calibrate(logits, temperature)  # type: ignore[arg-type]
     means = pd.DataFrame([run.validation for run in runs]).mean()
     validation = {str(name): float(value) for name, value in means.items()}
     return System(
-        name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, networks, validation,
-        [run.run for run in runs],
+        name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, networks, details if columns else None,
+        validation, [run.run for run in runs],
     )  # fmt: skip
 
 

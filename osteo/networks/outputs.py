@@ -76,6 +76,6 @@ def details_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
 
 
 def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
-    """What predictions.csv has of outputs, (N,) each: logit and probability of the positive class, then `details_of`."""
+    """What predictions.csv has, (N,) each: logit and probability of the positive class, then `details_of` the task."""
     logits = positive_logit(task.kind, outputs)
     return {"logit": logits.numpy(), "probability": logits.double().sigmoid().numpy(), **details_of(task, outputs)}

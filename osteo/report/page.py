@@ -19,7 +19,8 @@ from osteo.data.prepare import decodable
 from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
-from osteo.evaluation.systems import System, check_run, read_experiment, validate
+from osteo.evaluation.outcomes import check_run
+from osteo.evaluation.systems import System, read_experiment, validate
 from osteo.files import public, sha256_of, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
