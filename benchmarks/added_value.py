@@ -1,0 +1,110 @@
+"""Whether the tests of added value find what a picture adds to age, and nothing where it adds nothing.
+
+Sheets of 200 pictures without pictures: one or two of a patient, five folds, whose networks each add an offset to the
+logit (standard deviation 1). T-scores and ages are drawn as the phantoms' are (`osteo.data.phantom`); sex and body mass
+index are drawn without regard to the T-score, and one in twenty of either is not known. The logit follows the T-score,
+so that it adds to age, or age alone, in a line or in a curve, so that it adds nothing. Two pictures of a patient share
+0.7 of the variance of their noise. Added value counts as found at p <= 0.05, a difference of AUROC where its interval
+lies above zero, and a lead as lost where `added_value.is_lost` says so.
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import chi2
+
+from osteo.data.phantom import T_SCORES, draw_age
+from osteo.evaluation import added_value as av
+from osteo.evaluation import metrics
+from osteo.evaluation.tests import nested_test
+
+SETS = int(os.environ.get("OSTEO_SETS", "500"))
+DRAWS = 1000
+PICTURES, FOLDS = 200, 5
+ALIKE = 0.7  # share of a patient's noise that the pictures have in common
+UNKNOWN = 0.05  # share of what is not known of sex and of body mass index
+MIXES = {"osteoporosis or not": (0.3, 0.4, 0.3), "osteoporosis or normal": (0.5, 0.0, 0.5)}
+"""Shares of normal, osteopenia and osteoporosis; without osteopenia age separates the classes all but wholly."""
+IMAGES = {
+    "T-score": lambda t_score, age, noise: -(t_score + 2.5) + 2.0 * noise,
+    "age, in a line": lambda t_score, age, noise: 0.15 * (age - 55.0) + noise,
+    "age, in a curve": lambda t_score, age, noise: 4.0 * expit((age - 58.0) / 4.0) + 0.7 * noise,
+}
+"""Logits by what they follow; only the first adds to age."""
+
+
+class Sheet(NamedTuple):
+    """The pictures of one simulated study."""
+
+    labels: np.ndarray
+    logits: np.ndarray
+    """(1, N)"""
+    covariates: np.ndarray
+    """age in years, sex, body mass index, (N, 3)"""
+    networks: np.ndarray
+    """(1, N)"""
+    groups: list[int]
+
+
+def draw(rng: np.random.Generator, mix: tuple[float, float, float], image: str, slope: float = -9.0) -> Sheet:
+    """A sheet, and what a network would say of its pictures."""
+    sizes = [1 + number % 2 for number in range(PICTURES)]
+    patient = np.repeat(np.arange(PICTURES), sizes)[:PICTURES]
+    count = patient[-1] + 1
+    classes = rng.permutation(np.searchsorted(np.cumsum(mix), (np.arange(count) + 0.5) / count))
+    ranges = np.array(list(T_SCORES.values()))[classes]
+    t_score = rng.uniform(*ranges.T)
+    age = np.array([float(draw_age(rng, of_patient, slope)) for of_patient in t_score])
+    others = rng.random(count) < 0.7, rng.normal(27.0, 4.0, count)
+    covariates = np.column_stack([age, *others]).astype(float)
+    covariates[:, 1:][rng.random((count, 2)) < UNKNOWN] = np.nan
+    noise = ALIKE**0.5 * rng.normal(size=count)[patient] + (1 - ALIKE) ** 0.5 * rng.normal(size=PICTURES)
+    networks = (rng.permutation(count) % FOLDS)[patient]
+    logits = IMAGES[image](t_score[patient], age[patient], noise) + rng.normal(size=FOLDS)[networks]
+    labels = (classes == len(mix) - 1).astype(int)[patient]
+    return Sheet(labels, logits[None], covariates[patient], networks[None], patient.tolist())
+
+
+def one_set(mix: tuple[float, float, float], image: str, seed: int, draws: int = DRAWS) -> dict[str, float]:
+    """What the tests say of one sheet: 1 for found, 0 for not."""
+    sheet = draw(np.random.default_rng([seed, *(int(100 * share) for share in mix)]), mix, image)
+    labels, logits, covariates, networks, groups = sheet
+    every = covariates[None], np.dstack([covariates[None], av.centre(logits, networks)])
+    clinical, both = (av.cross_fit(av.logistic, features, labels, networks, groups) for features in every)
+    models = {"image": expit(logits), "clinical": clinical, "both": both}
+    options = {"draws": draws, "seed": seed}
+    nested = nested_test(labels, logits, covariates, networks, groups, **options)
+    found = {
+        f"AUROC, {name}": metrics.measure(labels, of_model, names=["auroc"], networks=networks)["auroc"]
+        for name, of_model in models.items()
+    }
+    found["nested models"] = nested.p <= 0.05
+    found["likelihood ratio that takes pictures for patients"] = chi2.sf(nested.likelihood_ratio, 1) <= 0.05
+    for name in ("clinical", "image"):
+        difference = av.auroc_difference(labels, both, models[name], networks, groups, **options).difference
+        found[f"AUROC, both above {name}"] = difference.low > 0.0
+        found[f"AUROC, both below {name}"] = difference.high < 0.0
+    ages = covariates[:, 0]
+    leads = av.leads(labels, models["image"], networks, groups, strata={"third of age": av.thirds(ages)}, ages=ages,
+                     **options)  # fmt: skip
+    for name, interval in list(leads.items())[1:]:
+        found[f"AUROC, image, alike in {name}"] = interval.value
+        found[f"lead lost, alike in {name}"] = av.is_lost(leads[av.ALL_PICTURES], interval)
+    return found
+
+
+def measure() -> list[dict]:
+    """One row per finding, one column per design."""
+    columns: dict[str, dict[str, float]] = {}
+    with ProcessPoolExecutor() as pool:
+        for mix_name, mix in MIXES.items():
+            for image in IMAGES:
+                found = list(pool.map(partial(one_set, mix, image), range(SETS), chunksize=max(1, SETS // 40)))
+                title = f"{mix_name}; logit follows {image}"
+                columns[title] = {name: float(np.nanmean([one[name] for one in found])) for name in found[0]}
+                print(f"{title}:", columns[title], flush=True)
+    return [{"mean or share": name} | {title: f"{by[name]:.3f}" for title, by in columns.items()} for name in found[0]]
