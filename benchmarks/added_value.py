@@ -50,19 +50,19 @@ class Sheet(NamedTuple):
     groups: list[int]
 
 
-def draw(rng: np.random.Generator, mix: tuple[float, float, float], image: str, slope: float = -9.0) -> Sheet:
+def draw(rng: np.random.Generator, mix: tuple[float, float, float], image: str, pictures: int = PICTURES) -> Sheet:
     """A sheet, and what a network would say of its pictures."""
-    sizes = [1 + number % 2 for number in range(PICTURES)]
-    patient = np.repeat(np.arange(PICTURES), sizes)[:PICTURES]
+    sizes = [1 + number % 2 for number in range(pictures)]
+    patient = np.repeat(np.arange(pictures), sizes)[:pictures]
     count = patient[-1] + 1
     classes = rng.permutation(np.searchsorted(np.cumsum(mix), (np.arange(count) + 0.5) / count))
     ranges = np.array(list(T_SCORES.values()))[classes]
     t_score = rng.uniform(*ranges.T)
-    age = np.array([float(draw_age(rng, of_patient, slope)) for of_patient in t_score])
+    age = np.array([float(draw_age(rng, of_patient)) for of_patient in t_score])
     others = rng.random(count) < 0.7, rng.normal(27.0, 4.0, count)
     covariates = np.column_stack([age, *others]).astype(float)
     covariates[:, 1:][rng.random((count, 2)) < UNKNOWN] = np.nan
-    noise = ALIKE**0.5 * rng.normal(size=count)[patient] + (1 - ALIKE) ** 0.5 * rng.normal(size=PICTURES)
+    noise = ALIKE**0.5 * rng.normal(size=count)[patient] + (1 - ALIKE) ** 0.5 * rng.normal(size=pictures)
     networks = (rng.permutation(count) % FOLDS)[patient]
     logits = IMAGES[image](t_score[patient], age[patient], noise) + rng.normal(size=FOLDS)[networks]
     labels = (classes == len(mix) - 1).astype(int)[patient]

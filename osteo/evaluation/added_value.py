@@ -259,8 +259,8 @@ def matched_auroc(
     """The AUROC of the pairs of a case and a control of about one age, tested by one network.
 
     Even so near in age the case is the older one more often than not, and a model that tells the age would be ahead.
-    So it is the mean of two: of the pairs whose case is older, and of those whose control is; pairs of equal age count
-    half to each. The AUROC of age itself is then a half.
+    So pairs of unequal age have the mean of two: of those whose case is older, and of those whose control is. The AUROC
+    of age itself is then a half.
 
     Args:
         labels: 0 or 1, (N,).
@@ -297,19 +297,20 @@ def _matched(labels: Labels, probabilities: Floats, networks: Labels, ages: Floa
 
     def statistic(weights: Floats) -> Floats:
         weights = rows.weigh(weights)
-        right, total = np.zeros((2, 2, len(weights)))  # of pairs whose case is older, and whose control is
+        right, total = np.zeros((2, 3, len(weights)))  # of pairs whose control is older, of one age, whose case is
         for scores, part in tested:
             every, controls = np.flatnonzero(part & (rows.label == 1)), np.flatnonzero(part & (rows.label == 0))
             for start in range(0, len(every), BLOCK):
                 cases = every[start : start + BLOCK]
                 gap = age[cases, None] - age[controls]
                 order = (np.sign(scores[cases, None] - scores[controls]) + 1.0) / 2.0
-                for kind, side in enumerate((1.0, -1.0)):
-                    counts = (np.abs(gap) <= caliper) * (side * np.sign(gap) + 1.0) / 2.0
+                for kind, side in enumerate((-1.0, 0.0, 1.0)):
+                    counts = ((np.abs(gap) <= caliper) & (np.sign(gap) == side)).astype(float)
                     total[kind] += ((weights[:, cases] @ counts) * weights[:, controls]).sum(axis=1)
                     right[kind] += ((weights[:, cases] @ (counts * order)) * weights[:, controls]).sum(axis=1)
         with np.errstate(invalid="ignore"):
-            return np.asarray((right / total).mean(axis=0)[:, None])
+            balanced = (right[0] / total[0] + right[2] / total[2]) / 2.0 * (total[0] + total[2])
+            return np.asarray((balanced + right[1]) / total.sum(axis=0))[:, None]
 
     return statistic
 
