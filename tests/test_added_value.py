@@ -11,7 +11,7 @@ from benchmarks import added_value as benchmark
 from osteo.evaluation import added_value as av
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.metrics import measure
-from osteo.evaluation.tests import _firth, centre, nested_test
+from osteo.evaluation.tests import NestedTest, _firth, centre, nested_test
 
 MIX = benchmark.MIXES["osteoporosis or not"]
 COLUMN = {"image": "T-score", "age": "age, in a line"}
@@ -157,6 +157,16 @@ def test_a_logit_that_is_a_sum_of_covariates_and_too_few_patients_say_nothing(of
     assert np.isnan(found.p)
 
 
+def test_a_logit_that_leans_the_wrong_way_adds_nothing(of_age: benchmark.Sheet) -> None:
+    labels, _, covariates, networks, groups = of_age
+    against = 0.4 * np.random.default_rng(0).normal(size=(1, 400)) - labels
+    found = nested_test(labels, against, covariates, networks, groups)
+    assert found.p < 0.001
+    assert not found.adds
+    assert nested_test(labels, -against, covariates, networks, groups).adds
+    assert not NestedTest(np.nan, np.nan, np.nan, 10).adds
+
+
 # --- planted truth
 
 
@@ -272,6 +282,6 @@ def test_added_value_is_found_where_it_is_and_seldom_where_it_is_not() -> None:
         for seed in range(40):
             of_seed = benchmark.draw(np.random.default_rng([seed, 9]), MIX, COLUMN[follows])
             labels, logits, covariates, networks, groups = of_seed
-            found[follows] += nested_test(labels, logits, covariates, networks, groups, draws=400).p <= 0.05
+            found[follows] += nested_test(labels, logits, covariates, networks, groups, draws=400).adds
     assert found["age"] <= 5
     assert found["image"] >= 12

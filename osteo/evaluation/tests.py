@@ -177,6 +177,14 @@ class NestedTest(NamedTuple):
     pictures: int
     """that were tested and have every covariate"""
 
+    @property
+    def adds(self) -> bool:
+        """Whether added value is found: a logit that leans the wrong way adds nothing, however small its p.
+
+        Networks that learnt nothing lean that way out of fold: the more cases they saw, the fewer are left to test.
+        """
+        return self.p <= 0.05 and self.log_odds > 0.0
+
 
 def nested_test(
     labels: Labels,
