@@ -66,7 +66,7 @@ def trained(run: Run, manifest: pd.DataFrame, store) -> tuple[float, int]:
     )  # fmt: skip
     trainer.fit(module, datamodule)
     batches = trainer.predict(module, datamodule=datamodule)
-    rows, logits = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
+    rows, logits, _ = (torch.cat(column).numpy() for column in zip(*batches, strict=True))
     table = datamodule.table.loc[rows].assign(logit=logits)
     test = table[table["split"] == "test"]
     return evaluate(test["logit"], test["label"])["auroc"], int((manifest["split"] == "train").sum())

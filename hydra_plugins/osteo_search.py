@@ -15,8 +15,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from osteo.checks import check
-from osteo.config import SearchSettings
 from osteo.errors import UserError
+from osteo.search_settings import SearchSettings
 
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchSettings)
 

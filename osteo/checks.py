@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from osteo import parts
-from osteo.config import DATA_SETS, AuditConfig, Config, DataConfig, EvaluateConfig, PrepareConfig, SplitConfig
+from osteo.config import (
+    DATA_SETS,
+    VIEWS,
+    AuditConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PrepareConfig,
+    SplitConfig,
+)
 from osteo.errors import UserError, counted, unknown
-from osteo.task import CLASSES, LAST_EPOCH
+from osteo.task import CLASSES, LAST_EPOCH, LOSSES, TASKS
 
 LABEL_COLUMNS = ("picture", "class", "split")
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
+"""Endings of files of weights."""
 TARGET = "_target_"
 """The key of a part that names its class, as in Hydra."""
 
@@ -39,7 +51,11 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
+    if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
+        raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")
     if isinstance(config, Config):
+        _check_task(config)
+        _check_model(config.model, config.data.image_size)
         _check_training(config)
 
 
@@ -162,14 +178,86 @@ def _check_split(split: SplitConfig) -> None:
         raise unknown("data.split.stratify", wrong_columns[0], ("label", "source", "format", "mode"))
 
 
-def _check_training(config: Config) -> None:
-    if config.model.pretrained and config.model.weights_file:
-        raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
-    if config.model.freeze != "none" and not (config.model.pretrained or config.model.weights_file):
+def _check_task(config: Config) -> None:
+    task = TASKS[config.task]
+    others = {name: kind for kind, names in LOSSES.items() for name in names if kind != task.kind}
+    if config.loss.name in others and config.loss.name not in LOSSES[task.kind]:
         raise UserError(
-            f"model.freeze={config.model.freeze}: freezing needs weights: set model.pretrained=true or"
-            " model.weights_file=FILE"
+            f"loss={config.loss.name} does not go with task={task.name}, which takes {' or '.join(LOSSES[task.kind])}"
         )
+    if config.augment.mixup and task.kind != "binary":
+        raise UserError(f"augment.mixup goes with two classes, not with task={task.name}; leave it out")
+    if task.kind == "regression" and (config.loss.label_smoothing or config.loss.class_weights != "none"):
+        raise UserError(
+            "loss.label_smoothing and loss.class_weights go with classes, not with task=t_score; leave them out"
+        )
+
+
+def _check_model(model: ModelConfig, image_size: int) -> None:
+    if model.pretrained and model.weights_file:
+        raise UserError("model.pretrained=true and model.weights_file exclude each other: give one of them")
+    if model.freeze != "none" and not (model.pretrained or model.weights_file):
+        raise UserError(
+            f"model.freeze={model.freeze}: freezing needs weights: set model.pretrained=true or model.weights_file=FILE"
+        )
+    if model.channels == 2:
+        raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
+    if model.weights_file:
+        check_weights_file(Path(model.weights_file).expanduser())
+    check_views(model.tta)
+    check_tiles(image_size, model.patches)
+
+
+def check_weights_file(path: Path) -> None:
+    """Refuses what is neither a file of weights, as its ending and first bytes tell, nor a folder, as a run is.
+
+    Raises:
+        UserError: one line that names the file.
+    """
+    if path.is_dir():
+        return
+    if not path.is_file():
+        raise UserError(f"model.weights_file={path}: no such file")
+    if not path.name.endswith(WEIGHTS):
+        raise UserError(f"model.weights_file={path.name} must end in one of {', '.join(WEIGHTS)}")
+    try:
+        with path.open("rb") as file:
+            first = file.read(9)
+    except OSError as error:
+        raise UserError(f"model.weights_file={path.name} cannot be read: {error.strerror}") from error
+    of_torch = first.startswith((b"PK", b"\x80"))  # a zip, or a pickle
+    if not (first[8:] == b"{" if path.suffix == ".safetensors" else of_torch):
+        raise UserError(
+            f"model.weights_file={path.name} is no file of weights; save a state_dict with torch.save or safetensors"
+        )
+
+
+def check_views(names: Sequence[str]) -> None:
+    """Refuses a view of test-time augmentation that does not exist, or is named twice.
+
+    Raises:
+        UserError: one line that names the view.
+    """
+    if unwanted := [name for name in names if name not in VIEWS]:
+        raise UserError(
+            f"model.tta: '{unwanted[0]}' is no change that leaves the meaning of a label alone;"
+            f" allowed are {', '.join(VIEWS)}"
+        )
+    if len(set(names)) < len(names):
+        raise UserError(f"model.tta={list(names)} names a view twice")
+
+
+def check_tiles(image_size: int, patches: int) -> None:
+    """Refuses a side that no whole number of equal tiles makes.
+
+    Raises:
+        UserError: one line with both numbers.
+    """
+    if image_size % patches:
+        raise UserError(f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side")
+
+
+def _check_training(config: Config) -> None:
     changes = ("rotate", "translate", "scale", "brightness", "contrast", "ops", "val")
     plain = config.augment.name == "none" or (
         config.augment.name == "online" and not any(getattr(config.augment, change) for change in changes)
@@ -184,8 +272,6 @@ def _check_training(config: Config) -> None:
             raise UserError(
                 f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: leave one of them out"
             )
-    if config.model.channels == 2:
-        raise UserError("model.channels=2 is not allowed; 1 is one grey channel, 3 the grey picture thrice")
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
     if config.trainer.monitor == LAST_EPOCH:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from osteo.task import LAST_EPOCH, RULES, YOUDEN
+from osteo.task import BINARY, LAST_EPOCH, RULES, TASKS, YOUDEN
 
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "phantom": (),
@@ -21,6 +21,10 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
 """Values of data.name, beside the sources that plugins register, and the keys of the archives that each reads."""
 VIEWS = ("hflip", "rotate", "zoom")
 """Of test-time augmentation: changes that leave a knee a knee, and its class what it is."""
+TASK = (
+    "what a picture is asked: osteoporosis against normal (binary), one of three classes (three_class, or ordinal,"
+    " which knows their order), osteopenia_or_worse against normal, or the T-score (t_score)"
+)
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -74,6 +78,7 @@ class SplitConfig:
 class DataConfig:
     """Pictures, how they are decoded, and in which portions they come."""
 
+    task: str = option(BINARY.name, "what a picture is asked; `task` sets it", choices=tuple(TASKS))
     name: str = option(
         "phantom", "phantom, paper, clean, kaggle, mendeley, folder, or a source that a plugin has registered"
     )
@@ -138,7 +143,7 @@ class AugmentConfig:
 
 @dataclass
 class ModelConfig:
-    """A backbone and a head with one logit."""
+    """A backbone and a head."""
 
     backbone: str = option("resnet18", "any name that timm knows, torchvision/NAME, or what a plugin has registered")
     pretrained: bool = option(False, "start from the library's weights, fetched from its hub once")
@@ -189,13 +194,17 @@ class OptimizerConfig:
 class LossConfig:
     """What training makes small."""
 
-    name: str = option("bce", "binary cross-entropy (bce), focal, or what a plugin has registered")
+    name: str = option(
+        "bce",
+        "of two classes bce (binary cross-entropy) or focal, of three cross_entropy, of T-scores huber or"
+        " squared_error; or what a plugin has registered",
+    )
     args: dict[str, Any] = option({}, "arguments of the loss, such as {gamma: 2.0} of focal")
     label_smoothing: float = option(
-        0.0, "share by which a training label is moved towards one half", low=0.0, high=0.99
+        0.0, "share by which a training label is moved towards all classes alike", low=0.0, high=0.99
     )
     class_weights: str = option(
-        "none", "balanced: both classes weigh the same, however many pictures each has", choices=("none", "balanced")
+        "none", "balanced: all classes weigh the same, however many pictures each has", choices=("none", "balanced")
     )
 
 
@@ -264,6 +273,7 @@ class PrepareConfig(PluginsConfig):
         False, "hash every file again, compare every stored picture with its checksum, and mend what is damaged"
     )
     export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
+    task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -320,6 +330,7 @@ class AuditConfig(PluginsConfig):
     seed: int = option(0, "seed of folds and forests", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "where the audit is written; null for outputs/ by date and time")
     against: str | None = option(None, "a split file or a run directory to search for leaks, instead of data.split")
+    task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -368,6 +379,7 @@ class Config(PluginsConfig):
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
+    task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -380,20 +392,3 @@ class Config(PluginsConfig):
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)
-
-
-@dataclass
-class SearchSettings:
-    """hydra.sweeper of hydra/sweeper=search: Optuna proposes the jobs of a sweep and may stop them early."""
-
-    _target_: str = "hydra_plugins.osteo_search.SearchSweeper"
-    n_trials: int = option(20, "trials of this sweep directory", low=1)
-    n_jobs: int = option(1, "trials that are launched at once, side by side where the launcher can", low=1)
-    storage: str | None = option(
-        None, "URL of the database, without a password; null for $OSTEO_STORAGE, else study.db in the sweep directory"
-    )
-    study: str | None = option(None, "name of the study, which several sweeps may share; null for the W&B group's")
-    sampler: str = option("tpe", "what proposes", choices=("tpe", "random"))
-    seed: int = option(0, "seed of the proposals", low=0, high=2**32 - 1)
-    pruner: str = option("median", "what stops a trial early", choices=("median", "hyperband", "none"))
-    params: dict[str, str] = option({}, "values by key, for an experiment file; the command line comes after")

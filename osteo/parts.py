@@ -82,9 +82,16 @@ class MakeBackbone(Protocol):
 
 
 MakeHead = Callable[..., "nn.Module"]
-"""(number of pooled features, **model.head_args) -> a module that maps (B, F) to logits (B, 1)."""
+"""(number of pooled features, **model.head_args) -> a module that maps (B, F) to logits (B, 1).
+
+For a task of three classes it gets `outputs=3` too, and maps to (B, 3).
+"""
 MakeLoss = Callable[..., Callable[["Tensor", "Tensor"], "Tensor"]]
-"""(**loss.args) -> a function of logits (B,) and targets in [0, 1] (B,) that gives one loss per picture (B,)."""
+"""(**loss.args) -> a function of a network's outputs and of targets that gives one loss per picture (B,).
+
+In a binary task outputs are logits (B,) and targets are in [0, 1] (B,); in one of several classes outputs are (B, K)
+and targets the shares of the classes (B, C); T-scores are (B,) and (B,).
+"""
 ReadSource = Callable[["DataConfig", "Path"], Mapping[str, Any]]
 """(configuration, cache folder) -> `osteo.data.sources.Source` by name; see osteo.data.sources.read_source."""
 Measure = Callable[[Floats, Labels, Floats, Mask], Floats]

@@ -50,6 +50,13 @@ class Task:
         return len(self.class_names) > 2
 
 
+LOSSES: Mapping[Kind, tuple[str, ...]] = {
+    "binary": ("bce", "focal"),
+    "nominal": ("cross_entropy",),
+    "ordinal": ("cross_entropy",),
+    "regression": ("huber", "squared_error"),
+}
+"""What training can make small; the first where nothing else is said."""
 _ORDERED = dict(zip(CLASSES, range(len(CLASSES)), strict=True))
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -64,6 +71,19 @@ TASKS: Mapping[str, Task] = {
 }  # fmt: skip
 """By name."""
 BINARY = TASKS["binary"]
+T_SCORE, PREDICTED_T_SCORE = "t_score", "predicted_t_score"
+"""Columns of predictions.csv where T-scores are asked for."""
+
+
+def probability_columns(task: Task) -> list[str]:
+    """The columns of predictions.csv with the probability of each of several classes."""
+    return (
+        [f"probability_{name}" for name in task.class_names]
+        if task.has_many_classes and task.kind != "regression"
+        else []
+    )
+
+
 THRESHOLD = 0.5
 """A picture is called positive where its probability is above this, unless another rule is asked for."""
 

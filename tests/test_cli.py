@@ -61,6 +61,12 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
         (["data.split.train=0.9", "data.split.val=0.2"], "must add up to less than 1"),
         (["data.split.stratify=[age]"], "data.split.stratify 'age' is unknown"),
         (["model.pretrained=true", "model.weights_file=x.pth"], "exclude each other"),
+        (["model.weights_file=gone.pth"], "model.weights_file=gone.pth: no such file"),
+        (["model.weights_file=/dev/null"], "model.weights_file=/dev/null: no such file"),
+        ([f"model.weights_file={__file__}"], "model.weights_file=test_cli.py must end in one of .safetensors, .pth"),
+        (["model.tta=[vflip]"], "model.tta: 'vflip' is no change that leaves the meaning of a label alone; allowed"),
+        (["model.tta=[hflip,hflip]"], "model.tta=['hflip', 'hflip'] names a view twice"),
+        (["data.image_size=64", "model.patches=5"], "data.image_size=64 cannot be cut into model.patches=5 equal"),
         (["augment.val=true"], "augment.val=true goes with augment=paper"),
         (["trainer.devices=0"], "trainer.devices=0 is not allowed"),
         (["seed=-1"], "seed=-1 is too small"),
@@ -71,6 +77,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     done = osteo("train", *overrides)
     assert done.code == 2
+    assert done.out == ""  # a training that begins shows its configuration first
     assert done.err.count("\n") == 1, done.err
     assert done.err.startswith(f"osteo train: {message}") or message in done.err
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +89,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["model.backbone=densenet12"], "model.backbone 'densenet12' is unknown among"),
         (["model.backbone=densenet121", "data.image_size=16"], "data.image_size=16 does not fit"),
         (["data.batch_size=500"], "data.batch_size=500 is larger than the training split of 1"),
-        (["model.weights_file=gone.pth"], "model.weights_file=gone.pth: no such file"),
         (["data.root=one_class"], "has no pictures of class osteoporosis; found only: normal"),
         (["data.root=empty"], "holds no pictures in class folders"),
         (["trainer.accelerator=cuda"], "this machine shows no CUDA device; use trainer.accelerator=cpu or auto"),

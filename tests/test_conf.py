@@ -10,7 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from osteo.app.messages import CONF
-from osteo.config import Config, SearchSettings
+from osteo.config import Config
+from osteo.search_settings import SearchSettings
 from osteo.training.instances import find_class
 
 GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "debug"))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from osteo.config import DataConfig
 from osteo.data import download
+from osteo.data.prepare import read_sources
 from osteo.errors import UserError
 
 
@@ -159,3 +161,14 @@ def test_the_kaggle_archive_comes_by_kagglehub(
     server.ranges.clear()
     assert download.kaggle() == folder
     assert server.ranges == []
+
+
+def test_where_an_archive_was_downloaded_to_is_in_no_manifest(
+    archives: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("kaggle", "mendeley"):
+        monkeypatch.setattr(download, name, lambda *_, name=name: archives / name)
+    sources = read_sources(DataConfig(name="paper", download=True), tmp_path)
+    pictures = [picture for source in sources.values() for picture in source.pictures]
+    assert len(pictures) == 42
+    assert [picture.path for picture in pictures] == [picture.image_id for picture in pictures]

@@ -75,10 +75,17 @@ def test_a_file_with_code_in_it_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere.pth", "no such file"), ("x.txt", "must end in one of .safetensors")]
+    ("name", "message"),
+    [
+        ("nowhere.pth", "no such file"),
+        ("x.txt", "must end in one of .safetensors"),
+        ("x.pth", "x.pth is no file of weights; save a state_dict"),
+        ("x.safetensors", "x.safetensors is no file of weights; save a state_dict"),
+    ],
 )
-def test_no_file_and_wrong_ending(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "x.txt").write_text("")
+def test_what_is_no_file_of_weights(tmp_path: Path, name: str, message: str) -> None:
+    for ending in ("txt", "pth", "safetensors"):
+        (tmp_path / f"x.{ending}").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=message):
         Network("test_resnet", image_size=64, weights_file=str(tmp_path / name))
 
@@ -103,6 +110,7 @@ def test_an_unreachable_hub_is_one_line_with_both_ways_out() -> None:
     assert "could not be fetched from the model hub" in str(caught.value)
     assert "go online once" in str(caught.value)
     assert "model.weights_file=" in str(caught.value)
+    assert "model.pretrained=false" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -207,7 +215,7 @@ def test_a_head_of_one_s_own_takes_the_pooled_features(head: str, backbone: str)
     assert network.head[0].out_features == 3
     assert list(network.classifier()) == [network.head]
     hidden = network.head[0].weight.clone()
-    network.begin_at(0.5)
+    network.begin_at([0.5])
     assert torch.equal(network.head[0].weight, hidden)  # only the last layer makes logits
     assert network(pictures).tolist() == pytest.approx([0.5, 0.5])
 

@@ -191,7 +191,7 @@ def test_weights_and_smoothing_reach_the_loss_of_training(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss=focl", "loss 'focl' is unknown; choose one of: bce, focal"),
+        ("loss=focl", "loss 'focl' is unknown; choose one of: bce, cross_entropy, focal, huber, of_task, squared_"),
         ("loss.name=focl", "loss.name 'focl' is unknown; choose one of: bce, focal"),
         ("loss.args.gama=1", "loss.args 'gama' is unknown"),
         ("optimizer.name=adamww", "optimizer.name 'adamww' is unknown among"),

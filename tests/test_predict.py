@@ -109,6 +109,7 @@ def test_odd_files_are_rows_and_odd_pictures_are_flagged(
         "inverted": 255 - first,
         "turned": np.rot90(first),
         "only 20 x 20 pixels": cv2.resize(first, (20, 20)),
+        "blank": np.random.default_rng(0).integers(85, 95, first.shape, dtype=np.uint8),
         "unlike": cv2.cvtColor(load_sample_images().images[0], cv2.COLOR_RGB2GRAY),
     }
     for name, picture in odd.items():

@@ -214,11 +214,24 @@ def test_without_a_key_nobody_is_asked_for_one(
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
-def test_disabled_means_none(osteo: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a file nor W&B's own code, which cannot be imported here; logger=null is tested with the report."""
+def test_a_run_leaves_no_file_of_w_and_b_and_no_path_of_the_machine(
+    osteo: Callable, tiny: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without W&B's own code, which cannot be imported here; logger=null is tested with the report."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    done = osteo("train", *tiny, "output_dir=run")
+    phantoms = [f"data.phantom.{name}={{normal:8,osteoporosis:8}}" for name in ("kaggle", "mendeley")]
+    phantoms += ["data.phantom.mendeley.osteopenia=0"]
+    words = [word for word in tiny if not word.startswith(("data=", "data.root="))]
+    done = osteo("train", *words, *phantoms, "output_dir=run")
     assert done.code == 0, done.err
     assert "W&B" not in done.out
     assert not [path for path in tmp_path.rglob("*") if "wandb" in path.name]
+
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"config.yaml", "manifest.csv", "environment.json", "status.json", "train.log", "best.ckpt"} <= files.keys()
+    places = [str(cache), f"{Path.home()}/", str(tmp_path), str(Path(__file__).parents[1]), sys.prefix]
+    assert [(name, place) for name, content in files.items() for place in places if place.encode() in content] == []
+    manifest = Run(tmp_path / "run").read_manifest()
+    assert len(manifest) == 32
+    assert (manifest["path"] == manifest["image_id"]).all()

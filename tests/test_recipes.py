@@ -119,32 +119,32 @@ class Watch(Callback):
     ("backbone", "schedule", "first", "second"),
     [("test_resnet", "one_cycle", ["fc."], ["layer4."]), ("test_vit", "cosine", ["head."], ["norm.", "blocks.5."])],
 )
-def test_stages_are_thawed_from_the_head_down(
+def test_groups_are_thawed_from_the_head_down(
     backbone: str, schedule: str, first: list[str], second: list[str]
 ) -> None:
     settings = {"layer_decay": 0.7, "schedule": schedule, "lr": 1e-2}
     learner = Classifier({"backbone": backbone, "image_size": 32}, settings)
-    stages, watch = len(learner.network.stages()), Watch()
+    groups, watch = len(learner.network.parameter_groups()), Watch()
     before = weights_of(learner.network.backbone)
-    fit = trainer(max_epochs=stages + 2, limit_val_batches=0, callbacks=[Unfreezing(1), watch])
+    fit = trainer(max_epochs=groups + 2, limit_val_batches=0, callbacks=[Unfreezing(1), watch])
     fit.fit(learner, data(8, batch_size=4))  # two steps: the scale of a residual's last norm begins at zero
     assert watch.moved[0] == {name for name in before if name.startswith(tuple(first))}
     assert watch.moved[1] == {name for name in before if name.startswith(tuple(first + second))}
-    assert all(one < two for one, two in zip(watch.moved[:stages], watch.moved[1:], strict=False))
-    assert watch.moved[stages] >= {name for name, _ in learner.network.backbone.named_parameters()}
+    assert all(one < two for one, two in zip(watch.moved[:groups], watch.moved[1:], strict=False))
+    assert watch.moved[groups] >= {name for name, _ in learner.network.backbone.named_parameters()}
     assert all(parameter.requires_grad for parameter in learner.parameters())
 
 
-def test_stages_that_never_train_are_told_and_a_backbone_without_stages_is_one_line(
+def test_groups_that_never_train_are_told_and_a_backbone_without_groups_is_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     learner = Classifier("test_vit", {"schedule": "constant"}, image_size=32)
     before, quiet = weights_of(learner.network.backbone), {"max_epochs": 2, "limit_val_batches": 0}
     trainer(**quiet, callbacks=[Unfreezing(epochs=2, gradually=False)]).fit(learner, data(4, batch_size=4))
-    assert "1 of 1 stages of the backbone are not trained in 2 epochs" in caplog.messages
+    assert "1 of 1 groups of layers of the backbone are not trained in 2 epochs" in caplog.messages
     assert moved(before, weights_of(learner.network.backbone)) == {"head.weight", "head.bias"}
-    with pytest.raises(UserError, match=r"model.backbone=torchvision/alexnet has no stages, unlike timm's own"):
-        Network("torchvision/alexnet", image_size=64).stages()
+    with pytest.raises(UserError, match=r"model.backbone=torchvision/alexnet has no groups of layers, unlike"):
+        Network("torchvision/alexnet", image_size=64).parameter_groups()
     with pytest.raises(ValueError, match="epochs=0 must be at least 1"):
         Unfreezing(0)
 

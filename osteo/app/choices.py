@@ -12,7 +12,7 @@ from osteo.config import WandbConfig
 CHOICES = {
     "augment": ("online", "albumentations", "none"),
     "data": ("phantom", "folder"),
-    "loss": ("bce", "focal"),
+    "loss": ("bce", "focal", "cross_entropy", "huber", "squared_error"),
     "optimizer": ("adamw",),
 }
 """Names by group; paper, clean, sgd and the like are files, since they choose more than a name."""
@@ -22,7 +22,7 @@ def opened(schema: type) -> DictConfig:
     """A schema whose dictionaries take new keys, such as optimizer.args.betas or callbacks.mine; its fields do not."""
     node = OmegaConf.structured(schema)
     for key in ("callbacks", "logger", "optimizer.args", "optimizer.schedule_args", "loss.args", "model.head_args",
-                "trainer.extra"):  # fmt: skip
+                "trainer.extra", "data.phantom.kaggle"):  # fmt: skip
         if isinstance(found := OmegaConf.select(node, key), DictConfig):
             OmegaConf.set_struct(found, False)
     assert isinstance(node, DictConfig)
@@ -38,3 +38,4 @@ def register(schema: type) -> None:
     for group, names in by_group.items():
         for name in names:
             store.store(group=group, name=name, node={"name": name})
+    store.store(group="loss", name="of_task", node={"name": "${loss_of:${task}}"})

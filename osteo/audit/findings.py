@@ -19,7 +19,9 @@ from osteo.data.manifest import unusable
 from osteo.data.splits import assign_splits, read_split, with_split
 from osteo.errors import counted
 from osteo.files import cache_dir
+from osteo.reading.pictures import is_blank
 from osteo.reading.reader import read_picture
+from osteo.task import TASKS
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ def odd_pictures(
             flags.append(f"mode {mode}")
         if facts[image_id].colour > 8.0:
             flags.append("coloured")
-        if float(thumbnails[sha].std()) < 4.0:
+        if is_blank(thumbnails[sha]):
             flags.append("blank")
         elif typical is not None:
             correlation = float(np.corrcoef(small[sha].ravel(), typical.ravel())[0, 1])
@@ -154,27 +156,32 @@ def audit_dataset(
     cache = cache_dir(config.cache)
     sources = prepare.read_sources(config, cache)
     read = prepare.reader(sources)
-    recorded = read_split(against, table.build_manifest(sources, cache)) if against else None
-    manifest, small = prepare.with_manifest(lambda m: (m, prepare.open_thumbnails(m, read, cache)), sources, cache)
+    task = TASKS[config.task]
+    recorded = read_split(against, table.build_manifest(sources, cache, task=task)) if against else None
+    manifest, small = prepare.with_manifest(
+        lambda m: (m, prepare.open_thumbnails(m, read, cache)), config, sources, cache
+    )
     small.confirm()
     pairs = prepare.same_exposures(manifest, small, cache)
     manifest = prepare.set_unreadable_aside(manifest, small)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
-    manifest = table.assign_groups(manifest, [(pair.first, pair.second) for pair in pairs])
+    joined = [(pair.first, pair.second) for pair in pairs]
+    manifest = table.assign_groups(manifest, joined)
     usable = prepare.decodable(manifest)
     log.info("examining %s", counted(len(usable), "file"))
     facts = read_facts(usable, read)
     clinical = prepare.clinical_table(sources)
     used = manifest
     if config.clean:
-        used = table.clean(manifest, [(pair.first, pair.second) for pair in pairs], prepare.t_scores(manifest, sources))
+        used = table.clean(manifest, joined, prepare.t_scores(manifest, sources), task)
     labelled = usable[usable["label"].notna()]
     if config.clean:
         labelled = labelled[labelled["image_id"].isin(used.loc[used["split"] != "excluded", "image_id"])]
+    labelled = labelled.assign(label=(labelled["label"] == task.positive).astype("Int64"))  # against the rest
     log.info("measuring shortcuts")
     measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     fitted = fitted_shortcuts(labelled, read, image_size=config.image_size, fit=config.fit, seed=seed)
-    used = assign_splits(used, config.split) if recorded is None else with_split(used, recorded)
+    used = assign_splits(used, config.split, task) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     return Audit(
         manifest=used,
@@ -182,7 +189,7 @@ def audit_dataset(
         contradictory=contradictory,
         exposures=_exposures(pairs, manifest, read),
         odd=odd_pictures(usable, thumbnails, facts),
-        label_noise=label_noise(manifest, [(pair.first, pair.second) for pair in pairs]),
+        label_noise=label_noise(manifest, joined),
         shortcuts=measured,
         fitted_shortcuts=fitted,
         fit=config.fit,

@@ -46,7 +46,7 @@ def train(config: Config, job: Job) -> None:
     module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     prepared = prepare(config.data)
-    fit.check_classes(prepared.manifest)
+    fit.check_classes(prepared.manifest, module.task)
     datamodule = fit.make_datamodule(config, prepared, augmentation, module)
     fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)
@@ -63,7 +63,7 @@ def train(config: Config, job: Job) -> None:
         if rank() == 0:
             write_card(record.best_checkpoint, card_of(config, prepared.manifest, prepared.store, predictions))
         record.write_predictions(predictions)
-        results = fit.measure(predictions)
+        results = fit.measure(predictions, module.task)
         record.write_metrics(results)
         costs = {"seconds": round(time.perf_counter() - begun, 1), "seconds_fit": round(seconds_fit, 1)}
         facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)

@@ -16,6 +16,7 @@ from osteo.config import DataConfig
 from osteo.data.manifest import SPLITS
 from osteo.data.prepare import Prepared, configured, prepare
 from osteo.errors import UserError
+from osteo.task import T_SCORE
 from osteo.types import Transform
 
 WORKERS = 4  # that stream what a device cannot hold
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     pictures: Tensor
     """float32 (B, 1, S, S) in [0, 1]; or features in their place, (B, V, F) of all views or (B, F) of one"""
     labels: Tensor
-    """float32 (B,), 0 normal, 1 osteoporosis"""
+    """float32 (B,), labels, see osteo.task; or T-scores, where these are what is asked"""
     rows: Tensor
     """int64 (B,), row of each picture in the data module's `table`"""
     targets: Tensor | None = None
@@ -190,7 +191,9 @@ class KneeDataModule(LightningDataModule):
             split: torch.tensor(np.flatnonzero(self.table["split"] == split), dtype=torch.int64) for split in SPLITS
         }
         self._cpu = Index(
-            torch.tensor(self.table["label"].to_numpy(float), dtype=torch.float32),
+            torch.tensor(
+                self.table[T_SCORE if T_SCORE in self.table else "label"].to_numpy(float), dtype=torch.float32
+            ),
             torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]]),
             members | {"predict": torch.cat([members["val"], members["test"]])},
         )

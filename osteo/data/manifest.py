@@ -23,16 +23,16 @@ from osteo.files import read_sealed, read_table, write_sealed
 from osteo.reading.labels import SPLIT_NAMES
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
-from osteo.task import CLASS_NAMES, CLASSES
+from osteo.task import BINARY, Task
 from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {
     "image_id": "string",  # source/relative path, unique
-    "path": "string",  # where it lies, as the user wrote it
+    "path": "string",  # where it lies, as the user wrote it, or the image_id where osteo itself has put it
     "source": "string",
-    "label": "Int64",  # 0 normal, 1 osteoporosis, none for osteopenia
+    "label": "Int64",  # that of the class in the task; none where it has no part in it
     "class_name": "string",
     "patient": "string",
     "sha256": "string",
@@ -46,27 +46,31 @@ COLUMNS = {
 }
 SPLITS = ("train", "val", "test")
 OSTEOPENIA = "osteopenia: not in the binary task"
+NO_T_SCORE = "no T-score"
 REPEATED = "repeated in a ready-made split folder"
 CONTRADICTORY = "copies with contradictory labels"
 COPY = "copy of another picture"
 NOT_IN_SPLIT = "not in the split"
-DELIBERATE = (OSTEOPENIA, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
+DELIBERATE = (OSTEOPENIA, NO_T_SCORE, REPEATED, CONTRADICTORY, COPY, NOT_IN_SPLIT)
 """Reasons that are not the fault of the file itself."""
-VERSION = 2  # raise it when read_header changes what it returns or refuses
+VERSION = 3  # raise it when read_header changes what it returns or refuses
 NOT_READ = "not read"
 """How a reason begins that lies in the disk or a permission, not in the bytes: it holds for this run alone."""
 AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_values": [""]}
 """How pandas reads a manifest's CSV."""
 
 
-def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
+def build_manifest(
+    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False
+) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
 
     A file that could not be read then is tried again.
 
     Args:
         sources: by name, as read.
-        cache: folder in which the table is kept.
+        cache: folder in which the table is kept, whatever the task.
+        task: that says which label a class has.
         renew: read all files again.
 
     Returns:
@@ -75,8 +79,7 @@ def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = 
     Raises:
         UserError: a source has no pictures, or lacks a class.
     """
-    for name, source in sources.items():
-        _check_classes(name, source)
+    _check_classes(sources, task)
     stamps = [source.stamp for source in sources.values()]
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
@@ -89,15 +92,21 @@ def build_manifest(sources: Mapping[str, Source], cache: Path, *, renew: bool = 
     known = set(kept["image_id"])
     missing = [picture for picture in pictures if picture.image_id not in known]
     if not missing:
-        return kept
+        return _drop_repeats(_with_labels(kept, task))
     log.info("reading %d pictures", len(missing))
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(lambda picture: _row(picture, sources[picture.source]), missing))
     table = pd.concat([kept, typed(pd.DataFrame(rows))]).set_index("image_id", drop=False)
-    manifest = _drop_repeats(table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True))
+    manifest = table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True)
     if all(stamps):
         write_sealed(place, manifest.to_csv(index=False, lineterminator="\n"))
-    return manifest
+    return _drop_repeats(_with_labels(manifest, task))
+
+
+def _with_labels(manifest: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The manifest with the labels of a task; what has none is set aside."""
+    labelled = manifest.assign(label=manifest["class_name"].map(task.labels).astype("Int64"))
+    return exclude(labelled, labelled["label"].isna(), OSTEOPENIA)
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,24 +147,36 @@ def exclude(manifest: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> pd.
     return changed
 
 
-def _check_classes(name: str, source: Source) -> None:
-    present = {picture.class_name for picture in source.pictures}
-    if not present:
-        raise UserError(
-            f"source {name} holds no pictures in class folders; expected folders named {' and '.join(CLASS_NAMES)}, or"
-            f" data.classes or data.labels to say what is what ({len(source.strays)} other files were found)"
-        )
-    for needed in CLASS_NAMES:
-        if needed not in present:
+def _check_classes(sources: Mapping[str, Source], task: Task) -> None:
+    """Refuses a source that cannot tell any two classes apart, and sources that lack a class together."""
+    found: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        found[name] = present = {picture.class_name for picture in source.pictures}
+        if not present:
             raise UserError(
-                f"source {name} has no pictures of class {needed}; found only: {', '.join(sorted(present))}"
+                f"source {name} holds no pictures in class folders; expected folders named"
+                f" {' and '.join(_classes_of(task))}, or data.classes or data.labels to say what is what"
+                f" ({len(source.strays)} other files were found)"
             )
+        if not task.has_many_classes:
+            _check_present(f"source {name} has", present, task)
+    _check_present(f"task={task.name} cannot be served: the data have", set().union(*found.values()), task)
+
+
+def _check_present(what_has: str, present: set[str], task: Task) -> None:
+    for label in range(len(task.class_names)):
+        if not any(task.labels[name] == label for name in present):
+            missing = " or ".join(name for name, its_label in task.labels.items() if its_label == label)
+            raise UserError(f"{what_has} no pictures of class {missing}; found only: {', '.join(sorted(present))}")
+
+
+def _classes_of(task: Task) -> list[str]:
+    return [name for name, label in task.labels.items() if label is not None]
 
 
 def _row(picture: Picture, source: Source) -> dict[str, object]:
     """Everything that is known of a picture without decoding it."""
     row: dict[str, object] = {key: value for key, value in asdict(picture).items() if key in COLUMNS}
-    row["label"] = CLASSES[picture.class_name]
     reason = picture.refused
     if not reason:
         try:
@@ -166,8 +187,6 @@ def _row(picture: Picture, source: Source) -> dict[str, object]:
             reason = f"{NOT_READ} ({error})"
         except (OSError, ValueError, RuntimeError, SyntaxError) as error:
             reason = describe_error(error)
-    if not reason and row["label"] is None:
-        reason = OSTEOPENIA
     row["split"], row["reason"] = ("excluded", reason) if reason else (picture.split, "")
     return row
 
@@ -231,7 +250,10 @@ def copies(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]] = ()) -> tup
 
 
 def clean(
-    manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]] = (), t_scores: Mapping[str, float] | None = None
+    manifest: pd.DataFrame,
+    pairs: Iterable[tuple[str, str]] = (),
+    t_scores: Mapping[str, float] | None = None,
+    task: Task = BINARY,
 ) -> pd.DataFrame:
     """Keeps one of every set of copies, and none where their labels contradict and no T-score decides.
 
@@ -239,6 +261,7 @@ def clean(
         manifest: rows that are excluded stay so.
         pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
         t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-offs.
+        task: that says which label a class has.
     """
     same, contradictory = copies(manifest, pairs)
     rows = manifest.set_index("image_id")
@@ -247,7 +270,7 @@ def clean(
     wrong: set[str] = set()
     for members in contradictory:
         scores = [known[image_id] for image_id in members if image_id in known]
-        right = CLASSES[who_class(scores[0])] if scores else None
+        right = task.labels[who_class(scores[0])] if scores else None
         wrong |= {image_id for image_id in members if rows["label"][image_id] != right}
     manifest = exclude(manifest, manifest["image_id"].isin(wrong), CONTRADICTORY)
     spare: set[str] = set()

@@ -25,7 +25,7 @@ from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
 from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
 from osteo.reading.labels import read_labels
-from osteo.task import CLASSES
+from osteo.task import CLASSES, T_SCORE, TASKS
 from osteo.types import ReadFile, Transform
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Prepared(NamedTuple):
     """A data set that is ready to be trained on."""
 
     manifest: pd.DataFrame
-    """with splits"""
+    """with splits; where T-scores are asked for, with the column `t_score`, which no record of a manifest has"""
     store: Store
     """of every picture that the manifest uses"""
 
@@ -77,25 +77,41 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
     """
     cache = cache_dir(config.cache)
     sources = sources or read_sources(config, cache)
-    manifest, store = with_manifest(partial(_group_and_decode, config, sources, cache), sources, cache)
+    manifest, store = with_manifest(partial(_group_and_decode, config, sources, cache), config, sources, cache)
+    if config.task == T_SCORE:
+        manifest = manifest.assign(**{T_SCORE: manifest["image_id"].map(t_scores(manifest, sources))})
     manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
     if not split:
-        return Prepared(manifest.assign(split=manifest["split"].mask(manifest["split"] != "excluded", "test")), store)
+        everything = manifest["split"].mask(manifest["split"] != "excluded", "test")
+        return Prepared(manifest.assign(split=everything), store)
     stated = manifest["split"].isin(table.SPLITS).any()
-    manifest = assign_splits(manifest, config.split)
+    manifest = assign_splits(manifest, config.split, TASKS[config.task])
     _report_leaks(manifest, config, "mend the split that the labels state" if stated else "")
     return Prepared(manifest, store)
 
 
-def with_manifest(work: Callable[[pd.DataFrame], T], sources: Mapping[str, Source], cache: Path) -> T:
+def with_manifest(work: Callable[[pd.DataFrame], T], config: DataConfig, sources: dict[str, Source], cache: Path) -> T:
     """What `work` makes of the manifest; once more of a renewed one where it came upon a file that has changed."""
     with writing_to_cache(cache):
         try:
-            return work(table.build_manifest(sources, cache))
+            return work(_manifest(config, sources, cache))
         except ChangedFileError as error:
             log.warning("%s; all files are hashed again", error)
-            return work(table.build_manifest(sources, cache, renew=True))
+            return work(_manifest(config, sources, cache, renew=True))
+
+
+def _manifest(config: DataConfig, sources: dict[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
+    """The manifest of the configured task, without splits."""
+    manifest = table.build_manifest(sources, cache, task=TASKS[config.task], renew=renew)
+    if config.task != T_SCORE:
+        return manifest
+    if not (known := t_scores(manifest, sources)):
+        raise UserError(
+            "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet with the column"
+            " 'T-score Value' and the pictures' patients, as the Mendeley archive has"
+        )
+    return table.exclude(manifest, ~manifest["image_id"].isin(list(known)), table.NO_T_SCORE)
 
 
 def _group_and_decode(
@@ -108,7 +124,7 @@ def _group_and_decode(
         pairs = [(pair.first, pair.second) for pair in same_exposures(manifest, thumbnails, cache)]
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
-        manifest = table.clean(manifest, pairs, t_scores(manifest, sources))
+        manifest = table.clean(manifest, pairs, t_scores(manifest, sources), TASKS[config.task])
     return manifest, open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
 
 
@@ -124,8 +140,8 @@ def verify(config: DataConfig, sources: dict[str, Source]) -> list[str]:
         UserError: a damaged picture cannot be decoded again.
     """
     cache = cache_dir(config.cache)
-    before = table.build_manifest(sources, cache)
-    after = table.build_manifest(sources, cache, renew=True)
+    before = _manifest(config, sources, cache)
+    after = _manifest(config, sources, cache, renew=True)
     changed = int((before["sha256"].fillna("") != after["sha256"].fillna("")).sum())
     lines = [f"verified {counted(len(after), 'file')}, {changed} changed since they were hashed"]
     manifest, store = _group_and_decode(config, sources, cache, after)
@@ -162,9 +178,9 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
         mendeley = mendeley or str(download.mendeley(cache / "downloads"))
     found = {}
     if "kaggle" in used:
-        found["kaggle"] = read_kaggle(str(kaggle))
+        found["kaggle"] = read_kaggle(str(kaggle), config.kaggle or "kaggle")
     if "mendeley" in used:
-        found["mendeley"] = read_mendeley(str(mendeley))
+        found["mendeley"] = read_mendeley(str(mendeley), config.mendeley or "mendeley")
     return found
 
 

@@ -33,7 +33,7 @@ class Picture:
     name: str
     """name inside its archive"""
     path: str
-    """where it lies, as the user wrote it; a zip counts as a folder"""
+    """where it lies, as the user wrote it, or the image_id where osteo itself has put it; a zip counts as a folder"""
     class_name: str
     patient: str = ""
     """pseudonym within the source, or empty where nothing is known"""
@@ -97,6 +97,7 @@ def read_source(
     root: str,
     key: str,
     *,
+    shown: str | None = None,
     patient_of: Callable[[str], str] = lambda _: "",
     classes: Mapping[str, str] | None = None,
     labels: LabelFile | None = None,
@@ -107,6 +108,7 @@ def read_source(
         source: name of the source, the first part of every image_id.
         root: folder or zip.
         key: option that named it, for errors.
+        shown: stands for the root in `Picture.path`; None for the root as it is written.
         patient_of: gives the patient from a name inside the archive, where no table does.
         classes: as `class_of` takes them.
         labels: a table that says what each picture shows, in place of class folders.
@@ -114,7 +116,7 @@ def read_source(
     Raises:
         UserError: the archive cannot be opened, or the table does not fit it.
     """
-    archive = open_archive(root, key)
+    archive, written = open_archive(root, key), printable(root.rstrip("/"))
     found = Source([], read=archive.read)
     entries, unnamed = [], []
     for entry in archive.entries():
@@ -137,19 +139,12 @@ def read_source(
     entries = [entry for entry in entries if entry.name in stated]
     for name, refused in ((entry.name, entry.refused) for entry in entries):
         class_name, patient, split = stated[name]
-        found.pictures.append(
-            Picture(
-                image_id=f"{source}/{name}",
-                source=source,
-                name=name,
-                path=f"{printable(root.rstrip('/'))}/{name}",
-                class_name=class_name,
-                patient=patient or patient_of(name),
-                refused=refused,
-                split=split,
-            )
-        )
-    found.stamp = "\n".join(f"{p.path}:{entry.stamp}" for p, entry in zip(found.pictures, entries, strict=True))
+        picture = Picture(
+            image_id=f"{source}/{name}", source=source, name=name, path=f"{shown or written}/{name}",
+            class_name=class_name, patient=patient or patient_of(name), refused=refused, split=split,
+        )  # fmt: skip
+        found.pictures.append(picture)
+    found.stamp = "\n".join(f"{written}/{entry.name}:{entry.stamp}" for entry in entries)
     return found
 
 
@@ -181,14 +176,26 @@ def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str,
         log.warning("data.classes names folders that hold no picture: %s", ", ".join(absent))
 
 
-def read_mendeley(root: str) -> Source:
-    """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture per patient, whose id is the file's stem."""
-    return read_source("mendeley", root, "data.mendeley", patient_of=lambda name: PurePosixPath(name).stem.upper())
+def read_mendeley(root: str, shown: str | None = None) -> Source:
+    """The Mendeley archive (doi 10.17632/fxjm8fb6mw.2): one picture per patient, whose id is the file's stem.
+
+    Args:
+        root: folder or zip.
+        shown: as `read_source` takes it.
+    """
+    return read_source(
+        "mendeley", root, "data.mendeley", shown=shown, patient_of=lambda name: PurePosixPath(name).stem.upper()
+    )
 
 
-def read_kaggle(root: str) -> Source:
-    """The Kaggle archive stevepython/osteoporosis-knee-xray-dataset: nothing is known of its patients."""
-    return read_source("kaggle", root, "data.kaggle")
+def read_kaggle(root: str, shown: str | None = None) -> Source:
+    """The Kaggle archive stevepython/osteoporosis-knee-xray-dataset: nothing is known of its patients.
+
+    Args:
+        root: folder or zip.
+        shown: as `read_source` takes it.
+    """
+    return read_source("kaggle", root, "data.kaggle", shown=shown)
 
 
 def read_folder(

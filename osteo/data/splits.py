@@ -13,12 +13,12 @@ from osteo.data.manifest import NOT_IN_SPLIT, SPLITS
 from osteo.errors import UserError, counted, unknown
 from osteo.reading.labels import SPLIT_NAMES
 from osteo.reading.tables import read_users_table
-from osteo.task import CLASS_NAMES
+from osteo.task import BINARY, Task
 
 log = logging.getLogger(__name__)
 
 
-def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+def assign_splits(manifest: pd.DataFrame, config: SplitConfig, task: Task = BINARY) -> pd.DataFrame:
     """The manifest with train, val or test in `split` for every row that is not excluded.
 
     Raises:
@@ -56,7 +56,7 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
         chosen = parts.map(dict(enumerate(SPLITS)))
     split = manifest["split"].copy()
     split[chosen.index] = chosen
-    _check_filled(manifest.assign(split=split))
+    _check_filled(manifest.assign(split=split), task)
     return manifest.assign(split=split)
 
 
@@ -190,10 +190,10 @@ def _from_file(manifest: pd.DataFrame, path: Path) -> "pd.Series[str]":
     return chosen
 
 
-def _check_filled(manifest: pd.DataFrame) -> None:
+def _check_filled(manifest: pd.DataFrame, task: Task) -> None:
     for split in SPLITS:
         labels = manifest.loc[manifest["split"] == split, "label"]
-        for label, name in enumerate(CLASS_NAMES):
+        for label, name in enumerate(task.class_names):
             if not (labels == label).any():
                 raise UserError(
                     f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"

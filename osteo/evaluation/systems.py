@@ -11,12 +11,13 @@ from sklearn.ensemble import RandomForestClassifier
 
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
-from osteo.evaluation.metrics import BUILT_IN, check_finite, evaluate, measure
+from osteo.evaluation.metrics import BUILT_IN, all_metrics, check_finite, measure
+from osteo.evaluation.outcomes import against_rest, evaluate_task
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.content import damaged
 from osteo.records.record import Run
-from osteo.task import RULES, THRESHOLD
+from osteo.task import BINARY, RULES, TASKS, THRESHOLD, Task
 from osteo.types import Floats, Labels, Mask
 
 TREES = 100  # of the forest that a shortcut is
@@ -104,7 +105,7 @@ class Experiment:
 
     @property
     def labels(self) -> Labels:
-        """0 or 1, see osteo.task, (N,)."""
+        """1 for the positive class, 0 for the rest, (N,)."""
         return self.pictures["label"].to_numpy(int)
 
     @property
@@ -117,13 +118,15 @@ class Experiment:
         return [system for system in self.systems if system.kind == kind]
 
 
-def validate(predictions: pd.DataFrame, *, sensitivity: float = 0.9) -> Validated:
+def validate(predictions: pd.DataFrame, task: Task = BINARY, *, sensitivity: float = 0.9) -> Validated:
     """Temperature, thresholds and skill from the validation rows of a run's predictions, and from these alone.
+
+    They are of the positive class against the rest.
 
     Raises:
         UserError: a logit is not finite.
     """
-    rows = predictions[predictions["split"] == "val"]
+    rows = against_rest(predictions[predictions["split"] == "val"], task)
     check_finite(rows["logit"], rows["image_id"], "validation")
     logits, labels = join_ties(rows["logit"]), rows["label"].to_numpy(int)
     temperature = fit_temperature(logits, labels)
@@ -140,14 +143,17 @@ def check_run(run: Run) -> None:
         DamagedError: the first file that is gone, damaged or contradicts another.
     """
     run.check()
-    predictions, recorded = run.read_predictions(), run.read_metrics()
+    predictions, recorded, task = run.read_predictions(), run.read_metrics(), TASKS[run.read_settings().task]
+    of_plugins = all_metrics().keys() - {metric.name for metric in BUILT_IN}  # they may have changed since
     for split in ("val", "test"):
         rows = predictions[predictions["split"] == split]
-        labels, probabilities = rows["label"].to_numpy(int), expit(rows["logit"].to_numpy(float))
-        computed = evaluate(rows["logit"], labels)
-        names = [metric.name for metric in BUILT_IN if metric.is_recorded]  # a plugin's may have changed since
-        without_ties = measure(labels, probabilities[None], names=names)  # as older versions had it
-        for name in (*names, "confusion_matrix"):
+        computed, without_ties = evaluate_task(task, rows), {}
+        if task.kind == "binary":  # as older versions had it
+            labels, probabilities = rows["label"].to_numpy(int), expit(rows["logit"].to_numpy(float))
+            without_ties = measure(
+                labels, probabilities[None], names=computed.keys() - of_plugins - {"confusion_matrix"}
+            )
+        for name in computed.keys() - of_plugins:
             value = computed[name]
             given = recorded.get(f"{split}/{name}", value)
             if not (_agree(given, value) or _agree(given, without_ties.get(name, value))):
@@ -232,12 +238,12 @@ class _TestedRun(NamedTuple):
         design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
-        predictions = run.read_predictions()
+        task, recorded = TASKS[settings["task"]], run.read_predictions()
+        predictions, manifest = (against_rest(table, task) for table in (recorded, run.read_manifest()))
         test, val = (
             rows.assign(logit=join_ties(rows["logit"]))
             for rows in (predictions[predictions["split"] == split] for split in ("test", "val"))
         )
-        manifest = run.read_manifest()
         learnt = manifest.loc[manifest["split"] == "train", "label"]
         for labels, kind, purpose in (
             (val["label"], "validation", "by which models are chosen and thresholds set"),
@@ -248,7 +254,7 @@ class _TestedRun(NamedTuple):
                     f"run {run.name} has no {kind} pictures of both classes, {purpose}; leave it out, or"
                     " train it on another split"
                 )
-        validated = validate(predictions, sensitivity=sensitivity)
+        validated = validate(recorded, task, sensitivity=sensitivity)
         validation = measure(val["label"].to_numpy(int), expit(val["logit"].to_numpy(float))[None])
         return _TestedRun(run, settings, (label, design), manifest, test, validated, validation)
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassAccuracy
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
 
 from osteo.evaluation.ties import join_ties
+from osteo.task import BINARY, Task
 
 
 class Accuracy(BinaryAccuracy):
@@ -30,6 +31,17 @@ class Accuracy(BinaryAccuracy):
     def compute(self) -> Tensor:
         """The share, of all batches."""
         return super().compute() + self.spoilt
+
+
+class ClassAccuracy(MulticlassAccuracy):
+    """The share of right calls among several classes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, average="micro", validate_args=False)
+
+    def update(self, called: Tensor, truth: Tensor) -> None:
+        """Takes labels, int64, both (B,)."""
+        super().update(called, truth)
 
 
 class Auroc(BinaryAUROC):
@@ -54,9 +66,14 @@ class Auroc(BinaryAUROC):
         return binary_auroc(torch.from_numpy(ranks), dim_zero_cat(self.target).cpu()).to(self.device)
 
 
-def training_metrics() -> MetricCollection:
-    """What is followed while training; takes by name `logits` and int labels `target`, both (B,).
+def training_metrics(task: Task = BINARY) -> MetricCollection:
+    """What is followed while training; takes by name what the task's metrics need, each (B,).
+
+    `logits` of the positive class, and `target`, whether it is the true one, int; where there are more classes the
+    labels `called` and `truth` too, int64.
 
     The manifest has checked the labels; torchmetrics would do so in every step, for which the GPU has to be waited for.
     """
-    return MetricCollection({"accuracy": Accuracy(validate_args=False), "auroc": Auroc()})
+    is_binary = task.kind in ("binary", "regression")
+    accuracy = Accuracy(validate_args=False) if is_binary else ClassAccuracy(len(task.class_names))
+    return MetricCollection({"accuracy": accuracy, "auroc": Auroc()})

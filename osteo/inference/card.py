@@ -20,7 +20,7 @@ from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
 from osteo.records.record import CONFIG, Run
-from osteo.task import CLASS_NAMES, RULES
+from osteo.task import BINARY, RULES, TASKS
 from osteo.training.module import read_checkpoint
 
 KEY = "osteo"
@@ -40,7 +40,7 @@ class Card:
     fit: str
     """how a picture is made square: pad, resize, crop or bone"""
     class_names: list[str]
-    """of a negative and a positive logit"""
+    """of the task's classes; the last is the positive one, which a positive logit stands for"""
     temperature: float
     """divisor of the logits, from validation"""
     thresholds: dict[str, float]
@@ -57,6 +57,8 @@ class Card:
     licence: str = LICENCE
     intended_use: str = INTENDED_USE
     version: int = VERSION
+    task: str = BINARY.name
+    """what a picture is asked, see `osteo.task.TASKS`"""
     guard: dict[str, Any] = field(default_factory=dict)
     """what the training pictures look like; see osteo.inference.guard"""
     plugins: list[str] = field(default_factory=list)
@@ -101,6 +103,10 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         raise UserError(f"{name} was made by osteo {values.get('osteo')}, whose checkpoints this osteo does not know")
     if missing := sorted(REQUIRED - set(values)):
         raise UserError(f"{name} carries a card without {missing[0]}; {ADVICE}")
+    if values["class_names"] != list(TASKS.get(values.get("task", BINARY.name), BINARY).class_names):
+        raise UserError(
+            f"{name} carries a card whose class_names makes no sense ({str(values['class_names'])[:40]}); {ADVICE}"
+        )
     for key, is_right in CHECKS.items():
         if key in values and not is_right(values[key]):
             raise UserError(f"{name} carries a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
@@ -158,7 +164,7 @@ _SIZE = _OPTIONS["image_size"]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
     "fit": lambda value: value in _OPTIONS["fit"]["choices"],
-    "class_names": lambda value: value == list(CLASS_NAMES),
+    "task": lambda value: value in TASKS,
     "temperature": lambda value: _is_number(value, COLDEST / 5, HOTTEST * 5),  # a margin around what validation gives
     "thresholds": _are_thresholds,
     **dict.fromkeys(("data_hash", "trained_on", "backbone", "osteo", "licence", "intended_use"), _is_text),
@@ -180,14 +186,16 @@ def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: p
         store: the pictures of the manifest.
         predictions: the run's, of which those for validation are used.
     """
-    validated = validate(predictions)
+    task = TASKS[config.task]
+    validated = validate(predictions, task)
     used = manifest[manifest["split"] != "excluded"]
     rows = used["sha256"].map(store.rows)
     rows_of_splits = [np.asarray(rows[used["split"] == name], np.int_) for name in ("train", "val", "test")]
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
-        class_names=list(CLASS_NAMES),
+        class_names=list(task.class_names),
+        task=task.name,
         temperature=validated.temperature,
         thresholds=validated.thresholds,
         data_hash=data_hash(list(used["sha256"]), list(used["split"])),

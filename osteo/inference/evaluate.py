@@ -45,7 +45,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     for model in models:
         size, fit = model.card.image_size, model.card.fit
         if (size, fit) not in prepared:
-            data = replace(config.data, image_size=size, fit=fit)
+            data = replace(config.data, image_size=size, fit=fit, task=model.card.task)
             prepared[size, fit] = prepare(data, split=config.split != "all")
             prepared[size, fit].store.confirm()
         manifest, store = prepared[size, fit]

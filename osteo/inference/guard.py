@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from osteo.reading.pictures import is_blank
 from osteo.types import Grey, Singles
 
 Rows = npt.NDArray[np.int_]
@@ -143,6 +144,8 @@ def inspect(guard: Guard | None, grey: Grey, prepare: Callable[[Grey], Grey], im
     """
     height, width = grey.shape
     flags = [f"only {width} x {height} pixels"] if min(height, width) < image_size // 2 else []
+    if blank := is_blank(grey):
+        flags.append("blank")
     if guard is None:
         return Inspection(float("nan"), float("nan"), (*flags, "its checkpoint has no guard"), None)
 
@@ -151,7 +154,7 @@ def inspect(guard: Guard | None, grey: Grey, prepare: Callable[[Grey], Grey], im
 
     score = score_of(grey)
     halves = None
-    if score > guard.limit:
+    if score > guard.limit and not blank:
         left, right = (np.ascontiguousarray(half) for half in (grey[:, : width // 2], grey[:, width - width // 2 :]))
         turned = [np.ascontiguousarray(np.rot90(grey, quarter)) for quarter in (1, 2, 3)]
         explained = max(guard.limit, score / 10)  # a change that brings the score this low explains what is odd

@@ -15,6 +15,7 @@ from osteo.errors import UserError
 from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
+from osteo.networks.outputs import positive_logit
 from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
@@ -47,9 +48,14 @@ class Model:
         return frame(grey, self.card.image_size, self.card.fit)
 
     def logits(self, pictures: Sequence[Grey]) -> Floats:
-        """The logits of prepared pictures, (N,)."""
+        """The logits of the positive class of prepared pictures, (N,)."""
+        return np.asarray(positive_logit(self.network.task.kind, self.outputs(pictures)).double().numpy(), np.float64)
+
+    def outputs(self, pictures: Sequence[Grey]) -> Tensor:
+        """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`."""
         with torch.inference_mode():
-            return np.asarray(self.network(to_batch(pictures)).double().numpy(), np.float64)
+            outputs: Tensor = self.network(to_batch(pictures))
+            return outputs
 
 
 def size_to_read(models: Sequence[Model]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import timm
+from huggingface_hub import constants, get_session
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
@@ -18,6 +19,9 @@ from osteo.networks.torchvision import TORCHVISION, Shape, TorchvisionBackbone, 
 from osteo.networks.weights import differing, fill, read_weights
 
 log = logging.getLogger(__name__)
+
+SECONDS = 3.0
+"""In which the model hub must answer, or it counts as out of reach."""
 
 
 def known_backbones(name: str = "") -> list[str]:
@@ -112,13 +116,22 @@ def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str
         return fill(network, weights, name, weights_file)
     if pretrained:
         log.info("fetching the weights of %s from the model hub, unless they are here already", name)
+    offline = constants.HF_HUB_OFFLINE or (pretrained and not _hub_is_reachable())
     try:
-        network = timm.create_model(name, pretrained=pretrained, **settings)
+        with patch.object(constants, "HF_HUB_OFFLINE", offline):  # the files in its cache are all that is asked for
+            network = timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:
         if pretrained:  # the hub's client raises errors of a dozen libraries
             raise _out_of_reach(name, error) from error
         raise
     return network
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the model hub answers at once: its client would try for a minute, where it has no copy of a file."""
+    with suppress(Exception):  # its client raises errors of several libraries
+        return bool(get_session().head(constants.ENDPOINT, timeout=SECONDS).status_code < 500)
+    return False
 
 
 def _converted(name: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -166,5 +179,6 @@ def _out_of_reach(backbone: str, error: Exception) -> UserError:
         )
     return UserError(
         f"the pretrained weights of {backbone} could not be fetched from the model hub ({type(error).__name__});"
-        " either go online once, they are kept for later, or give a local file: model.weights_file=FILE.safetensors"
+        " go online once, they are kept for later, or give a local file, model.weights_file=FILE.safetensors, or do"
+        " without, model.pretrained=false"
     )

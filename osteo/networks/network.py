@@ -1,4 +1,4 @@
-"""A backbone that takes grey pictures in [0, 1] and returns one logit each. Knows nothing of training."""
+"""A backbone that takes grey pictures in [0, 1] and returns what a task asks of each. Knows nothing of training."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from osteo import parts
+from osteo.checks import check_tiles
 from osteo.errors import UserError, first_line, unknown
 from osteo.networks.backbones import create_backbone, usual_size
+from osteo.networks.outputs import Cuts, positive_logit
 from osteo.networks.torchvision import Shape
 from osteo.networks.views import Views, cut, join, separate
 from osteo.networks.weights import classifiers
+from osteo.task import BINARY, TASKS, Task
 
 LINEAR, STANDARDISED = "linear", "standardised"
 """The head that is the backbone's own last layer; and one that takes each feature's mean and spread away before."""
@@ -27,7 +30,7 @@ SIZES = range(32, 513, 32)
 
 
 class Network(nn.Module):
-    """Normalisation, backbone, head, one logit.
+    """Normalisation, backbone, head, and the outputs of a task.
 
     Args:
         backbone: any name that timm knows, torchvision/NAME, or what a plugin has registered.
@@ -42,7 +45,8 @@ class Network(nn.Module):
             backbone, all of it does.
         stages: the head is given the mean of every stage's feature map, not of the last one alone.
         patches: tiles on each side of a picture, of which each gets a logit; the picture's is their mean.
-        tta: views beside the picture as it is, whose logits are averaged in evaluation; see `Views`.
+        tta: views beside the picture as it is, whose outputs are averaged in evaluation; see `Views`.
+        task: name of what is asked; see `osteo.task.TASKS`.
 
     Raises:
         UserError: a name is unknown, the size does not fit, or weights cannot be had.
@@ -67,24 +71,24 @@ class Network(nn.Module):
         stages: bool = False,
         patches: int = 1,
         tta: Sequence[str] = (),
+        task: str = BINARY.name,
     ) -> None:
         super().__init__()
+        self.task = TASKS[task]
         if not 0.0 <= drop_rate < 1.0:  # NaN is not
             raise ValueError(f"drop_rate={drop_rate} must be at least 0 and less than 1")
         if freeze not in ("none", "norms", "backbone"):
             raise ValueError(f"freeze={freeze} must be none, norms or backbone")
-        if image_size % patches:
-            raise UserError(
-                f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side"
-            )
-        width = check_backbone(backbone, image_size // patches, head=head, stages=stages)
+        check_tiles(image_size, patches)
+        width = check_backbone(backbone, image_size // patches, head=head, stages=stages, task=self.task)
         self.name, self.image_size, self.channels, self.patches = backbone, image_size, channels, patches
         self.drop_rate = drop_rate
         self.views = Views(tta, image_size)
-        self._parts = {"head": head, "head_args": head_args, "patches": patches, "stages": stages}
-        shape = Shape(image_size // patches, channels, int(head == LINEAR), drop_rate, stages)
+        self._parts = {"head": head, "head_args": head_args, "patches": patches, "stages": stages, "task": task}
+        shape = Shape(image_size // patches, channels, logits_of(self.task, head), drop_rate, stages)
         self.backbone: Any = create_backbone(backbone, shape, pretrained=pretrained, weights_file=weights_file)
-        self.head = None if head == LINEAR else _make_head(head, width, head_args or {})
+        self.head = None if head == LINEAR else _make_head(head, width, head_args or {}, self.task)
+        self.cuts = Cuts(self.task.outputs) if self.task.kind == "ordinal" else None
         # One grey channel stands for three equal ones: their kernels are summed, and what they subtract is averaged.
         usual: Any = self.backbone.pretrained_cfg
         for name in ("mean", "std"):
@@ -111,7 +115,7 @@ class Network(nn.Module):
         return int(self.backbone.num_features)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1] to logits (B,); positive means osteoporosis.
+        """Maps float (B, 1, S, S) in [0, 1] to the task's outputs: logits (B,) of a binary one, else (B,) or (B, K).
 
         In place of pictures it takes what `pooled` gives for them: (B, F), or (B, V, F) of all views.
         """
@@ -119,14 +123,15 @@ class Network(nn.Module):
             return self._classify_pooled(pictures)
         if pictures.ndim == 3:
             of_views = pictures[:, : len(self.views)]
-            return self._classify_pooled(of_views.flatten(0, 1)).view(of_views.shape[:2]).mean(1)
+            outputs = self._classify_pooled(of_views.flatten(0, 1))
+            return outputs.view(*of_views.shape[:2], *outputs.shape[1:]).mean(1)
         if self.training or len(self.views) == 1:
-            return self._logits(pictures)
-        return torch.stack([self._logits(view) for view in self.views(pictures)]).mean(0)
+            return self._outputs(pictures)
+        return torch.stack([self._outputs(view) for view in self.views(pictures)]).mean(0)
 
-    def _logits(self, pictures: Tensor) -> Tensor:
+    def _outputs(self, pictures: Tensor) -> Tensor:
         tiles = cut(pictures, self.patches)
-        return self._mean_of_tiles(self._to_logits(self.backbone(self.normalise(tiles))))
+        return self._mean_of_tiles(self._to_outputs(self.backbone(self.normalise(tiles))))
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """What the backbone sees of float (B, 1, S, S) in [0, 1]: (B, channels, S, S)."""
@@ -138,9 +143,10 @@ class Network(nn.Module):
         return join(tiles, self.patches, self.num_features)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Maps features to logits (B,)."""
+        """Maps features to logits of the positive class (B,)."""
         tiles = separate(features, self.patches, self.num_features)
-        return self._mean_of_tiles(self._to_logits(self.backbone.forward_head(tiles)))
+        outputs = self._mean_of_tiles(self._to_outputs(self.backbone.forward_head(tiles)))
+        return positive_logit(self.task.kind, outputs)
 
     def pooled(self, pictures: Tensor) -> Tensor:
         """What the classifier gets of float (B, 1, S, S) in [0, 1], in evaluation: (B, F), the mean of the tiles."""
@@ -149,31 +155,35 @@ class Network(nn.Module):
         return pooled.view(len(pictures), -1, pooled.shape[-1]).mean(1)
 
     def _classify_pooled(self, pooled: Tensor) -> Tensor:
-        (last,) = self.classifier()
-        logits: Tensor = last(dropout(pooled, self.drop_rate, self.training))
-        return logits.flatten()
+        (last,) = [layer for layer in self.classifier() if layer is not self.cuts]
+        output: Tensor = last(dropout(pooled, self.drop_rate, self.training))
+        return self._finish(output.flatten(1))
 
-    def _mean_of_tiles(self, logits: Tensor) -> Tensor:
-        return logits.view(-1, self.patches**2).mean(1) if self.patches > 1 else logits
+    def _mean_of_tiles(self, outputs: Tensor) -> Tensor:
+        return outputs.view(-1, self.patches**2, *outputs.shape[1:]).mean(1) if self.patches > 1 else outputs
 
     def classifier(self) -> nn.ModuleList:
         """What is new in a network that starts from weights: its last layers."""
-        return nn.ModuleList([self.head] if self.head else classifiers(self.backbone))
+        last = [self.head] if self.head else classifiers(self.backbone)
+        return nn.ModuleList([*last, *([self.cuts] if self.cuts else [])])
 
     @torch.no_grad()
-    def begin_at(self, log_odds: float) -> None:
-        """Has the network give every picture this logit, until it learns.
+    def begin_at(self, outputs: Sequence[float]) -> None:
+        """Has the network give these outputs (K,) for every picture, until it learns.
 
         What makes logits gets no weights but a bias: timm draws the weights of some families so large that a training
         would begin with a loss of several times that of a guess, and spoil the backbone's weights.
         """
         auxiliary = getattr(self.backbone, "aux_head", None)  # of VOLO, added to the first
         layers = [layer for layer in self.classifier().modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        makes_logits = [layer for layer in layers if len(layer.weight) == 1]
+        bias = torch.tensor([0.0] if self.cuts else outputs)
+        makes_logits = [layer for layer in layers if len(layer.weight) == len(bias)]
         for layer in makes_logits[-1:] if self.head else makes_logits:  # of a head, the last alone
             layer.weight.zero_()
             if layer.bias is not None:
-                layer.bias.fill_(0.0 if layer is auxiliary else log_odds)
+                layer.bias.copy_(torch.zeros_like(bias) if layer is auxiliary else bias)
+        if self.cuts:
+            self.cuts.begin_at(outputs)
 
     def frozen_layers(self) -> list[nn.Module]:
         """Layers that are not trained, looked up anew since several devices replace batch norms by synchronised ones.
@@ -185,21 +195,21 @@ class Network(nn.Module):
             return [part for part in self.backbone.modules() if not any(id(p) in last for p in part.parameters())]
         return [layer for layer in self.backbone.modules() if is_norm(layer)] if self._freeze == "norms" else []
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """What of the backbone is trained, by stage as timm groups layers, the last first; without the classifier's.
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What of the backbone is trained, by groups of layers as timm has them, the last first; no classifier's.
 
         Raises:
             UserError: the backbone does not say how its layers are grouped.
         """
         if not hasattr(self.backbone, "group_matcher"):
             raise UserError(
-                f"model.backbone={self.name} has no stages, unlike timm's own; train it all at once instead"
+                f"model.backbone={self.name} has no groups of layers, unlike timm's own; train it all at once instead"
             )
         groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True), return_values=True)
         last = set(self.classifier().parameters())
-        stages = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
-        trained = [[parameter for parameter in stage if parameter.requires_grad] for stage in stages]
-        return [stage for stage in trained if stage]
+        backwards = [group for _, group in sorted(groups.items(), reverse=True) if not last & set(group)]
+        trained = [[parameter for parameter in group if parameter.requires_grad] for group in backwards]
+        return [group for group in trained if group]
 
     def untrained(self, *, seed: int = 0) -> "Network":
         """The same network with new, untrained weights (Adebayo et al. 2018)."""
@@ -207,9 +217,19 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             return Network(self.name, image_size=self.image_size, channels=self.channels, **self._parts)  # type: ignore[arg-type]
 
-    def _to_logits(self, output: Tensor) -> Tensor:
-        logits: Tensor = output if self.head is None else self.head(output)
-        return logits.squeeze(1)
+    def _to_outputs(self, output: Tensor) -> Tensor:
+        return self._finish(output if self.head is None else self.head(output))
+
+    def _finish(self, last: Tensor) -> Tensor:
+        """The outputs from what the last layer gives, (B, K) or (B, 1)."""
+        outputs: Tensor = self.cuts(last) if self.cuts else last
+        return outputs.squeeze(1)
+
+
+def logits_of(task: Task, head: str) -> int:
+    """What the backbone's own classifier gives for a picture; none where a head stands in its place."""
+    wanted = 1 if task.kind == "ordinal" else task.outputs
+    return wanted if head == LINEAR else 0
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -218,7 +238,9 @@ def is_norm(layer: nn.Module) -> bool:
     return has_tensors and "Norm" in type(layer).__name__
 
 
-def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR, stages: bool = False) -> int:
+def check_backbone(
+    backbone: str, image_size: int, *, head: str = LINEAR, stages: bool = False, task: Task = BINARY
+) -> int:
     """Builds the backbone without memory and shows it a picture without pixels, before anything slow starts.
 
     Returns:
@@ -227,38 +249,39 @@ def check_backbone(backbone: str, image_size: int, *, head: str = LINEAR, stages
     Raises:
         UserError: a name is unknown, the backbone does not accept this size, or it does not keep its contract.
     """
-    usual = usual_size(backbone)
+    usual, wanted = usual_size(backbone), logits_of(task, head)
     if head not in (heads := (LINEAR, STANDARDISED, *parts.heads)):
         raise unknown("model.head", head, heads)
     try:
-        output = _shadow_output(backbone, image_size, head, stages)
+        output = _shadow_output(backbone, image_size, wanted, stages)
     except MISFITS as error:
-        fitting = _nearest_size(backbone, image_size, head, stages)
+        fitting = _nearest_size(backbone, image_size, wanted, stages)
         hints = [f"the nearest size that fits is {fitting}"] if fitting else []
         hints += [f"its usual size is {usual}"] if usual else []
         raise UserError(
             f"data.image_size={image_size} does not fit model.backbone={backbone}"
             f" ({first_line(error, most=120)})" + "".join(f"; {hint}" for hint in hints)
         ) from error
-    if output.ndim != 2 or (head == LINEAR and output.shape[1] != 1):
-        raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not one logit each")
+    if output.ndim != 2 or (wanted and output.shape[1] != wanted):
+        logits = "one logit" if wanted == 1 else f"{wanted} logits"
+        raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not {logits} each")
     return int(output.shape[1])
 
 
-def _shadow_output(backbone: str, image_size: int, head: str, stages: bool) -> Tensor:
+def _shadow_output(backbone: str, image_size: int, logits: int, stages: bool) -> Tensor:
     """What the backbone gives for two pictures, without memory: a shape alone."""
     with torch.device("meta"):
-        shape = Shape(image_size, num_classes=int(head == LINEAR), of_stages=stages)
+        shape = Shape(image_size, num_classes=logits, of_stages=stages)
         shadow: Any = create_backbone(backbone, shape)
         output: Tensor = shadow.eval()(torch.empty(2, 1, image_size, image_size))
     return output
 
 
-def _nearest_size(backbone: str, image_size: int, head: str, stages: bool) -> int | None:
+def _nearest_size(backbone: str, image_size: int, logits: int, stages: bool) -> int | None:
     """The nearest of `SIZES` that a backbone accepts; None where there is none."""
     for side in sorted(SIZES, key=lambda size: abs(size - image_size)):
         with suppress(*MISFITS):
-            _shadow_output(backbone, side, head, stages)
+            _shadow_output(backbone, side, logits, stages)
             return side
     return None
 
@@ -279,17 +302,19 @@ def check_single_pictures(network: Network) -> None:
         ) from error
 
 
-def _standardised(width: int) -> nn.Module:
+def _standardised(width: int, outputs: int = 1) -> nn.Module:
     """A linear classifier of features with mean 0 and variance 1, as a linear probe needs it."""
-    return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, 1))
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, outputs))
 
 
-def _make_head(name: str, width: int, arguments: Mapping[str, Any]) -> nn.Module:
+def _make_head(name: str, width: int, arguments: Mapping[str, Any], task: Task) -> nn.Module:
+    wanted = logits_of(task, LINEAR)
+    many = {} if wanted == 1 else {"outputs": wanted}
     try:
-        head = (_standardised if name == STANDARDISED else parts.heads[name])(width, **arguments)
+        head = (_standardised if name == STANDARDISED else parts.heads[name])(width, **many, **arguments)
         logits = head.eval()(torch.zeros(2, width))
     except (TypeError, RuntimeError, ValueError) as error:
         raise UserError(f"model.head={name} with head_args={dict(arguments)}: {first_line(error)}") from error
-    if tuple(logits.shape) != (2, 1):
-        raise UserError(f"model.head={name} gives {tuple(logits.shape)} for two pictures, not (2, 1)")
+    if tuple(logits.shape) != (2, wanted):
+        raise UserError(f"model.head={name} gives {tuple(logits.shape)} for two pictures, not (2, {wanted})")
     return head.train()

@@ -21,7 +21,7 @@ class Shape(NamedTuple):
     """side of a picture, in pixels"""
     channels: int = 1
     num_classes: int = 1
-    """1 logit, or 0 for no classifier at all"""
+    """outputs, or 0 for no classifier at all"""
     drop_rate: float = 0.0
     of_stages: bool = False
     """whether the features are those of all stages"""

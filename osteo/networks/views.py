@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from osteo.config import VIEWS
-from osteo.errors import UserError
+from osteo.checks import check_views
 
 Change: TypeAlias = tuple[float, float]
 """Degrees and relative size."""
@@ -21,24 +20,18 @@ class Views(nn.Module):
     """Test-time augmentation: the picture as it is, and what each name adds.
 
     Args:
-        names: some of `VIEWS`: changes that leave a knee a knee, and its class what it is.
+        names: some of `osteo.config.VIEWS`: changes that leave a knee a knee, and its class what it is.
         side: S of the pictures, in pixels.
 
     Raises:
-        UserError: there is no such view.
+        UserError: there is no such view, or one is named twice.
     """
 
     grids: Tensor
 
     def __init__(self, names: Sequence[str], side: int) -> None:
         super().__init__()
-        if unwanted := [name for name in names if name not in VIEWS]:
-            raise UserError(
-                f"model.tta: '{unwanted[0]}' is no change that leaves the meaning of a label alone;"
-                f" allowed are {', '.join(VIEWS)}"
-            )
-        if len(set(names)) < len(names):
-            raise UserError(f"model.tta={list(names)} names a view twice")
+        check_views(names)
         self.names = ["plain", *(name for name in names for _ in CHANGES.get(name, ("",)))]
         """one for each picture that is shown"""
         self.chosen = list(names)

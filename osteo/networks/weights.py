@@ -9,12 +9,11 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from osteo.checks import check_weights_file
 from osteo.errors import UserError
 from osteo.files import check_checksums
 from osteo.records.sweep import best_of
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
-"""Of files of weights."""
 OWN = "network.backbone."
 """What the names of a backbone's tensors begin with in a checkpoint of osteo."""
 COUNTER = "num_batches_tracked"
@@ -110,18 +109,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name; nothing but tensors is read from it.
 
     Args:
-        path: a file of `ENDINGS`, or a run directory, which stands for its best checkpoint. Of a checkpoint of osteo
-            only the backbone is taken.
+        path: a file that ends as `osteo.checks.WEIGHTS` says, or a run directory, which stands for its best
+            checkpoint. Of a checkpoint of osteo only the backbone is taken.
 
     Raises:
         UserError: there is no such file, it cannot be read safely, or its checksums are wrong (.safetensors has none).
     """
     if path.is_dir():
         path = best_of(path)
-    if not path.is_file():
-        raise UserError(f"model.weights_file={path}: no such file")
-    if not path.name.endswith(ENDINGS):
-        raise UserError(f"model.weights_file={path.name} must end in one of {', '.join(ENDINGS)}")
+    check_weights_file(path)
     check_checksums(path)
     try:
         with torch.serialization.safe_globals([Namespace]):  # timm's own training keeps its arguments

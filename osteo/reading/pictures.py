@@ -155,6 +155,11 @@ def colour(content: bytes) -> float:
     return float((small.max(axis=2) - small.min(axis=2)).mean())
 
 
+def is_blank(grey: Grey) -> bool:
+    """Whether a picture (H, W) shows nothing: a standard deviation below 4 of 255 once its grain is averaged away."""
+    return float(cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).std()) < 4.0
+
+
 def stretch(values: npt.NDArray[Any]) -> Grey:
     """Maps the darkest value to 0 and the brightest to 255; real numbers of any type and shape.
 

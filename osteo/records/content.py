@@ -16,7 +16,7 @@ from scipy.special import expit
 from osteo.data.manifest import COLUMNS, SPLITS, typed
 from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table
-from osteo.task import CLASSES
+from osteo.task import PREDICTED_T_SCORE, T_SCORE, TASKS
 from osteo.types import Floats, Mask
 
 Values: TypeAlias = dict[str, tuple[type, ...]]
@@ -261,7 +261,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     image_ids, splits, labels, classes = (read[name] for name in ("image_id", "split", "label", "class_name"))
     used = (splits != "excluded").to_numpy(bool, na_value=True)
     check_numbers(path, read, ("label", "width", "height"), where=used)
-    expected = _numbers(classes.map(CLASSES.get))
+    # a record of a task holds its labels; which task that is, its configuration says
+    by_task = [_numbers(classes.map(task.labels.get)) for task in TASKS.values()]
+    expected = min(by_task, key=lambda of_task: int((used & (_numbers(labels) != of_task)).sum()))
     refuse_rows(path, read, [
         Check(image_ids.isna().to_numpy(bool), lambda _: "it has no image_id"),
         Check(image_ids.duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
@@ -288,7 +290,10 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
     """
     texts = ("image_id", "split", "group", "source")
     table = read_csv(path, OF_PREDICTIONS, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-    check_numbers(path, table, ("label", "logit", "probability"))
+    of_task = [
+        name for name in map(str, table) if name in (T_SCORE, PREDICTED_T_SCORE) or name.startswith("probability_")
+    ]
+    check_numbers(path, table, ("label", "logit", "probability", *of_task))
     known = manifest.set_index("image_id").reindex(table["image_id"].astype("string"))
     is_known = known["split"].notna().to_numpy(bool)
     label = _numbers(known["label"])

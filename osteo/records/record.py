@@ -21,6 +21,7 @@ from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.content import DamagedError, damaged
+from osteo.task import T_SCORE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,8 +177,8 @@ class Run:
         return str(status["state"])
 
     def write_manifest(self, manifest: pd.DataFrame) -> None:
-        """Keeps the manifest with its splits."""
-        write_table(self.directory / "manifest.csv", manifest)
+        """Keeps the manifest with its splits, and nothing of a clinical sheet."""
+        write_table(self.directory / "manifest.csv", manifest.drop(columns=T_SCORE, errors="ignore"))
 
     def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Keeps the curves, one row per epoch."""

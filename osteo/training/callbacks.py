@@ -240,40 +240,40 @@ class ExponentialMovingAverage(WeightAveraging):
 
 
 class Unfreezing(Callback):
-    """Trains the classifier alone at first, and then the backbone too, at once or by stages from the last to the first.
+    """Trains the classifier alone at first, then the backbone too, at once or by groups of layers from last to first.
 
-    The second is Howard and Ruder's (2018) gradual unfreezing. Until its turn a stage keeps its weights, and its norms
+    The second is Howard and Ruder's (2018) gradual unfreezing. Until its turn a group keeps its weights, and its norms
     their statistics. Lightning's BaseFinetuning gives the optimiser a group of parameters more for all that it thaws;
     here it has all of them from the start, each with its own rate, so that any schedule goes with it, and what is
     trained follows from the epoch alone when a run is taken up.
 
     Args:
-        epochs: before a stage's turn comes, 1 or more.
-        gradually: by stages as timm groups layers; false for the whole backbone at once.
+        epochs: before a group's turn comes, 1 or more.
+        gradually: by groups of layers as timm has them; false for the whole backbone at once.
     """
 
     def __init__(self, epochs: int, *, gradually: bool = True) -> None:
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.epochs, self.gradually = epochs, gradually
-        self._stages: list[list[Parameter]] = []
+        self._groups: list[list[Parameter]] = []
         self._waiting: set[Parameter] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the stages, and says so where some of them will never be trained."""
+        """Finds the groups, and says so where some of them will never be trained."""
         network: Network = pl_module.network  # type: ignore[assignment]
         last = set(network.classifier().parameters())
         whole_backbone = [p for p in network.parameters() if p.requires_grad and p not in last]
-        self._stages = network.stages() if self.gradually else [whole_backbone]
-        stages, epochs = len(self._stages), trainer.max_epochs or 1
-        if (never := stages - (epochs - 1) // self.epochs) > 0:
-            log.warning("%d of %d stages of the backbone are not trained in %d epochs", never, stages, epochs)
+        self._groups = network.parameter_groups() if self.gradually else [whole_backbone]
+        groups, epochs = len(self._groups), trainer.max_epochs or 1
+        if (never := groups - (epochs - 1) // self.epochs) > 0:
+            log.warning("%d of %d groups of layers of the backbone are not trained in %d epochs", never, groups, epochs)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the stages that wait no gradient; several processes expect it of all, and drop it."""
+        """Gives the groups that wait no gradient; several processes expect it of all, and drop it."""
         turns = trainer.current_epoch // self.epochs
-        self._waiting = {parameter for stage in self._stages[turns:] for parameter in stage}
-        for parameter in (parameter for stage in self._stages for parameter in stage):
+        self._waiting = {parameter for group in self._groups[turns:] for parameter in group}
+        for parameter in (parameter for group in self._groups for parameter in group):
             parameter.requires_grad_(parameter not in self._waiting or trainer.world_size > 1)
         pl_module.train()
         for layer in pl_module.network.modules():  # type: ignore[union-attr]

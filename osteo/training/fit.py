@@ -24,19 +24,21 @@ from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
 from osteo.errors import UserError, first_line
-from osteo.evaluation.metrics import check_finite, evaluate
+from osteo.evaluation.metrics import check_finite
+from osteo.evaluation.outcomes import evaluate_task
 from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
+from osteo.networks.outputs import columns_of
 from osteo.records.record import Job, Run
-from osteo.task import CLASS_NAMES
+from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
-from osteo.training.losses import balanced_weights, log_odds
+from osteo.training.losses import balanced_weights, best_outputs
 from osteo.training.module import ADVICE, Classifier, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
@@ -92,6 +94,8 @@ def make_module(config: Config) -> Classifier:
         UserError: one of them cannot be built, or the network cannot learn from such batches.
     """
     network = {**asdict(config.model), "image_size": config.data.image_size}
+    if config.task != BINARY.name:  # a binary checkpoint is as it was before there were others
+        network["task"] = config.task
     loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
     limits = config.trainer
     module = Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
@@ -100,18 +104,20 @@ def make_module(config: Config) -> Classifier:
     return module
 
 
-def check_classes(manifest: pd.DataFrame) -> None:
-    """Refuses a split without pictures of both classes to learn from, or to choose the best epoch and thresholds by.
+def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
+    """Refuses a split without pictures of all classes to learn from, or to choose the best epoch and thresholds by.
 
     Raises:
         UserError: one line that names the split and its class.
     """
     for split, purpose in (("train", "to learn from"), ("val", "to choose thresholds by")):
         labels = {int(label) for label in manifest.loc[manifest["split"] == split, "label"]}
-        if len(labels) < 2:
-            found = f"pictures of {CLASS_NAMES[labels.pop()]} alone" if labels else "no picture"
+        if len(labels) < len(task.class_names):
+            present = " and ".join(task.class_names[label] for label in sorted(labels))
+            found = f"pictures of {present} alone" if labels else "no picture"
+            wanted = "all classes" if task.has_many_classes else "both classes"
             raise UserError(
-                f"the split {split} has {found}; {purpose} it needs both classes: choose another data.split.seed, or"
+                f"the split {split} has {found}; {purpose} it needs {wanted}: choose another data.split.seed, or"
                 " other shares or folds, or a split file"
             )
 
@@ -145,11 +151,19 @@ def make_datamodule(
 
 
 def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
-    """Has the network begin with the share of the training pictures' classes, which weigh the same if so configured."""
-    labels = [int(label) for label in manifest.loc[manifest["split"] == "train", "label"]]
+    """Has the network begin with what is best without looking: the shares of the classes, or the mean T-score.
+
+    Args:
+        module: whose classes weigh the same afterwards, if so configured.
+        settings: of the loss.
+        manifest: with splits; its training pictures count.
+    """
+    training = manifest[manifest["split"] == "train"]
+    labels = [int(label) for label in training["label"]]
     if settings.class_weights == "balanced":
         module.class_weights = balanced_weights(labels)
-    module.network.begin_at(log_odds(labels, settings.label_smoothing, module.class_weights))
+    truth = training[T_SCORE].tolist() if T_SCORE in training else labels
+    module.network.begin_at(best_outputs(module.task, truth, settings.label_smoothing, module.class_weights))
 
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
@@ -270,10 +284,12 @@ def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) ->
         torch.distributed.all_gather_object(shares, batches)
         batches = [batch for share in shares for batch in share]
     rows, order = torch.cat([batch.rows for batch in batches]).sort()
-    logits = torch.cat([batch.logits for batch in batches])[order]
-    table = datamodule.table.loc[rows.numpy(), ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
-    check_finite(logits, table["image_id"], "the best epoch")
-    table = table.assign(logit=logits.numpy(), probability=logits.double().sigmoid().numpy())
+    outputs = torch.cat([batch.outputs for batch in batches])[order]
+    known = ["image_id", "source", "group", "split", "label"]
+    table = datamodule.table.loc[rows.numpy()].reset_index(drop=True)
+    true = {T_SCORE: table[T_SCORE]} if T_SCORE in table else {}
+    table = table[known].assign(**columns_of(module.task, outputs), **true)
+    check_finite(table["logit"], table["image_id"], "the best epoch")
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
@@ -291,12 +307,12 @@ def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
     return int(kept["epoch"])
 
 
-def measure(predictions: pd.DataFrame) -> dict[str, Any]:
+def measure(predictions: pd.DataFrame, task: Task = BINARY) -> dict[str, Any]:
     """What metrics.json holds: every metric of validation and test, as in test/accuracy."""
     results: dict[str, Any] = {}
     for split in ("val", "test"):
         rows = predictions[predictions["split"] == split]
-        results |= {f"{split}/{name}": value for name, value in evaluate(rows["logit"], rows["label"]).items()}
+        results |= {f"{split}/{name}": value for name, value in evaluate_task(task, rows).items()}
     return results
 
 

@@ -1,18 +1,21 @@
-"""What training makes small: losses by name, with label smoothing and class weights."""
+"""What training makes small: losses by name, with label smoothing and class weights; and where training begins."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from osteo import parts
 from osteo.checks import check_arguments
-from osteo.errors import unknown
+from osteo.errors import UserError, unknown
+from osteo.networks.outputs import log_probabilities
+from osteo.task import Kind, Task
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B,) and targets in [0, 1] (B,) -> one loss per picture (B,)."""
+"""Outputs and targets -> one loss per picture (B,); see `osteo.parts.MakeLoss`."""
 
 
 def bce() -> LossFunction:
@@ -34,20 +37,43 @@ def focal(gamma: float = 2.0) -> LossFunction:
     return loss
 
 
-BUILT_IN: Mapping[str, Callable[..., LossFunction]] = {"bce": bce, "focal": focal}
+def _cross_entropy(kind: Kind) -> Callable[..., LossFunction]:
+    """The cross-entropy of shares of classes (B, C), as the kind of task makes probabilities of outputs."""
+    return lambda: lambda outputs, targets: -(targets * log_probabilities(kind, outputs)).sum(1)
 
 
-def make_loss(name: str, arguments: Mapping[str, Any]) -> LossFunction:
+def huber(delta: float = 1.0) -> LossFunction:
+    """Half the squared error of a T-score, and beyond an error of `delta` linear in it (Huber 1964)."""
+    return lambda outputs, targets: functional.huber_loss(outputs, targets, reduction="none", delta=delta)
+
+
+def squared_error() -> LossFunction:
+    """The squared error of a T-score."""
+    return lambda outputs, targets: (outputs - targets) ** 2
+
+
+BUILT_IN: Mapping[Kind, Mapping[str, Callable[..., LossFunction]]] = {
+    "binary": {"bce": bce, "focal": focal},
+    "nominal": {"cross_entropy": _cross_entropy("nominal")},
+    "ordinal": {"cross_entropy": _cross_entropy("ordinal")},
+    "regression": {"huber": huber, "squared_error": squared_error},
+}
+
+
+def make_loss(name: str, arguments: Mapping[str, Any], kind: Kind = "binary") -> LossFunction:
     """The loss of a name.
 
     Args:
-        name: bce, focal, or what a plugin has registered.
+        name: one of `BUILT_IN` for this kind of task, or what a plugin has registered.
         arguments: of the loss.
+        kind: of task.
 
     Raises:
-        UserError: there is no such loss or argument.
+        UserError: there is no such loss or argument, or it is that of another kind of task.
     """
-    known = {**{name: parts.losses[name] for name in parts.losses}, **BUILT_IN}
+    known = {**{name: parts.losses[name] for name in parts.losses}, **BUILT_IN[kind]}
+    if name not in known and any(name in others for others in BUILT_IN.values()):
+        raise UserError(f"loss.name={name} is of another task than this one, which takes {', '.join(known)}")
     if name not in known:
         raise unknown("loss.name", name, known)
     check_arguments(known[name], arguments, "loss.args")
@@ -62,11 +88,44 @@ def smooth(labels: Target, share: float) -> Target:
     return labels * (1.0 - share) + share / 2.0 if share else labels
 
 
-def balanced_weights(labels: Sequence[int]) -> tuple[float, float]:
-    """Weights of a picture of each class with which both classes weigh the same, 1 on average over the pictures."""
-    positive = sum(labels)
-    negative = len(labels) - positive
-    return len(labels) / (2 * negative), len(labels) / (2 * positive)
+def targets_of(task: Task, labels: Tensor, share: float) -> Tensor:
+    """What a loss takes: smoothed labels (B,), smoothed shares of classes (B, C), or T-scores (B,) as they are."""
+    if task.kind == "binary":
+        return smooth(labels, share)
+    if task.kind == "regression":
+        return labels
+    count = len(task.class_names)
+    return functional.one_hot(labels.long(), count).float() * (1.0 - share) + share / count
+
+
+def balanced_weights(labels: Sequence[int]) -> tuple[float, ...]:
+    """Weights of a picture of each class with which all classes weigh the same, 1 on average over the pictures."""
+    classes = range(max(labels) + 1)
+    return tuple(len(labels) / (len(classes) * labels.count(label)) for label in classes)
+
+
+def best_outputs(
+    task: Task, truth: Sequence[float], share: float = 0.0, weights: Sequence[float] | None = None
+) -> list[float]:
+    """The outputs that are best where all pictures are given the same.
+
+    Args:
+        task: what is asked.
+        truth: labels, each of which occurs; or T-scores.
+        share: of label smoothing.
+        weights: of a picture of each class; None where all weigh the same.
+    """
+    if task.kind == "regression":
+        return [sum(truth) / len(truth)]
+    labels, count = [int(label) for label in truth], len(task.class_names)
+    if task.kind == "binary":
+        return [log_odds(labels, share, weights)]
+    weighed = [labels.count(label) * (weights[label] if weights else 1.0) for label in range(count)]
+    shares = [weight / sum(weighed) * (1.0 - share) + share / count for weight in weighed]
+    if task.kind == "nominal":
+        return [math.log(of_class) for of_class in shares]
+    beyond = [sum(shares[cut:]) for cut in range(1, count)]
+    return [math.log(of_beyond / (1.0 - of_beyond)) for of_beyond in beyond]
 
 
 def log_odds(labels: Sequence[int], share: float = 0.0, weights: Sequence[float] | None = None) -> float:

@@ -19,9 +19,10 @@ from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
 from osteo.files import check_checksums
 from osteo.networks.network import Network
+from osteo.networks.outputs import call_classes, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
-from osteo.task import direction
-from osteo.training.losses import make_loss, smooth
+from osteo.task import T_SCORE_CUTS, direction
+from osteo.training.losses import make_loss, targets_of
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
 
 ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
@@ -39,7 +40,7 @@ class Batch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Float (B,), 0 normal, 1 osteoporosis."""
+        """Float (B,): labels, see osteo.task; or T-scores, where these are what is asked."""
 
     @property
     def rows(self) -> Tensor:
@@ -51,14 +52,17 @@ class Batch(Protocol):
 
 
 class Prediction(NamedTuple):
-    """Logits of a batch of pictures."""
+    """What a network gives for a batch of pictures."""
 
     rows: Tensor
     logits: Tensor
+    """of the positive class (B,)"""
+    outputs: Tensor
+    """of the task, (B,) or (B, K); those of a binary one are its logits"""
 
 
 class Classifier(LightningModule):
-    """A network with one logit, its loss, optimiser and metrics.
+    """A network for a task, its loss, optimiser and metrics.
 
     Args:
         network: arguments of `Network`, or the name of a backbone.
@@ -94,11 +98,12 @@ class Classifier(LightningModule):
         self.monitor, self.fast, self.smoothing = monitor, fast, float(chosen["label_smoothing"])
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
         self.network = Network(**given).to(memory_format=self.memory_format)
-        self.network.begin_at(0.0)
-        self.loss = make_loss(chosen["name"], chosen["args"])
+        self.task = self.network.task
+        self.network.begin_at([0.0] * self.task.outputs)
+        self.loss = make_loss(chosen["name"], chosen["args"], self.task.kind)
         self.class_weights: Sequence[float] | None = chosen["weights"]
         self.train_metrics, self.val_metrics, self.test_metrics = (
-            training_metrics().clone(prefix=f"{stage}/") for stage in ("train", "val", "test")
+            training_metrics(self.task).clone(prefix=f"{stage}/") for stage in ("train", "val", "test")
         )
         self._pictures = 0  # of the batches since the last step, in this process
         self._usual = 1.0  # pictures of the first of them, on average over the processes
@@ -116,37 +121,49 @@ class Classifier(LightningModule):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1], or kept features, to logits (B,)."""
+        """Maps float (B, 1, S, S) in [0, 1], or kept features, to the task's outputs: logits (B,), or (B, K)."""
         if pictures.ndim == 4:
             pictures = pictures.contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.network(pictures)
-        return logits
+        outputs: Tensor = self.network(pictures)
+        return outputs
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        logits = self(batch.pictures).float()
+        outputs = self(batch.pictures).float()
         is_training, count = stage == "train", len(batch.labels)
         smoothing = self.smoothing if is_training else 0.0
         if is_training and batch.targets is not None:  # each part of a mixed picture counts as a picture of its class
-            ill, well = (self._losses(logits, torch.full_like(logits, label), smoothing) for label in (1.0, 0.0))
+            ill, well = (self._losses(outputs, torch.full_like(outputs, label), smoothing) for label in (1.0, 0.0))
             losses = torch.lerp(well, ill, batch.targets)
         else:
-            losses = self._losses(logits, batch.labels, smoothing)
+            losses = self._losses(outputs, batch.labels, smoothing)
         metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
-        scores = logits.detach()
-        metrics.update(logits=scores, target=batch.labels.long())
+        metrics.update(**self._facts(outputs.detach(), batch.labels))
         mean.update(losses.detach())
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
         self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
         self.log_dict(metrics, prog_bar=not is_training, **epoch)
         return losses.mean()
 
-    def _losses(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    def _losses(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         """One loss per picture (B,), weighted by its class."""
-        losses = self.loss(logits, smooth(labels, smoothing))
+        losses = self.loss(outputs, targets_of(self.task, labels, smoothing))
         if self.class_weights is None:
             return losses
+        if self.task.has_many_classes:
+            return losses * losses.new_tensor(self.class_weights)[labels.long()]
         negative, positive = self.class_weights
         return losses * (negative + (positive - negative) * labels)
+
+    def _facts(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What the metrics of training take."""
+        kind, truth = self.task.kind, labels.long()
+        if kind == "regression":
+            return {"logits": positive_logit(kind, outputs), "target": (labels <= T_SCORE_CUTS[-1]).long()}
+        if kind == "binary":
+            return {"logits": outputs, "target": truth}
+        target = (truth == self.task.positive).long()
+        called = call_classes(kind, outputs)
+        return {"logits": positive_logit(kind, outputs), "target": target, "called": called, "truth": truth}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, weighted by its pictures where several batches make a step.
@@ -189,8 +206,9 @@ class Classifier(LightningModule):
             raise UserError("the test loss is not finite, since a logit is not; no metric can be computed")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """The logits of a batch, float32 on the CPU."""
-        return Prediction(batch.rows.cpu(), self(batch.pictures).float().cpu())
+        """The outputs for a batch, float32 on the CPU."""
+        outputs = self(batch.pictures).float().cpu()
+        return Prediction(batch.rows.cpu(), positive_logit(self.task.kind, outputs), outputs)
 
     def on_train_epoch_end(self) -> None:
         """A loss or weights that are not finite end the run."""

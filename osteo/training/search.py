@@ -20,12 +20,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from osteo.config import SearchSettings
 from osteo.errors import UserError, first_line, unknown
 from osteo.files import display_path, write_json
 from osteo.records import content
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
+from osteo.search_settings import SearchSettings
 from osteo.task import direction
 from osteo.training.ranks import rank
 

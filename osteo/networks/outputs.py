@@ -1,0 +1,80 @@
+"""What a network's outputs say, whatever the task: the logit of the positive class, and the classes' probabilities.
+
+Shapes: outputs (B,) where a task has one, else (B, K); see `osteo.task.Kind`.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from osteo.task import PREDICTED_T_SCORE, T_SCORE_CUTS, Kind, Task, probability_columns
+from osteo.types import Floats
+
+LEAST_GAP = 1e-3
+"""between two cuts when training begins; where a class is absent there is none"""
+
+
+class Cuts(nn.Module):
+    """Proportional odds (McCullagh 1980): the log odds of being beyond each of K ordered cuts of one latent value."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(1))
+        self.gaps = nn.Parameter(torch.zeros(count - 1))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Maps (B, 1) to (B, K), which fall from left to right."""
+        return latent - torch.cat([self.first, self.first + softplus(self.gaps).cumsum(0)])
+
+    @torch.no_grad()
+    def begin_at(self, log_odds: Sequence[float]) -> None:
+        """Has a latent value of 0 give these log odds."""
+        gaps = [max(before - after, LEAST_GAP) for before, after in pairwise(log_odds)]
+        self.first.fill_(-log_odds[0])
+        self.gaps.copy_(torch.tensor([math.log(math.expm1(gap)) for gap in gaps]))
+
+
+def positive_logit(kind: Kind, outputs: Tensor) -> Tensor:
+    """The logit of the positive class against the rest, (B,)."""
+    if kind == "nominal":
+        return outputs[:, -1] - outputs[:, :-1].logsumexp(1)
+    if kind == "ordinal":
+        return outputs[:, -1]
+    return T_SCORE_CUTS[-1] - outputs if kind == "regression" else outputs
+
+
+def log_probabilities(kind: Kind, outputs: Tensor) -> Tensor:
+    """The log probabilities of all classes, (B, C), of a nominal or ordinal task."""
+    if kind == "nominal":
+        return outputs.log_softmax(1)
+    beyond, before = logsigmoid(outputs), logsigmoid(-outputs)
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
+    between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(outputs[:, 1:] - outputs[:, :-1]))
+    return torch.cat([before[:, :1], between, beyond[:, -1:]], dim=1)
+
+
+def call_classes(kind: Kind, outputs: Tensor) -> Tensor:
+    """The label of the class that a picture is called, int64 (B,): the most probable, or that of the T-score."""
+    if kind == "regression":
+        normal, osteoporosis = T_SCORE_CUTS
+        return (outputs <= normal).long() + (outputs <= osteoporosis).long()
+    return (outputs > 0).long() if kind == "binary" else log_probabilities(kind, outputs).argmax(1)
+
+
+def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
+    """What predictions.csv has of a task's outputs, (N,) each: the logit and probability of the positive class first.
+
+    Those of a task of several classes follow with the probability of each, those of T-scores with the predicted one.
+    """
+    logits = positive_logit(task.kind, outputs)
+    columns = {"logit": logits.numpy(), "probability": logits.double().sigmoid().numpy()}
+    if task.kind == "regression":
+        return columns | {PREDICTED_T_SCORE: outputs.numpy()}
+    if task.has_many_classes:
+        probabilities = log_probabilities(task.kind, outputs.double()).exp().numpy()
+        columns |= dict(zip(probability_columns(task), probabilities.T, strict=True))
+    return columns
