@@ -6,7 +6,7 @@ index are drawn without regard to the T-score, and one in twenty of either is no
 so that it adds to age, or age alone, in a line or in a curve, so that it adds nothing; or it is learnt: a model of each
 fold finds age among nine features that say nothing. Two pictures of a patient share 0.7 of the variance of their noise.
 A nested model is better at p <= 0.05, a difference of AUROC found where its interval lies above zero, and a lead lost
-where `added_value.is_lost` says so.
+where `strata.is_lost` says so.
 """
 
 import os
@@ -19,8 +19,9 @@ from scipy.special import expit, logit
 from scipy.stats import chi2
 
 from osteo.data.phantom import T_SCORES, draw_age
-from osteo.evaluation import added_value as av
 from osteo.evaluation import metrics
+from osteo.evaluation.clinical import added_value as av
+from osteo.evaluation.clinical import strata
 from osteo.evaluation.tests import nested_test
 
 SETS = int(os.environ.get("OSTEO_SETS", "500"))
@@ -99,11 +100,11 @@ def one_set(mix: tuple[float, float, float], image: str, seed: int, draws: int =
         found[f"AUROC, both above {name}"] = difference.low > 0.0
         found[f"AUROC, both below {name}"] = difference.high < 0.0
     ages = covariates[:, 0]
-    leads = av.leads(labels, models["image"], networks, groups, strata={"third of age": av.thirds(ages)}, ages=ages,
-                     **options)  # fmt: skip
+    thirds = {"third of age": strata.thirds(ages)}
+    leads = strata.leads(labels, models["image"], networks, groups, strata=thirds, ages=ages, **options)
     for name, interval in list(leads.items())[1:]:
         found[f"AUROC, image, alike in {name}"] = interval.value
-        found[f"lead lost, alike in {name}"] = av.is_lost(leads[av.ALL_PICTURES], interval)
+        found[f"lead lost, alike in {name}"] = strata.is_lost(leads[strata.ALL_PICTURES], interval)
     return found
 
 

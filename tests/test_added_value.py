@@ -8,8 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import added_value as benchmark
-from osteo.evaluation import added_value as av
 from osteo.evaluation.bootstrap import Interval
+from osteo.evaluation.clinical import added_value as av
+from osteo.evaluation.clinical import strata
 from osteo.evaluation.metrics import measure
 from osteo.evaluation.tests import NestedTest, _firth, centre, nested_test
 
@@ -173,17 +174,17 @@ def test_a_logit_that_leans_the_wrong_way_adds_nothing(of_age: benchmark.Sheet) 
 def test_a_lead_that_is_age_alone_vanishes_among_pictures_of_like_age(of_age: benchmark.Sheet) -> None:
     labels, logits, covariates, networks, groups = of_age
     age = covariates[:, 0]
-    found = av.leads(
-        labels, expit(logits), networks, groups, strata={"sex": covariates[:, 1], "third of age": av.thirds(age)},
+    found = strata.leads(
+        labels, expit(logits), networks, groups, strata={"sex": covariates[:, 1], "third of age": strata.thirds(age)},
         ages=age, draws=200,
     )  # fmt: skip
-    assert found[av.ALL_PICTURES].low > 0.8
+    assert found[strata.ALL_PICTURES].low > 0.8
     assert found["sex"].low > 0.75
-    matched = found[av.SAME_AGE]
+    matched = found[strata.SAME_AGE]
     assert matched.value == pytest.approx(0.5, abs=0.08)
     assert matched.low < 0.5 < matched.high < 0.75
-    assert found["third of age"].value < found[av.ALL_PICTURES].value
-    sentence = av.describe_lead("resnet50", found)
+    assert found["third of age"].value < found[strata.ALL_PICTURES].value
+    sentence = strata.describe_lead("resnet50", found)
     assert "its lead vanishes among those alike in" in sentence
     assert f"age within 5 years, {matched.value:.3f} (" in sentence
     assert f"it leads among those alike in sex, {found['sex'].value:.3f} (" in sentence
@@ -216,14 +217,16 @@ def test_the_auroc_within_strata_is_that_of_each_weighted_by_its_pairs(of_age: b
             weight = int(labels[inside].sum() * (1 - labels[inside]).sum())
             right += weight * roc_auc_score(labels[inside], logits[0, inside])
             pairs += weight
-    found = av.stratified_auroc(labels, expit(logits), networks, groups, sex, draws=50)
+    found = strata.stratified_auroc(labels, expit(logits), networks, groups, sex, draws=50)
     assert found.value == pytest.approx(right / pairs)
 
 
 def test_the_auroc_of_age_itself_is_a_half_among_pictures_of_like_age(of_age: benchmark.Sheet) -> None:
     labels, logits, covariates, networks, groups = of_age
     age = covariates[:, 0]
-    assert av.matched_auroc(labels, expit(age / 10)[None], networks, groups, age, draws=50).value == pytest.approx(0.5)
+    assert strata.matched_auroc(labels, expit(age / 10)[None], networks, groups, age, draws=50).value == pytest.approx(
+        0.5
+    )
     near = np.abs(age[:, None] - age) <= 5.0
     pair = near & (labels[:, None] == 1) & (labels == 0) & (networks[0][:, None] == networks[0])
     assert (age[:, None] > age)[pair].mean() > 0.55  # were it not for the balance
@@ -231,18 +234,18 @@ def test_the_auroc_of_age_itself_is_a_half_among_pictures_of_like_age(of_age: be
     older = np.sign(age[:, None] - age)
     shares = {side: np.average(right, weights=pair & (older == side)) for side in (-1, 0, 1)}
     same = (pair & (older == 0)).sum() / pair.sum()
-    found = av.matched_auroc(labels, logits, networks, groups, age, draws=50)
+    found = strata.matched_auroc(labels, logits, networks, groups, age, draws=50)
     assert found.value == pytest.approx((1 - same) * (shares[-1] + shares[1]) / 2 + same * shares[0])
 
 
 def test_strata_of_one_class_and_unknown_ages_have_no_pairs() -> None:
     labels, networks, scores = np.array([0, 1] * 10), np.zeros((1, 20), int), np.linspace(0.1, 0.9, 20)[None]
     groups = list(range(20))
-    assert np.isnan(av.stratified_auroc(labels, scores, networks, groups, labels, draws=20).value)
-    assert np.isnan(av.stratified_auroc(labels, scores, networks, groups, [None] * 20, draws=20).value)
-    assert np.isnan(av.matched_auroc(labels, scores, networks, groups, np.full(20, np.nan), draws=20).value)
-    assert np.isnan(av.matched_auroc(labels, scores, networks, groups, 40.0 + 30 * labels, draws=20).value)
-    assert av.thirds(np.array([1.0, 2.0, 3.0, np.nan])).tolist()[:3] == [0.0, 1.0, 2.0]
+    assert np.isnan(strata.stratified_auroc(labels, scores, networks, groups, labels, draws=20).value)
+    assert np.isnan(strata.stratified_auroc(labels, scores, networks, groups, [None] * 20, draws=20).value)
+    assert np.isnan(strata.matched_auroc(labels, scores, networks, groups, np.full(20, np.nan), draws=20).value)
+    assert np.isnan(strata.matched_auroc(labels, scores, networks, groups, 40.0 + 30 * labels, draws=20).value)
+    assert strata.thirds(np.array([1.0, 2.0, 3.0, np.nan])).tolist()[:3] == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -256,12 +259,13 @@ def test_strata_of_one_class_and_unknown_ages_have_no_pairs() -> None:
     ],
 )  # fmt: skip
 def test_one_sentence_says_whose_lead_it_is(within: Interval, end: str) -> None:
-    found = {av.ALL_PICTURES: Interval(0.9, 0.85, 0.94), "age": within}
+    found = {strata.ALL_PICTURES: Interval(0.9, 0.85, 0.94), "age": within}
     assert (
-        av.describe_lead("resnet50", found) == "resnet50 has an AUROC of 0.900 (0.850 to 0.940) over all pictures" + end
+        strata.describe_lead("resnet50", found)
+        == "resnet50 has an AUROC of 0.900 (0.850 to 0.940) over all pictures" + end
     )
-    found[av.ALL_PICTURES] = Interval(0.6, 0.45, 0.7)
-    assert av.describe_lead("resnet50", found).endswith("which shows no lead that strata could explain.")
+    found[strata.ALL_PICTURES] = Interval(0.6, 0.45, 0.7)
+    assert strata.describe_lead("resnet50", found).endswith("which shows no lead that strata could explain.")
 
 
 def test_net_benefit_of_calling_all_and_none_is_known(of_age: benchmark.Sheet) -> None:
