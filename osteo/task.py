@@ -111,6 +111,19 @@ LAST_EPOCH = "epoch"
 """What training may follow beside validation: the number of the epoch, so that the last one is kept."""
 
 
+def call_by_details(task: Task, details: Mapping[str, float]) -> str | None:
+    """The class that a picture is called by what a task says beyond the positive class; None where that is nothing.
+
+    Args:
+        task: of the network.
+        details: the probability of every class, of which the largest decides, or the T-score, by the WHO's cuts.
+    """
+    if PREDICTED_T_SCORE in details:
+        return task.class_names[sum(details[PREDICTED_T_SCORE] <= cut for cut in T_SCORE_CUTS)]
+    columns = probability_columns(task)
+    return max(zip(columns, task.class_names, strict=True), key=lambda pair: details[pair[0]])[1] if columns else None
+
+
 def call(probability: float, threshold: float = THRESHOLD) -> str:
     """The class that a probability of the positive class stands for."""
     return CLASS_NAMES[int(probability > threshold)]

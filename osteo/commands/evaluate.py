@@ -6,6 +6,7 @@ import time
 from osteo.app import hydra as application
 from osteo.config import EvaluateConfig
 from osteo.records.record import Job
+from osteo.task import T_SCORE
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
-    from osteo.evaluation import metrics
+    from osteo.evaluation.outcomes import against_rest, evaluate_task
     from osteo.files import display_path, write_table
     from osteo.inference.answer import combine
     from osteo.inference.evaluate import ask, intervals, name_of
@@ -27,13 +28,15 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     from osteo.report.tables import as_table, terminal
 
     models = load_models(names_of(config.ckpt))
-    manifest, logits = ask(models, config)
+    manifest, logits, details = ask(models, config)
+    task = models[0].network.task
     name = name_of(config)
     rows = manifest["split"] == name
     predictions = manifest.loc[rows, ["image_id", "source", "group", "split", "label"]].reset_index(drop=True)
     logit, probability, calibrated = combine(models, logits)
-    predictions = predictions.assign(logit=logit, probability=probability)
-    results = {f"{name}/{key}": v for key, v in metrics.evaluate(predictions["logit"], predictions["label"]).items()}
+    true = {T_SCORE: manifest.loc[rows, T_SCORE].to_numpy()} if T_SCORE in manifest else {}
+    predictions = predictions.assign(logit=logit, probability=probability, **details, **true)
+    results = {f"{name}/{key}": v for key, v in evaluate_task(task, predictions).items()}
     record = Run(job.directory)
     record.start(job.config_yaml)
     record.write_manifest(manifest)
@@ -49,7 +52,7 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
         "seconds": round(time.perf_counter() - begun, 1),
     }
     record.write_environment(**facts)
-    table = intervals(predictions, calibrated, models)
+    table = intervals(against_rest(predictions, task), calibrated, models)
     write_table(job.directory / "intervals.csv", table)
     record.set_status("done")
     console = terminal()

@@ -11,7 +11,7 @@ for it; a metric of several repeats is its mean over them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -99,8 +99,8 @@ class Bootstrapped:
 
     value: Floats
     draws: Floats
-    clusters: tuple[int, int]
-    """with pictures of class 0, and of class 1"""
+    clusters: tuple[int, ...]
+    """with pictures of each class, in the order of their labels"""
     freedom: float
     """degrees of freedom of Student's t, from the number of clusters"""
     stretch: float = 1.0
@@ -184,6 +184,7 @@ def bootstrap(
     seed: int = 0,
     is_ranking: bool = False,
     side: int | None = None,
+    views: int = 1,
 ) -> Bootstrapped:
     """Weighs whole clusters at random, and each class as often as it is, so that the share of cases stays.
 
@@ -198,6 +199,7 @@ def bootstrap(
         seed: of the draws.
         is_ranking: whether the statistic compares pictures with each other, see `osteo.parts.Metric`.
         side: 0 or 1 of a pair; None for a value of its own.
+        views: of the same pictures that a mean is taken over: their priors count for one together.
     """
     cluster = number_clusters(groups)
     controls, cases = clusters_of(labels, cluster)
@@ -206,17 +208,27 @@ def bootstrap(
     freedom = len(sizes) * (min(sizes) - 1) if is_ranking else sum(sizes) - len(sizes)
     is_pair = side is not None
     prior = (RANKING_PAIR_PRIOR if is_pair else RANKING_PRIOR) if is_ranking else CALLS_PRIOR
+    prior /= views
     stretch = (min(sizes) / max(min(sizes) - 1, 1)) ** 0.5 if is_ranking and is_pair else 1.0
-    halves = _SIDES if is_pair else 1
-    block = max(1, CELLS // (3 * max(len(labels), 1) * halves))
     streams = [np.random.default_rng([seed, number]) for number in range(4)]
+
+    def weigh(size: int) -> Floats:
+        return _weights(streams, labels, cluster, size, prior, side)
+
+    found = _draw(statistic, weigh, draws, 3 * max(len(labels), 1), _SIDES if is_pair else 1)
+    once = rows_of(labels).weigh(np.ones((1, len(labels))))
+    return Bootstrapped(statistic(once)[0], found, clusters, max(freedom, 1.0), stretch)
+
+
+def _draw(statistic: Statistic, weigh: Callable[[int], Floats], draws: int, rows: int, halves: int) -> Floats:
+    """A statistic in every draw, (D, C), of as many at once as `CELLS` allows; those of a pair come in two halves."""
+    block = max(1, CELLS // (rows * halves))
     left, found = math.ceil(draws / halves), []
     while left:
         size = min(block, left)
         left -= size
-        found.append(statistic(_weights(streams, labels, cluster, size, prior, side)))
-    once = rows_of(labels).weigh(np.ones((1, len(labels))))
-    return Bootstrapped(statistic(once)[0], np.concatenate(found), clusters, max(freedom, 1.0), stretch)
+        found.append(statistic(weigh(size)))
+    return np.concatenate(found)
 
 
 def _weights(
@@ -243,6 +255,78 @@ def _weights(
         return weights
 
     return of_side(0) if side is None else np.concatenate([of_side(side), of_side(1 - side)])
+
+
+class ClassRows(NamedTuple):
+    """The rows that weights of many classes are for: every picture, then one per class and call of the prior."""
+
+    label: Labels
+    """(N + C * C,)"""
+    call: Labels
+    """of a row of the prior, (C * C,)"""
+
+
+def class_rows(labels: Labels, classes: int) -> ClassRows:
+    """The rows of a draw of pictures (N,) of so many classes, C."""
+    label, call = np.divmod(np.arange(classes**2), classes)
+    return ClassRows(np.concatenate([labels, label]), call)
+
+
+def bootstrap_classes(
+    statistic: Statistic,
+    labels: Labels,
+    groups: Sequence[object],
+    classes: int,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    side: int | None = None,
+) -> Bootstrapped:
+    """`bootstrap` for metrics of the calls of any number of classes.
+
+    Clusters weigh as there, and each class as often as it is. The prior counts for two clusters of mean size in all, as
+    with two classes, shared among the classes. The recall of each is Beta(1/2, 1/2) in it, Jeffreys' prior of a
+    proportion; a wrong call k classes off has a share of 1 / k^2, so that each k costs a quadratic kappa as much.
+
+    Args:
+        statistic: of weighted rows, see `class_rows`.
+        labels: from 0 to C - 1, (N,); a class may be absent, and has no prior then.
+        groups: pictures of one group are weighed together, (N,).
+        classes: their number C, at least 2.
+        draws: how many.
+        seed: of the draws.
+        side: 0 or 1 of a pair; None for a value of its own.
+    """
+    cluster, rows = number_clusters(groups), class_rows(labels, classes)
+    inside = [np.flatnonzero(labels == label) for label in range(classes)]
+    clusters = tuple(len(np.unique(cluster[of_class])) for of_class in inside)
+    sizes = [_effective(cluster[of_class]) for of_class in inside if len(of_class)]
+    of_pictures, of_classes, of_calls = (np.random.default_rng([seed, number]) for number in range(2, 5))
+    mean_size = np.array([len(of_class) / max(count, 1) for of_class, count in zip(inside, clusters, strict=True)])
+    off = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
+    wrong = np.where(off, 1.0 / np.maximum(off, 1) ** 2, 0.0)
+    shape = np.where(off, 0.5 * wrong / wrong.sum(axis=1, keepdims=True), 0.5)
+
+    def weigh(size: int) -> Floats:
+        drawn = of_pictures.standard_exponential((size, int(cluster.max()) + 1))[:, cluster]
+        added = of_classes.standard_gamma(2.0 * CALLS_PRIOR / classes, (size, classes)) * mean_size
+        called = of_calls.standard_gamma(shape, (size, _SIDES, classes, classes))
+        called /= called.sum(axis=-1, keepdims=True)
+
+        def of_side(number: int) -> Floats:
+            prior = (added[:, :, None] * called[:, number]).reshape(size, -1)
+            weights = np.concatenate([drawn, prior], axis=1)
+            for label, of_class in enumerate(inside):
+                if len(of_class):
+                    at = rows.label == label
+                    weights[:, at] *= len(of_class) / weights[:, at].sum(axis=1, keepdims=True)
+            return weights
+
+        return of_side(0) if side is None else np.concatenate([of_side(side), of_side(1 - side)])
+
+    found = _draw(statistic, weigh, draws, len(rows.label), 1 if side is None else _SIDES)
+    once = np.pad(np.ones((1, len(labels))), ((0, 0), (0, classes**2)))
+    return Bootstrapped(statistic(once)[0], found, clusters, max(sum(sizes) - len(sizes), 1.0))
 
 
 def number_clusters(groups: Sequence[object]) -> Labels:

@@ -221,13 +221,14 @@ def measure(
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def check_finite(logits: npt.ArrayLike, image_ids: Iterable[object], origin: str) -> None:
+def check_finite(logits: npt.ArrayLike, image_ids: Iterable[object], origin: str, what: str = "logits") -> None:
     """Refuses logits that are not finite: nothing can be said of their pictures, nor left out in silence.
 
     Args:
         logits: (N,).
         image_ids: of the pictures, (N,).
         origin: what has given the logits, for the error.
+        what: these are, where they are no logits.
 
     Raises:
         UserError: one line with their number and the first of them.
@@ -236,7 +237,7 @@ def check_finite(logits: npt.ArrayLike, image_ids: Iterable[object], origin: str
     if not is_finite.all():
         first = next(name for name, is_good in zip(image_ids, is_finite, strict=True) if not is_good)
         raise UserError(
-            f"{origin}: {np.sum(~is_finite)} of {len(is_finite)} logits are not finite (the first is that of {first}),"
+            f"{origin}: {np.sum(~is_finite)} of {len(is_finite)} {what} are not finite (the first is that of {first}),"
             " so no metric can be computed"
         )
 
@@ -277,6 +278,7 @@ def bootstrap_metrics(
     draws: int = DRAWS,
     seed: int = 0,
     side: int | None = None,
+    views: int = 1,
 ) -> dict[str, Bootstrapped]:
     """Metrics by name in every draw; arguments as `weighted_metrics` and `bootstrap`.
 
@@ -294,7 +296,9 @@ def bootstrap_metrics(
     for is_ranking in (True, False):
         if kind := [name for name in names if table[name].is_ranking == is_ranking]:
             statistic = weighted_metrics(labels, probabilities, thresholds, names=kind, networks=networks)
-            drawn = bootstrap(statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side)
+            drawn = bootstrap(
+                statistic, labels, groups, is_ranking=is_ranking, draws=draws, seed=seed, side=side, views=views
+            )
             found |= {name: drawn.of(column) for column, name in enumerate(kind)}
     return {name: found[name] for name in names}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from osteo.types import Floats
+from osteo.types import Floats, Labels
 
 RESOLUTION = 5e-6
 """Of a logit, absolute up to 1 and relative above.
@@ -38,3 +38,18 @@ def join_ties(logits: npt.ArrayLike) -> Floats:
         members = slice(first[chain], last[chain] + 1)
         values[order[members]] = ranked[members].mean()
     return values
+
+
+def join_by_network(logits: Floats, networks: Labels | None = None) -> Floats:
+    """`join_ties` of several repeats, among the pictures that one network tested.
+
+    Args:
+        logits: (R, N).
+        networks: numbers of the networks that tested the pictures, (R, N); null where one tested all of a repeat.
+    """
+    joined = np.empty_like(logits)
+    for row, values in enumerate(logits):
+        numbers = np.zeros(len(values), int) if networks is None else networks[row]
+        for number in np.unique(numbers):
+            joined[row, numbers == number] = join_ties(values[numbers == number])
+    return joined

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -14,8 +14,9 @@ from scipy.special import logit as to_logit
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Inspection, inspect
-from osteo.inference.model import Model, to_batch
+from osteo.inference.model import Model, mean_details, to_batch
 from osteo.reading.framing import NOT_FOUND
+from osteo.task import call_by_details
 from osteo.types import Floats, Grey
 
 
@@ -53,6 +54,8 @@ class Answer:
     inspection: Inspection
     prepared: Grey
     """the picture as the first model sees it, uint8 (S, S)"""
+    details: dict[str, float] = field(default_factory=dict)
+    """what the task says beyond the positive class: the probability of every class, or the T-score"""
     notes: tuple[str, ...] = ()
     """what a reader should know of the picture, in words, though the call stands"""
     error: str = ""
@@ -90,24 +93,29 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
+    details = mean_details(models, prepared)
     first = models[0]
+    task = first.network.task
     inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
-    return [
-        Answer(
+    answers = []
+    for n in range(len(pictures)):
+        of_picture = {name: float(values[n]) for name, values in details.items()}
+        called = call_by_details(task, of_picture) or class_names[int(calibrated[n] > threshold)]
+        answers.append(Answer(
             logit=float(logit[n]),
             probability=float(probability[n]),
             calibrated=float(calibrated[n]),
             low=float(low[n]) if interval else math.nan,
             high=float(high[n]) if interval else math.nan,
             threshold=threshold,
-            call=WITHHELD if inspections[n].flags or not is_finite[n] else class_names[int(calibrated[n] > threshold)],
+            call=WITHHELD if inspections[n].flags or not is_finite[n] else called,
             inspection=inspections[n],
             prepared=prepared[0][n],
+            details=of_picture,
             notes=() if all(of_model[n].is_found for of_model in framed) else (NOT_FOUND,),
             error="" if is_finite[n] else NOT_FINITE,
-        )
-        for n in range(len(pictures))
-    ]
+        ))  # fmt: skip
+    return answers
 
 
 def temperatures(models: Sequence[Model]) -> Floats:

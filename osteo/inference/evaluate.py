@@ -26,8 +26,10 @@ def name_of(config: EvaluateConfig) -> str:
     return "test" if config.split == "all" else config.split
 
 
-def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats]":
-    """The manifest, and the models' logits of the pictures that are asked about, (models, N), ties joined.
+def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFrame, Floats, dict[str, Floats]]":
+    """The manifest, and what the models say of the pictures that are asked about.
+
+    That is the logits of the positive class, (models, N), ties joined; and what their task says beyond, (N,) each.
 
     Raises:
         UserError: the data cannot be had, nothing is left to ask about, or a logit is not finite.
@@ -38,9 +40,9 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     from osteo.evaluation.metrics import check_finite
     from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
-    from osteo.inference.model import in_batches
+    from osteo.inference.model import in_batches, mean_details
 
-    logits = []
+    logits, seen = [], []
     prepared = {}
     for model in models:
         size, fit = model.card.image_size, model.card.fit
@@ -59,7 +61,8 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         of_model = in_batches(model.logits, pictures, BATCH)
         check_finite(of_model, rows["image_id"], model.name)
         logits.append(join_ties(of_model))
-    return manifest, np.stack(logits)
+        seen.append(pictures)
+    return manifest, np.stack(logits), mean_details(models, seen)
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:

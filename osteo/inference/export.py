@@ -30,9 +30,11 @@ from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
 from osteo.inference.model import Model, in_batches, size_to_read
+from osteo.networks.network import Network
+from osteo.networks.outputs import log_probabilities, positive_logit
 from osteo.reading.pictures import describe_error
 from osteo.reading.reader import read_picture
-from osteo.task import CLASS_NAMES, CLASSES
+from osteo.task import CLASS_NAMES, CLASSES, Task
 from osteo.types import Floats, Grey
 
 log = logging.getLogger(__name__)
@@ -53,14 +55,27 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 class CalibratedNetwork(nn.Module):
     """Network and calibration as one."""
 
-    def __init__(self, network: nn.Module, temperature: float) -> None:
+    def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
-        self.network, self.temperature = network, temperature
+        self.network, self.temperature, self.kind = network, temperature, network.task.kind
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps uint8 (N, S, S) to logits and calibrated probabilities of osteoporosis, both float32 (N,)."""
-        logit = self.network(picture.unsqueeze(1).float().div(255.0))
-        return logit, torch.sigmoid(logit / self.temperature)
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        """Maps uint8 (N, S, S) to what `outputs_of` its task names, float32.
+
+        First the logits and calibrated probabilities of the positive class, both (N,).
+        """
+        outputs = self.network(picture.unsqueeze(1).float().div(255.0))
+        logit = positive_logit(self.kind, outputs)
+        found = logit, torch.sigmoid(logit / self.temperature)
+        if self.kind == "regression":
+            return *found, outputs
+        return found if self.kind == "binary" else (*found, log_probabilities(self.kind, outputs).exp())
+
+
+def outputs_of(task: Task) -> list[str]:
+    """The names of a file's outputs; after two the T-score (N,), or the probabilities of all classes (N, C)."""
+    further = {"regression": ["t_score"], "binary": []}
+    return [*OUTPUTS, *further.get(task.kind, ["class_probabilities"])]
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Exported:
     card: dict[str, Any]
     """the facts of the model's card"""
     run: Callable[[Grey], Sequence[Any]]
-    """maps uint8 (N, S, S) to logits and probabilities, both float32 (N,)"""
+    """maps uint8 (N, S, S) to logits and probabilities of the positive class, both float32 (N,); see `outputs_of`"""
 
     def logits(self, pictures: Sequence[Grey]) -> Floats:
         """The logits of prepared pictures, (N,), as `Model.logits`."""
@@ -131,7 +146,7 @@ def write_exported(model: Model, path: Path) -> None:
             if kind == "onnx":
                 made: Any = torch.onnx.export(
                     calibrated, example, dynamo=True, verbose=False, dynamic_shapes=shapes,
-                    input_names=[INPUT], output_names=OUTPUTS,
+                    input_names=[INPUT], output_names=outputs_of(model.network.task),
                 )  # fmt: skip
                 made.model.metadata_props[KEY] = card
                 made.save(path, external_data=False)
@@ -173,7 +188,7 @@ def open_exported(path: Path) -> Exported:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
-        return Exported(json.loads(metadata[KEY]), lambda pictures: session.run(OUTPUTS, {INPUT: pictures}))
+        return Exported(json.loads(metadata[KEY]), lambda pictures: session.run(None, {INPUT: pictures}))
     with _silence_exporters():
         if kind_of(path) == "torch_export":
             network: Any = torch.export.load(path, extra_files=card).module()
@@ -282,7 +297,8 @@ def check_pictures(root: str | None, model: Model) -> tuple[list[Grey], list[int
         except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:
             log.warning("check: skipped %s: %s", name, describe_error(error))
             continue
-        labels.append(CLASSES.get(class_of(name) or ""))
+        label = model.network.task.labels.get(class_of(name) or "")
+        labels.append(None if label is None else int(label == model.network.task.positive))
     if not pictures:
         raise UserError(f"check={root} holds no picture that can be read")
     return pictures, labels

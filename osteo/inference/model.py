@@ -15,7 +15,7 @@ from osteo.errors import UserError
 from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
-from osteo.networks.outputs import positive_logit
+from osteo.networks.outputs import details_of, positive_logit
 from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
@@ -50,6 +50,11 @@ class Model:
     def logits(self, pictures: Sequence[Grey]) -> Floats:
         """The logits of the positive class of prepared pictures, (N,)."""
         return np.asarray(positive_logit(self.network.task.kind, self.outputs(pictures)).double().numpy(), np.float64)
+
+    def details(self, pictures: Sequence[Grey]) -> dict[str, Floats]:
+        """What its task says of prepared pictures beyond the positive class, (N,) each; see `details_of`."""
+        task = self.network.task
+        return details_of(task, self.outputs(pictures)) if task.kind != "binary" else {}
 
     def outputs(self, pictures: Sequence[Grey]) -> Tensor:
         """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`."""
@@ -124,4 +129,22 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     """
     if not checkpoints:
         raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    return [load_model(checkpoint_of(name)) for name in checkpoints]
+    models = [load_model(checkpoint_of(name)) for name in checkpoints]
+    for model in models[1:]:
+        if model.card.task != models[0].card.task:
+            raise UserError(
+                f"{models[0].name} is of task={models[0].card.task}, but {model.name} of task={model.card.task}: only"
+                " models of one task answer together"
+            )
+    return models
+
+
+def mean_details(models: Sequence[Model], pictures: Sequence[Sequence[Grey]]) -> dict[str, Floats]:
+    """What the models' task says beyond the positive class, (N,) each, on average over the models.
+
+    Args:
+        models: of one task.
+        pictures: as each of them sees them, (models, N).
+    """
+    of_models = [model.details(of_model) for model, of_model in zip(models, pictures, strict=True)]
+    return {name: np.mean([details[name] for details in of_models], axis=0) for name in of_models[0]}

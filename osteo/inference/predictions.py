@@ -25,7 +25,7 @@ COLUMNS = (
     *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
     *("flag", "guard_score", "guard_limit"),
 )
-"""of predictions.csv"""
+"""of predictions.csv; what a task says beyond the positive class follows"""
 
 
 class Opened(NamedTuple):
@@ -153,6 +153,8 @@ def to_table(rows: Iterable[Row], rule: str) -> pd.DataFrame:
                 "guard_score": found.inspection.score,
                 "guard_limit": found.inspection.limit,
                 "logit": found.logit,
+                **found.details,
             }
         lines.append(line)
-    return pd.DataFrame(lines).reindex(columns=list(COLUMNS))
+    table = pd.DataFrame(lines)
+    return table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])

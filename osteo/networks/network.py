@@ -223,7 +223,7 @@ class Network(nn.Module):
     def _finish(self, last: Tensor) -> Tensor:
         """The outputs from what the last layer gives, (B, K) or (B, 1)."""
         outputs: Tensor = self.cuts(last) if self.cuts else last
-        return outputs.squeeze(1)
+        return outputs.squeeze(1) if self.task.outputs == 1 else outputs
 
 
 def logits_of(task: Task, head: str) -> int:

@@ -65,16 +65,17 @@ def call_classes(kind: Kind, outputs: Tensor) -> Tensor:
     return (outputs > 0).long() if kind == "binary" else log_probabilities(kind, outputs).argmax(1)
 
 
-def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
-    """What predictions.csv has of a task's outputs, (N,) each: the logit and probability of the positive class first.
-
-    Those of a task of several classes follow with the probability of each, those of T-scores with the predicted one.
-    """
-    logits = positive_logit(task.kind, outputs)
-    columns = {"logit": logits.numpy(), "probability": logits.double().sigmoid().numpy()}
+def details_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
+    """What a task says beyond the positive class, (N,) each: the probability of every class, or the T-score."""
     if task.kind == "regression":
-        return columns | {PREDICTED_T_SCORE: outputs.numpy()}
-    if task.has_many_classes:
-        probabilities = log_probabilities(task.kind, outputs.double()).exp().numpy()
-        columns |= dict(zip(probability_columns(task), probabilities.T, strict=True))
-    return columns
+        return {PREDICTED_T_SCORE: outputs.double().numpy()}
+    if not task.has_many_classes:
+        return {}
+    probabilities = log_probabilities(task.kind, outputs.double()).exp().numpy()
+    return dict(zip(probability_columns(task), probabilities.T, strict=True))
+
+
+def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
+    """What predictions.csv has of outputs, (N,) each: logit and probability of the positive class, then `details_of`."""
+    logits = positive_logit(task.kind, outputs)
+    return {"logit": logits.numpy(), "probability": logits.double().sigmoid().numpy(), **details_of(task, outputs)}

@@ -252,6 +252,8 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "low": found.low if settings.interval else None,
         "high": found.high if settings.interval else None,
         "threshold": found.threshold,
+        "positive": models[0].card.class_names[-1],
+        "details": found.details,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
         "notes": list(found.notes),
