@@ -30,6 +30,7 @@ BENCHMARKS = {
     "duplicates": "copies found by what was done to them",
     "coverage": "intervals and tests against a known truth",
     "coverage_classes": "the same of three classes and of T-scores",
+    "added_value": "the tests of what a picture adds to age, against a known truth",
     "folds": "the AUROC of all pairs and of those within a fold, where networks differ by an offset",
     "selection": "the best of ten models on test, as measured and corrected",
     "bounded": "what reading takes of files that claim or inflate to too much",

@@ -53,6 +53,7 @@ class PhantomConfig:
     mendeley: dict[str, int] = option(
         {"normal": 36, "osteopenia": 154, "osteoporosis": 49}, "pictures by class in the Mendeley layout"
     )
+    age_slope: float = option(-9.0, "years of age by the T-score in the sheet; 0: age says nothing", low=-30, high=30)
 
 
 @dataclass

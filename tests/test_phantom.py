@@ -12,6 +12,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from osteo.data import phantom
 from osteo.data.phantom import CHECKSUMS, draw, write_archives
 from osteo.reading.pictures import decode
 
@@ -54,6 +55,44 @@ def test_every_diagnosis_in_the_sheet_obeys_the_cut_offs(archives: Path) -> None
     t = known["T-score Value"].astype(float)
     expected = np.select([t <= -2.5, t > -1.0], ["osteoporosis", "normal"], "osteopenia")
     assert list(known["Diagnosis"]) == list(expected)
+
+
+def sheet_of(root: Path) -> pd.DataFrame:
+    """The clinical sheet, of the patients with a picture and one without."""
+    path = root / "mendeley" / "Osteoporosis Knee X-ray" / "patient details.xlsx"
+    rows = list(openpyxl.load_workbook(path).worksheets[0].iter_rows(values_only=True))
+    sheet = pd.DataFrame(rows[1:], columns=list(rows[0])).set_index("Patient Id")
+    return sheet[sheet.index.notna()]
+
+
+def test_age_follows_the_t_score_by_as_much_as_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phantom, "_encode", lambda sketch: b"")  # the sheet is all that is looked at
+    slopes = {}
+    for slope in (-9.0, 0.0, 4.0):
+        phantom.write_archives(
+            tmp_path / str(slope), seed=0, kaggle={}, mendeley={"normal": 100, "osteopenia": 100, "osteoporosis": 100},
+            age_slope=slope,
+        )  # fmt: skip
+        sheet = sheet_of(tmp_path / str(slope))
+        fit = np.polyfit(sheet["T-score Value"].astype(float), sheet["Age"].astype(float), 1, full=True)
+        slopes[slope] = fit[0][0]
+        assert (fit[1][0] / len(sheet)) ** 0.5 == pytest.approx(6.0, abs=0.8)
+    assert slopes == {slope: pytest.approx(slope, abs=0.5) for slope in slopes}
+
+
+def test_either_archive_can_have_osteopenia_and_the_sheet_has_the_t_score_that_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, float] = {}
+    monkeypatch.setattr(
+        phantom, "_encode", lambda sketch: str(drawn.setdefault(Path(sketch.name).stem, sketch.t_score)).encode()
+    )
+    counts = {"normal": 2, "osteopenia": 3, "osteoporosis": 2}
+    write_archives(tmp_path / "p", seed=0, kaggle=counts, mendeley=counts)
+    assert len(list((tmp_path / "p" / "kaggle" / "osteopenia").iterdir())) == 3
+    sheet = sheet_of(tmp_path / "p").drop(index="N8")  # the patient without a picture
+    assert len(sheet) == 7
+    assert {name: drawn[name] for name in sheet.index} == sheet["T-score Value"].to_dict()
 
 
 def shaft_contrast(t_score: float) -> float:

@@ -27,6 +27,8 @@ Map = npt.NDArray[np.floating[Any]]
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 T_SCORES = dict(zip(CLASSES, ((-0.9, 1.0), (-2.4, -1.1), (-4.0, -2.5)), strict=True))
 """Drawn evenly from these ranges; the WHO's cut-offs are -1 and -2.5."""
+AGE_SLOPE = -9.0
+"""Years per unit of the T-score, unless another slope is asked for; the noise beside it is `draw_age`'s."""
 MENDELEY_FOLDER = "Osteoporosis Knee X-ray"
 MENDELEY_PREFIX = dict(zip(CLASSES, ("N", "OP", "OS"), strict=True))
 SHEET = "patient details.xlsx"
@@ -49,7 +51,9 @@ class Sketch(NamedTuple):
     seed: list[int]
 
 
-def write_archives(root: Path, *, seed: int, kaggle: Mapping[str, int], mendeley: Mapping[str, int]) -> None:
+def write_archives(
+    root: Path, *, seed: int, kaggle: Mapping[str, int], mendeley: Mapping[str, int], age_slope: float = AGE_SLOPE
+) -> None:
     """Writes root/kaggle and root/mendeley, laid out as the published archives, whole or not at all.
 
     Args:
@@ -57,6 +61,7 @@ def write_archives(root: Path, *, seed: int, kaggle: Mapping[str, int], mendeley
         seed: the same seed gives the same files; a picture does not depend on how many others there are.
         kaggle: pictures by class; mixed PNG and JPEG files, patients unknown.
         mendeley: pictures by class; JPEG files named by patient, some with both knees, and the clinical sheet.
+        age_slope: years per unit of the T-score in the sheet; 0 where age is to say nothing.
     """
     first = [sketch for name, count in kaggle.items() for sketch in _kaggle(name, count, seed)]
     second = [sketch for name, count in mendeley.items() for sketch in _mendeley(name, count, seed)]
@@ -66,7 +71,7 @@ def write_archives(root: Path, *, seed: int, kaggle: Mapping[str, int], mendeley
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda sketch: (aside / sketch.name).write_bytes(_encode(sketch)), first + second))
         if second:
-            _write_sheet(aside / "mendeley" / MENDELEY_FOLDER / SHEET, second, seed)
+            _write_sheet(aside / "mendeley" / MENDELEY_FOLDER / SHEET, second, seed, age_slope)
         write_sealed(aside / CHECKSUMS, json.dumps(_checksums(aside)))
 
 
@@ -281,7 +286,12 @@ def _film(rng: np.random.Generator, beam: Map, side: str) -> Grey:
     return picture
 
 
-def _write_sheet(path: Path, patients: list[Sketch], seed: int) -> None:
+def draw_age(rng: np.random.Generator, t_score: float, slope: float = AGE_SLOPE) -> int:
+    """The age of a patient: 50 years at a T-score of -1.5, a slope with it, a deviation of 6 years, within 18 to 95."""
+    return int(np.clip(50.0 + slope * (t_score + 1.5) + rng.normal(0.0, 6.0), 18, 95))
+
+
+def _write_sheet(path: Path, patients: list[Sketch], seed: int, age_slope: float) -> None:
     """The clinical sheet: one row per patient, one patient without a picture, and three rows without a patient."""
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
@@ -290,7 +300,7 @@ def _write_sheet(path: Path, patients: list[Sketch], seed: int) -> None:
     for number, sketch in enumerate([*patients, absent], start=1):
         rng = np.random.default_rng([*sketch.seed, 2])
         female = bool(rng.random() < 0.7)
-        age = int(np.clip(50.0 - 9.0 * (sketch.t_score + 1.5) + rng.normal(0.0, 6.0), 18, 95))
+        age = draw_age(rng, sketch.t_score, age_slope)
         height, weight = round(float(rng.normal(1.59, 0.09)), 2), int(rng.normal(69.0, 10.0))
         sheet.append(
             (

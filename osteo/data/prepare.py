@@ -218,7 +218,8 @@ def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
 
 def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
     """The folder with the phantom archives of this seed and these counts, drawn where it is missing or damaged."""
-    recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley], sort_keys=True)
+    ages = [config.age_slope] if config.age_slope != phantom.AGE_SLOPE else []  # what was drawn before it keeps its key
+    recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley, *ages], sort_keys=True)
     root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     if phantom.is_intact(root):
         return root
@@ -228,7 +229,9 @@ def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
             if root.exists():
                 log.warning("the phantom radiographs in the cache are damaged or of an older version: drawn anew")
                 shutil.rmtree(root)
-            phantom.write_archives(root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley)
+            phantom.write_archives(
+                root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley, age_slope=config.age_slope
+            )
     return root
 
 

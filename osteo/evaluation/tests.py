@@ -1,14 +1,20 @@
-"""Tests between models on the same pictures: the paired bootstrap, which leads, DeLong, McNemar, Holm's correction."""
+"""Tests between models on the same pictures: the paired bootstrap, which leads, DeLong, McNemar, Holm's correction.
+
+Whether a model adds to what is known of the patients is a question of nested models: `nested_test`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import binom, binomtest, norm, rankdata
 
-from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Comparison, number_clusters
+from osteo.evaluation.bootstrap import DRAWS, FEWEST, Bootstrapped, Comparison, clusters_of, number_clusters
 from osteo.evaluation.metrics import all_metrics, bootstrap_metrics
 from osteo.types import Floats, Labels
+
+STEPS = 100  # of Newton's method
 
 
 class Answers(NamedTuple):
@@ -157,3 +163,149 @@ def paired_bootstrap(
         for side, one in enumerate((first, second))
     ]  # fmt: skip
     return compare(*sides)
+
+
+class NestedTest(NamedTuple):
+    """Whether the image's logit belongs in a logistic model that has the covariates; NaN where nothing can be said."""
+
+    log_odds: float
+    """of class 1 by one standard deviation of the logit, at equal covariates"""
+    likelihood_ratio: float
+    """twice the gain in log likelihood; chi-squared with one degree of freedom where every group is one picture"""
+    p: float
+    """of no added value, whatever the groups"""
+    pictures: int
+    """that were tested and have every covariate"""
+
+    @property
+    def adds(self) -> bool:
+        """Whether added value is found: a logit that leans the wrong way adds nothing, however small its p.
+
+        Networks that learnt nothing lean that way out of fold: the more cases they saw, the fewer are left to test.
+        """
+        return self.p <= 0.05 and self.log_odds > 0.0
+
+
+def nested_test(
+    labels: Labels,
+    logits: Floats,
+    covariates: Floats,
+    networks: Labels,
+    groups: Sequence[object],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> NestedTest:
+    """Tests added value: logistic models of the covariates with and without the image's out-of-fold logit.
+
+    The logit is the mean over repeats, centred by network. Likelihoods have Firth's penalty, so that covariates which
+    separate the classes give finite estimates (Heinze and Schemper 2002). Copies of a picture would double a likelihood
+    ratio, so the p-value is of the score: the signs of the groups' contributions to it are flipped at random (Hemerik,
+    Goeman and Finos 2020), which holds for pictures that depend on each other within a group. Pictures with a gap in a
+    covariate have no part: to tell an age that the sheet does not have would count as added value. A covariate acts
+    linearly on the log odds.
+
+    Args:
+        labels: 0 or 1, (N,).
+        logits: of the image model, (R, N); NaN where a repeat did not test a picture.
+        covariates: numbers, NaN where one is not known, (N, F).
+        networks: (R, N).
+        groups: (N,).
+        draws: flips of signs.
+        seed: of the flips.
+    """
+    tested = np.isfinite(logits).any(axis=0) & np.isfinite(covariates).all(axis=1)
+    nothing = NestedTest(np.nan, np.nan, np.nan, int(tested.sum()))
+    cluster = number_clusters(list(np.asarray(groups, str)[tested])) if tested.any() else np.zeros(0, int)
+    truth = labels[tested]
+    if min(map(len, clusters_of(truth, cluster))) < FEWEST:
+        return nothing
+    image = np.nanmean(centre(logits, networks)[:, tested], axis=0)
+    design = _independent(np.column_stack([np.ones(len(truth)), covariates[tested]]))
+    with_image = _independent(np.column_stack([design, image]))
+    if with_image.shape[1] == design.shape[1]:  # the logit is a sum of covariates
+        return nothing
+    _, without = _firth(with_image, truth, fitted=design.shape[1])
+    coefficients, likelihood = _firth(with_image, truth, fitted=with_image.shape[1])
+    p = _flip_scores(design, with_image[:, -1], truth, cluster, draws, seed)
+    return NestedTest(float(coefficients[-1]), max(0.0, 2.0 * (likelihood - without)), p, len(truth))
+
+
+def _flip_scores(design: Floats, column: Floats, labels: Labels, cluster: Labels, draws: int, seed: int) -> float:
+    """The p-value of no effect of one more column (N,) beside a design (N, P), by flips of the clusters' scores.
+
+    The labels have been used to fit the design, which makes their residuals too small; the observed score is made
+    smaller by as much as P fitted coefficients ask for (the HC1 of MacKinnon and White 1985).
+    """
+    probabilities = expit(design @ _firth(design, labels, fitted=design.shape[1])[0])
+    weight = np.sqrt(probabilities * (1.0 - probabilities))
+    explained = np.linalg.lstsq(weight[:, None] * design, weight * column, rcond=None)[0]
+    scores = np.bincount(cluster, weights=(column - design @ explained) * (labels - probabilities))
+    observed = abs(scores.sum()) * max(0.0, 1.0 - design.shape[1] / len(scores)) ** 0.5
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(scores)))
+    return float((1 + np.count_nonzero(np.abs(signs @ scores) >= observed - 1e-12)) / (1 + draws))
+
+
+def _independent(columns: Floats) -> Floats:
+    """The columns that are no sum of earlier ones, with mean 0 and spread 1; the first, which is 1, as it is."""
+    spread = columns.std(axis=0)
+    scaled = (columns - columns.mean(axis=0)) / np.where(spread > 0.0, spread, 1.0)
+    scaled[:, 0] = 1.0
+    kept = [0]
+    for number in range(1, scaled.shape[1]):
+        if np.linalg.matrix_rank(scaled[:, [*kept, number]], tol=1e-6 * len(scaled) ** 0.5) > len(kept):
+            kept.append(number)
+    return np.asarray(scaled[:, kept])
+
+
+def _firth(design: Floats, labels: Labels, *, fitted: int) -> tuple[Floats, float]:
+    """Logistic regression with Jeffreys' prior (Firth 1993), by Newton's method.
+
+    Args:
+        design: independent columns, (N, P).
+        labels: 0 or 1, (N,).
+        fitted: only the first so many coefficients are; the others are 0.
+
+    Returns:
+        Coefficients (P,), and the penalised log likelihood.
+    """
+
+    def likelihood(coefficients: Floats) -> float:
+        values = design @ coefficients
+        penalty = np.linalg.slogdet(_information(design, values))[1] / 2
+        return float(penalty - np.logaddexp(0.0, np.where(labels == 1, -values, values)).sum())
+
+    coefficients = np.zeros(design.shape[1])
+    reached = likelihood(coefficients)
+    for _ in range(STEPS):
+        values = design @ coefficients
+        probabilities, information = expit(values), _information(design, values)
+        leverage = (design @ np.linalg.pinv(information) * design).sum(axis=1) * probabilities * (1.0 - probabilities)
+        slope = design.T @ (labels - probabilities + leverage * (0.5 - probabilities))
+        step = np.zeros(design.shape[1])
+        step[:fitted] = np.linalg.lstsq(information[:fitted, :fitted], slope[:fitted], rcond=None)[0]
+        step /= max(1.0, np.abs(step).max() / 5.0)
+        while (proposed := likelihood(coefficients + step)) < reached - 1e-9 and np.abs(step).max() > 1e-8:
+            step /= 2.0
+        coefficients, reached = coefficients + step, proposed
+        if np.abs(step).max() < 1e-7:
+            break
+    return coefficients, reached
+
+
+def _information(design: Floats, values: Floats) -> Floats:
+    """Fisher's, (P, P), at log odds (N,)."""
+    return np.asarray(design.T @ (design * (expit(values) * expit(-values))[:, None]))
+
+
+def centre(logits: Floats, networks: Labels) -> Floats:
+    """Logits less the mean of those that their network gave, so that networks with an offset have one scale, (R, N).
+
+    No label has a part in it. A difference between folds, or between sources where each is a fold, is not counted.
+    """
+    centred = np.full(logits.shape, np.nan)
+    for of_repeat, numbers, into in zip(logits, networks, centred, strict=True):
+        for number in np.unique(numbers[np.isfinite(of_repeat)]):
+            inside = np.isfinite(of_repeat) & (numbers == number)
+            into[inside] = of_repeat[inside] - of_repeat[inside].mean()
+    return centred
