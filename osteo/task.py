@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from osteo.types import Floats
 
 Direction: TypeAlias = Literal["min", "max"]
 """Whether a value is better when it is lower or when it is higher."""
@@ -14,6 +19,8 @@ CLASS_NAMES = tuple(name for name, label in CLASSES.items() if label is not None
 NEGATIVE, POSITIVE = CLASS_NAMES
 T_SCORE_CUTS = (-1.0, -2.5)
 """The WHO's: normal is above the first, osteoporosis at or below the second, osteopenia between."""
+AT_CUT = 2.0**-22
+"""What a T-score at the second cut counts as below it: the least that float32 tells apart there."""
 Kind: TypeAlias = Literal["binary", "nominal", "ordinal", "regression"]
 """What a network's outputs are: the log odds of the positive class; one logit per class; the log odds of being beyond
 each cut of ordered classes; or the T-score itself."""
@@ -84,6 +91,19 @@ T_SCORE, PREDICTED_T_SCORE = "t_score", "predicted_t_score"
 def probability_columns(task: Task) -> list[str]:
     """The columns of predictions.csv with the probability of each of several classes."""
     return [f"probability_{name}" for name in task.class_names] if task.kind in ("nominal", "ordinal") else []
+
+
+Scores = TypeVar("Scores", "Tensor", "Floats")
+
+
+def cut_logits(t_scores: Scores) -> Scores:
+    """Logits of osteoporosis: how far T-scores lie below the WHO's cut, of the same shape.
+
+    A T-score at the cut is osteoporosis, too: it gets a logit whose probability is just above a half.
+    """
+    below: Scores = T_SCORE_CUTS[-1] - t_scores
+    counted: Scores = below + (below == 0.0) * AT_CUT
+    return counted
 
 
 THRESHOLD = 0.5

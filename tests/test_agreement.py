@@ -10,12 +10,11 @@ from osteo.evaluation.agreement import (
     AGREEMENT,
     compare_t_scores,
     cut_labels,
-    cut_logits,
     evaluate_t_scores,
     t_score_intervals,
 )  # fmt: skip
 from osteo.evaluation.metrics import evaluate
-from osteo.task import THRESHOLD
+from osteo.task import THRESHOLD, cut_logits
 
 OF_AGREEMENT = ["mean_absolute_error", "bias", "agreement_low", "agreement_high", "pearson_r"]
 
@@ -63,7 +62,7 @@ def test_a_t_score_at_the_cut_is_osteoporosis() -> None:
     assert cut_labels([at, above, below]).tolist() == [1, 0, 1]
     found = evaluate_t_scores([at, above, below, -1.0], [at, -2.4, -2.6, 0.3])
     assert found["confusion_matrix"] == [[2, 0], [0, 2]]
-    logits = cut_logits([at, above, below, -3.5])
+    logits = cut_logits(np.array([at, above, below, -3.5]))
     assert (1.0 / (1.0 + np.exp(-logits)) > THRESHOLD).tolist() == [True, False, True, True]
     assert logits[3] == 1.0
 

@@ -18,7 +18,7 @@ from scipy.special import expit
 from osteo.evaluation.bootstrap import CELLS, DRAWS, Bootstrapped, Comparison, Interval, bootstrap, number_clusters
 from osteo.evaluation.metrics import all_metrics, bootstrap_metrics, check_finite, evaluate
 from osteo.evaluation.ties import join_by_network
-from osteo.task import T_SCORE_CUTS, Direction
+from osteo.task import T_SCORE_CUTS, Direction, cut_logits
 from osteo.types import Floats, Labels, Mask, Statistic
 
 STEP = 1e-3  # of a cluster's weight, to see what it adds to a metric
@@ -98,15 +98,6 @@ AGREEMENT = (
 def cut_labels(t_scores: npt.ArrayLike) -> Labels:
     """1 where a T-score is at or below the WHO's cut of osteoporosis, 0 elsewhere, (N,)."""
     return (np.asarray(t_scores, float) <= CUT).astype(int)
-
-
-def cut_logits(t_scores: npt.ArrayLike) -> Floats:
-    """Logits of osteoporosis: how far T-scores lie below the cut, of the same shape.
-
-    A T-score at the cut is osteoporosis, too: it gets the least logit whose probability is above a half.
-    """
-    below = CUT - np.asarray(t_scores, float)
-    return np.where(below == 0.0, np.spacing(-CUT), below)
 
 
 def evaluate_t_scores(true: Iterable[float], predicted: Iterable[float]) -> dict[str, Any]:

@@ -103,11 +103,8 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         raise UserError(f"{name} was made by osteo {values.get('osteo')}, whose checkpoints this osteo does not know")
     if missing := sorted(REQUIRED - set(values)):
         raise UserError(f"{name} carries a card without {missing[0]}; {ADVICE}")
-    if values["class_names"] != list(TASKS.get(values.get("task", BINARY.name), BINARY).class_names):
-        raise UserError(
-            f"{name} carries a card whose class_names makes no sense ({str(values['class_names'])[:40]}); {ADVICE}"
-        )
-    for key, is_right in CHECKS.items():
+    checks = CHECKS | {"class_names": lambda names: names == list(TASKS[values.get("task", BINARY.name)].class_names)}
+    for key, is_right in checks.items():  # class_names after task
         if key in values and not is_right(values[key]):
             raise UserError(f"{name} carries a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
     return Card(**values)
@@ -164,7 +161,7 @@ _SIZE = _OPTIONS["image_size"]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
     "fit": lambda value: value in _OPTIONS["fit"]["choices"],
-    "task": lambda value: value in TASKS,
+    "task": lambda value: isinstance(value, str) and value in TASKS,
     "temperature": lambda value: _is_number(value, COLDEST / 5, HOTTEST * 5),  # a margin around what validation gives
     "thresholds": _are_thresholds,
     **dict.fromkeys(("data_hash", "trained_on", "backbone", "osteo", "licence", "intended_use"), _is_text),

@@ -102,6 +102,11 @@ def load_model(checkpoint: Path) -> Model:
             f"{checkpoint.name} carries a card whose image_size ({card.image_size}) is not that of its network"
             f" ({module.network.image_size}); {ADVICE}"
         )
+    if card.task != module.task.name:
+        raise UserError(
+            f"{checkpoint.name} carries a card whose task ({card.task}) is not that of its network"
+            f" ({module.task.name}); {ADVICE}"
+        )
     network = module.network.to(memory_format=torch.contiguous_format).float().eval()
     return Model(checkpoint, network, card, from_dict(card.guard))
 

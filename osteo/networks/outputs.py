@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from osteo.task import PREDICTED_T_SCORE, T_SCORE_CUTS, Kind, Task, probability_columns
+from osteo.task import PREDICTED_T_SCORE, T_SCORE_CUTS, Kind, Task, cut_logits, probability_columns
 from osteo.types import Floats
 
 LEAST_GAP = 1e-3
-"""between two cuts when training begins; where a class is absent there is none"""
+"""between two cuts, so that the class between them keeps a probability and a gradient"""
+
+ROUNDED = 1e-6
+"""what a gap counts as that rounding of large outputs has closed"""
 
 
 class Cuts(nn.Module):
@@ -28,14 +31,14 @@ class Cuts(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Maps (B, 1) to (B, K), which fall from left to right."""
-        return latent - torch.cat([self.first, self.first + softplus(self.gaps).cumsum(0)])
+        return latent - torch.cat([self.first, self.first + (LEAST_GAP + softplus(self.gaps)).cumsum(0)])
 
     @torch.no_grad()
     def begin_at(self, log_odds: Sequence[float]) -> None:
         """Has a latent value of 0 give these log odds."""
-        gaps = [max(before - after, LEAST_GAP) for before, after in pairwise(log_odds)]
+        beyond_least = [max(before - after - LEAST_GAP, LEAST_GAP) for before, after in pairwise(log_odds)]
         self.first.fill_(-log_odds[0])
-        self.gaps.copy_(torch.tensor([math.log(math.expm1(gap)) for gap in gaps]))
+        self.gaps.copy_(torch.tensor([gap + math.log(-math.expm1(-gap)) for gap in beyond_least]))
 
 
 def positive_logit(kind: Kind, outputs: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def positive_logit(kind: Kind, outputs: Tensor) -> Tensor:
         return outputs[:, -1] - outputs[:, :-1].logsumexp(1)
     if kind == "ordinal":
         return outputs[:, -1]
-    return T_SCORE_CUTS[-1] - outputs if kind == "regression" else outputs
+    return cut_logits(outputs) if kind == "regression" else outputs
 
 
 def log_probabilities(kind: Kind, outputs: Tensor) -> Tensor:
@@ -53,7 +56,8 @@ def log_probabilities(kind: Kind, outputs: Tensor) -> Tensor:
         return outputs.log_softmax(1)
     beyond, before = logsigmoid(outputs), logsigmoid(-outputs)
     # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a))
-    between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(outputs[:, 1:] - outputs[:, :-1]))
+    gaps = (outputs[:, :-1] - outputs[:, 1:]).clamp_min(ROUNDED)
+    between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(-gaps))
     return torch.cat([before[:, :1], between, beyond[:, -1:]], dim=1)
 
 
