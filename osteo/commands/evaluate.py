@@ -58,6 +58,8 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     console = terminal()
     console.print(as_table(table))
     console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
+    if task.kind != "binary":
+        console.print(f"{task.sides[1]} against the rest; metrics.json has all that task={task.name} is measured by")
     if predictions["label"].nunique() == 1:
         console.print("all are of one class: what compares the classes has no value (-)")
     console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)
