@@ -476,3 +476,21 @@ def test_a_binary_checkpoint_from_before_there_were_tasks_loads(run: Path, tmp_p
     assert model.card.facts() == same.card.facts()
     picture = cv2.resize(np.eye(64, dtype=np.uint8) * 200, (64, 64))
     assert model.logits([picture]).tolist() == same.logits([picture]).tolist()
+
+
+def test_wandb_gets_the_calls_of_the_task_and_nothing_of_the_sheet() -> None:
+    from osteo.training.tracking import WandbLogger
+
+    logger = WandbLogger.__new__(WandbLogger)
+    known = {"image_id": list("abc"), "group": list("abc"), "source": "m", "split": "test", "label": [0, 1, 2]}
+    for name, outputs, called in (
+        ("three_class", torch.eye(3), {("normal", "normal"), ("osteopenia", "osteopenia")}),
+        ("t_score", torch.tensor([0.0, -2.0, -3.0]), {("no osteoporosis", "no osteoporosis")}),
+    ):
+        logger._task = TASKS[name]
+        table = pd.DataFrame(known).assign(**columns_of(logger._task, outputs), t_score=[0.1, -1.9, -3.2])
+        plots = logger._plots(table)
+        sent = plots["test/predictions"]
+        assert [column for column in sent.columns if column in ("image_id", "group", "t_score")] == []
+        cells = {(truth, call) for truth, call, count in plots["test/confusion"].table.data if count}
+        assert cells == {*called, ("osteoporosis", "osteoporosis")}
