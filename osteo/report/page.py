@@ -1,6 +1,5 @@
 """report.html, report.md and a model card for the best checkpoint of each model."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +20,14 @@ from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
 from osteo.evaluation.systems import System, read_experiment, validate
-from osteo.files import public, sha256_of, write_table, write_text
+from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
+from osteo.report.sections import record
 from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import RULES
@@ -268,9 +268,9 @@ def _tables(
         "subgroups": rows.subgroup_table(results, results.best, clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
-        "runs": _runs(board),
-        "versions": _versions(runs),
-        "hashes": _hashes(results, manifest),
+        "runs": record.runs_table(board),
+        "versions": record.versions_table(runs),
+        "hashes": record.hashes_table(results, manifest),
     }
 
 
@@ -303,50 +303,6 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     return leaks["clusters"], len(used_contradictory), lines
 
 
-def _runs(board: pd.DataFrame) -> pd.DataFrame:
-    columns = ["run", "backbone", "seed", "fold", "best_epoch", "test/accuracy", "test/auroc", "seconds",
-               "peak_memory_mib"]  # fmt: skip
-    table = board[columns].copy()
-    table["fold"] = table["fold"].astype("Int64")
-    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
-        columns=lambda name: name.replace("_", " ")
-    )
-
-
-def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    environments = [run.read_environment() for run in runs]
-    versions = [
-        {
-            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
-            "machine": facts["machine"], **{name: facts.get(name, "-") for name in ("accelerator", "precision")},
-        }
-        for facts in environments
-    ]  # fmt: skip
-    return pd.DataFrame(
-        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
-    )
-
-
-def data_sha256(manifest: pd.DataFrame) -> str:
-    """A hash of the used pictures and their labels, whatever their names and order."""
-    used = manifest[manifest["split"] != "excluded"]
-    lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
-    hashes = [("data", data_sha256(manifest))]
-    for result in results.models:
-        run = result.system.best_run
-        hashes.append((f"{result.system.name}, run {run.name}", file_sha256(run.best_checkpoint)))
-    return pd.DataFrame(hashes, columns=["of", "SHA-256"])
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file, or a dash where it is gone."""
-    return sha256_of(path) if path.is_file() else "-"
-
-
 def model_card(report: Report, system: System) -> str:
     """The card of a system's best checkpoint, as Markdown."""
     run = system.best_run
@@ -374,13 +330,13 @@ def model_card(report: Report, system: System) -> str:
         channels=model.channels,
         fit=FITS[data.fit],
         start=start,
-        sha256=file_sha256(run.best_checkpoint),
+        sha256=record.file_sha256(run.best_checkpoint),
         osteo=facts["osteo"],
         torch=facts["libraries"]["torch"],
         timm=facts["libraries"]["timm"],
         by_split=summary.by_split(manifest, None),
         data=data.name,
-        data_sha256=data_sha256(manifest),
+        data_sha256=record.data_sha256(manifest),
         audit=report.audit,
         design=report.results.experiment.design,
         reached=reached,
