@@ -27,8 +27,8 @@ from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
-from osteo.report.sections import record
-from osteo.report.tables import write_tables
+from osteo.report.sections import added_value, record
+from osteo.report.tables import remove_tables, write_tables
 from osteo.report.verdict import verdict
 from osteo.task import RULES
 from osteo.training.augment import make_augmentation
@@ -42,11 +42,12 @@ CAPTIONS = {
     "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
+    added_value.FIGURE: added_value.CAPTION,
 }
 SECTIONS = {
     "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
-    "decisions": "Thresholds", "subgroups": "Subgroups", "mistakes": "Mistakes", "data": "Data",
-    "record": "Record", "limits": "Limits",
+    "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
+    "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
 }  # fmt: skip
 FITS = {
     "pad": "padded to a square", "resize": "stretched to a square",
@@ -86,6 +87,8 @@ class Report:
     """of the page"""
     paper_figures: dict[str, Figure]
     paper_tables: dict[str, pd.DataFrame]
+    added: list[str]
+    """what the section "Added value" says; none where there is no such section"""
     verdict: list[str]
     audit: list[str]
     limits: list[str]
@@ -99,6 +102,7 @@ class Report:
             "results": self.results,
             "tables": self.tables,
             "pictures": self.pictures,
+            "added": self.added,
             "verdict": self.verdict,
             "notes": self.results.experiment.notes,
             "audit": self.audit,
@@ -119,7 +123,7 @@ class Report:
             "report.html.jinja",
             figures={name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()},
             captions=CAPTIONS,
-            sections=list(SECTIONS.items()),
+            sections=[(id_, name) for id_, name in SECTIONS.items() if id_ != "added" or self.added],
             **self.context(),
         )
 
@@ -130,10 +134,8 @@ class Report:
     @property
     def files(self) -> dict[str, pd.DataFrame]:
         """The tables that are files too, by their names."""
-        return {
-            **self.paper_tables,
-            **{name: self.tables[name] for name in ("comparison", "between", "exploratory", "thresholds", "subgroups")},
-        }
+        names = ["comparison", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
+        return {**self.paper_tables, **{name: self.tables[name] for name in names if name in self.tables}}
 
     def write(self) -> dict[str, Path]:
         """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
@@ -142,9 +144,10 @@ class Report:
             The figures as PNG, by their names.
         """
         drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
-        for name in set(RADIOGRAPHS) - set(drawn):  # of an earlier report, which may have shown more
+        for name in {*RADIOGRAPHS, added_value.FIGURE} - set(drawn):  # of an earlier report, which may have shown more
             figures.remove(self.directory / "figures", name)
         paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
+        remove_tables(self.directory / "tables", set(added_value.TABLES) - set(self.files))
         write_tables(self.directory / "tables", self.files)
         write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
         if not (self.directory / "status.json").exists():
@@ -222,6 +225,7 @@ def compose(
     sentences = verdict(
         results, leaks, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
     )
+    beyond = added_value.find(results, setting.covariates, pictures.clinical)
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
@@ -239,16 +243,18 @@ def compose(
             ),
             "reliability": plots.reliability(results),
             "decision": plots.decision(results),
+            **beyond.figures,
         },
         tables=_tables(results, board, manifest, pictures.clinical)
-        | {"probes": rows.probe_table(results, pictures.probes, fit)},
+        | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables},
         paper_figures=figures.overview(results.models, manifest),
         paper_tables={
             "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
             "table2": paper.table_2(results.models),
             "costs": paper.costs(board),
         },
-        verdict=[*sentences, *([PHANTOM] if is_phantom else [])],
+        added=beyond.lines,
+        verdict=[*sentences, *beyond.verdict, *([PHANTOM] if is_phantom else [])],
         audit=audit,
         limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
     )
