@@ -1,5 +1,6 @@
 """What a report says of clinical data, from hand-made predictions and records."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,18 @@ import pytest
 from scipy.special import expit
 
 from benchmarks import added_value as benchmark
+from osteo.config import ReportConfig
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.clinical import added_value as av
 from osteo.evaluation.clinical import strata
-from osteo.report.page import write_report
+from osteo.files import write_text
+from osteo.report import figures
+from osteo.report.page import read_report
 from osteo.report.rows import p_value
 from osteo.report.sections import added_value as section
+from osteo.training.fit import measure
 from tests.test_added_value import sheet
+from tests.test_damage import ENVIRONMENT
 from tests.test_systems import PICTURES, manifest, write_logits, write_run
 
 NAMES = ["age", "sex", "bmi"]
@@ -70,7 +76,9 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     assert list(rows.index) == ["all pictures", "like source", "like sex", "like third of age",
                                 "like age within 5 years"]  # fmt: skip
     assert rows["strata"].dropna().tolist() == [2, 2, 3]
-    assert rows.loc["like sex", "pictures"] == np.isfinite(covariates[:, 1]).sum() < rows.loc["all pictures", "pictures"]
+    assert (
+        rows.loc["like sex", "pictures"] == np.isfinite(covariates[:, 1]).sum() < rows.loc["all pictures", "pictures"]
+    )
     (axes,) = found.figures["added_value"].axes
     curve = av.decision_curves(labels, value.probabilities, groups, [section.LIMITS[20]], draws=100)
     assert {drawn.get_label(): drawn.get_ydata()[20] for drawn in axes.lines} == {
@@ -80,7 +88,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
 
 
 def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet) -> None:
-    found = section.find(*told(of_age)[:1], NAMES, told(of_age)[1])
+    results, clinical = told(of_age)
+    found = section.find(results, NAMES, clinical)
     beyond, lead = found.verdict
     assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, p = 0.")
     assert "these alone have an AUROC of 0.9" in beyond
@@ -89,7 +98,8 @@ def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet
 
 
 def test_bone_beyond_age_is_found_and_no_lead_vanishes() -> None:
-    results, clinical = told(sheet("image"))
+    of_bone = sheet("image")
+    results, clinical = told(of_bone._replace(logits=of_bone.logits + 1.5 * of_bone.labels))
     found = section.find(results, NAMES, clinical)
     (beyond,) = found.verdict
     assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, p ")
@@ -150,7 +160,9 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_has_the_section_where_covariates_were_asked_for(clinic: Path, tmp_path: Path) -> None:
+def test_the_page_has_the_section_where_covariates_were_asked_for(
+    clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ages = pd.read_csv(clinic / "sheet.csv", dtype={"age": str})["age"]
     changes = {
         "covariates": ["age"], "data__covariates": ["age"], "data__root": str(clinic / "knees"),
@@ -158,29 +170,33 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(clinic: Path, 
         "data__cache": str(tmp_path / "cache"), "data__image_size": 32, "logger": {},
     }  # fmt: skip
     runs = [write_run(tmp_path / f"sweep/{fold}", "resnet18", fold=fold, **changes) for fold in range(3)]
-    for run in runs:
+    for fold, run in enumerate(runs):
         places = run.read_table("predictions.csv")["image_id"].map(lambda name: int(Path(name).stem))
         write_logits(run, (ages[places].astype(float).reset_index(drop=True) - 57.0) / 5.0)
-        run.write_environment(seconds=1.0, best_epoch=0)
-    report = write_report(tmp_path / "sweep", draws=100, pictures=False)
+        run.write_metrics(measure(run.read_predictions()))
+        run.write_environment(**ENVIRONMENT | {"fold": fold, "precision": "32"})
+        run.set_status("done")
+    report = read_report(ReportConfig(runs=str(tmp_path / "sweep"), draws=100, pictures=False))
+    monkeypatch.setattr(figures, "save", lambda _, folder, name: [write_text(folder / f"{name}.png", "")])
+    (tmp_path / "sweep/figures").mkdir()
+    report.write()
     html, markdown = (tmp_path / "sweep/report.html").read_text(), (tmp_path / "sweep/report.md").read_text()
     assert '<a href="#added">Added value</a>' in html
     assert "\n## Added value\n\n- 60 of 60 tested pictures have a row in a clinical sheet" in markdown
     assert html.index('id="subgroups"') < html.index('<h2 id="added">') < html.index('id="mistakes"')
-    tables = tmp_path / "sweep/tables"
+    tables, drawn = tmp_path / "sweep/tables", tmp_path / "sweep/figures/added_value.png"
     for name in section.TABLES:
-        text = (tables / f"{name}.md").read_text()
-        assert text in markdown
+        assert (tables / f"{name}.md").read_text() in markdown
         assert (tables / f"{name}.tex").exists()
-    assert (tmp_path / "sweep/figures/added_value.png").exists()
+    assert drawn.exists()
     assert any("add to age" in line for line in report.verdict)
     written = [path.read_text() for path in (tmp_path / "sweep").rglob("*.*") if path.suffix in {".md", ".tex", ".csv"}]
     assert not [age for age in ages if any(age in text for text in [html, *written])]
 
-    (clinic / "sheet.csv").rename(clinic / "gone.csv")
-    report = write_report(tmp_path / "sweep", draws=100, pictures=False)
-    html = (tmp_path / "sweep/report.html").read_text()
-    assert "Added value" not in html
-    assert "What needs the pictures is left out: data.clinical=" in html
+    kept = {name: table for name, table in report.tables.items() if name not in section.TABLES}
+    drawn_again = {name: figure for name, figure in report.figures.items() if name != section.FIGURE}
+    without = replace(report, added=[], tables=kept, figures=drawn_again, verdict=report.verdict[:1])
+    assert "Added value" not in without.html() + without.markdown()
+    without.write()
     assert not [path for path in tables.iterdir() if path.stem in section.TABLES]
-    assert not list((tmp_path / "sweep/figures").glob("added_value.*"))
+    assert not drawn.exists()
