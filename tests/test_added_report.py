@@ -71,13 +71,15 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
         labels, expit(logits), networks, groups, ages=age, **options,
         strata={"source": sources, "sex": covariates[:, 1], "third of age": strata.thirds(age)},
     )  # fmt: skip
-    rows = found.tables["strata"].set_index("pairs of")
+    rows = found.tables["strata"].set_index("pairs")
     assert rows["AUROC"].tolist() == [format_interval(interval) for interval in within.values()]
-    assert list(rows.index) == ["all pictures", "like source", "like sex", "like third of age",
-                                "like age within 5 years"]  # fmt: skip
+    assert list(rows.index) == ["all pictures", "alike in source", "alike in sex", "alike in third of age",
+                                "alike in age within 5 years"]  # fmt: skip
     assert rows["strata"].dropna().tolist() == [2, 2, 3]
     assert (
-        rows.loc["like sex", "pictures"] == np.isfinite(covariates[:, 1]).sum() < rows.loc["all pictures", "pictures"]
+        rows.loc["alike in sex", "pictures"]
+        == np.isfinite(covariates[:, 1]).sum()
+        < rows.loc["all pictures", "pictures"]
     )
     (axes,) = found.figures["added_value"].axes
     curve = av.decision_curves(labels, value.probabilities, groups, [section.LIMITS[20]], draws=100)
@@ -92,7 +94,7 @@ def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet
     found = section.find(results, NAMES, clinical)
     beyond, lead = found.verdict
     assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, p = 0.")
-    assert "these alone have an AUROC of 0.9" in beyond
+    assert "clinical data alone reach an AUROC of 0.9" in beyond
     assert "its lead vanishes among those alike in" in lead
     assert "age within 5 years" in lead.split("vanishes")[1].split(";")[0]
 
@@ -115,8 +117,8 @@ def test_only_pictures_with_a_row_count_and_small_strata_are_left_out(of_age: be
     found = section.find(results, ["age"], clinical)
     assert found.lines[0] == "300 of 400 tested pictures have a row in a clinical sheet; only these count here."
     assert found.tables["nested"]["pictures"].tolist() == [300]
-    assert found.tables["strata"]["pairs of"].tolist() == ["all pictures", "like third of age",
-                                                           "like age within 5 years"]  # fmt: skip
+    assert found.tables["strata"]["pairs"].tolist() == ["all pictures", "alike in third of age",
+                                                           "alike in age within 5 years"]  # fmt: skip
 
 
 def test_a_hold_out_says_why_there_is_no_clinical_model(of_age: benchmark.Sheet) -> None:
@@ -137,10 +139,15 @@ def test_without_covariates_there_are_strata_alone(of_age: benchmark.Sheet) -> N
     results.draws = 100
     found = section.find(results, [], clinical)
     assert (found.lines, found.figures, list(found.tables)) == ([], {}, ["strata"])
-    assert found.tables["strata"]["pairs of"].tolist() == ["all pictures", "like source", "like sex", "like age"]
+    assert found.tables["strata"]["pairs"].tolist() == [
+        "all pictures",
+        "alike in source",
+        "alike in sex",
+        "alike in age",
+    ]
     gone = section.find(results, NAMES, None)
     assert (gone.lines, list(gone.tables)) == ([], ["strata"])
-    assert gone.tables["strata"]["pairs of"].tolist() == ["all pictures", "like source"]
+    assert gone.tables["strata"]["pairs"].tolist() == ["all pictures", "alike in source"]
     results.experiment.pictures["source"] = "kaggle"
     assert section.find(results, [], None) == section.Findings()
 

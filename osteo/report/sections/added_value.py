@@ -102,7 +102,7 @@ def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:
     if not np.isfinite(value.auroc[CLINICAL].value):
         return f"{said}."
     clinical, both = (format_interval(value.auroc[name], 2) for name in (CLINICAL, BOTH))
-    return f"{said}: these alone have an AUROC of {clinical}, with the image {both}."
+    return f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}."
 
 
 def _models_table(value: AddedValue) -> pd.DataFrame:
@@ -186,7 +186,7 @@ def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third:
         known[SAME_AGE] = np.isfinite(ages)
     table = pd.DataFrame(
         {
-            "pairs of": title if title == ALL_PICTURES else f"like {title}",
+            "pairs": title if title == ALL_PICTURES else f"alike in {title}",
             "strata": strata[title].nunique() if title in strata else pd.NA,
             "pictures": int(known[title].sum()),
             "AUROC": format_interval(interval),
