@@ -291,6 +291,24 @@ def test_a_covariate_that_says_nothing_is_refused(name: str, values: list[Any], 
         Covariates.fit([name], pd.DataFrame({name: values}))
 
 
+def test_training_is_refused_where_its_own_pictures_say_nothing(
+    osteo: Callable[..., Any], clinic: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Men are tested alone."""
+    sheet = tmp_path / "sheet.csv"
+    names = sorted(path.relative_to(clinic).as_posix() for path in clinic.rglob("*.png"))
+    splits = ["test", "train", "val", "train"]
+    rows = [(name, splits[place % 4], "fm"[place % 4 == 0]) for place, name in enumerate(names)]
+    sheet.write_text("file,sex\n" + "".join(f"{name},{sex}\n" for name, _, sex in rows))
+    split = tmp_path / "split.csv"
+    split.write_text("image_id,split\n" + "".join(f"folder/{name},{part}\n" for name, part, _ in rows))
+    words = ["data=folder", f"data.root={clinic}", f"data.clinical={sheet}", f"data.split.file={split}"]
+    words += ["covariates=[sex]", f"data.cache={cache}", "data.image_size=32", "model.backbone=test_resnet"]
+    done = osteo("train", *words, "data.split.grouped=false", "output_dir=run")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert "covariate sex is the same in all of 12 training pictures, so that nothing can be learnt from it" in done.err
+
+
 def test_cells_are_read_as_clinics_write_them() -> None:
     assert [read_cell("age", cell) for cell in ("61,5", " 61.5 ", 61.5, "n/a", "", None, np.nan, pd.NA)] == [
         61.5

@@ -72,12 +72,14 @@ def test_nothing_but_numbers_and_names_leaves(
     assert [kind for kind in PICTURES if kind in sent] == []
     said = [done.out, done.err, *(path.read_text() for path in tmp_path.glob("sweep/**/*.log"))]
     said += [path.read_text() for path in tmp_path.glob("sweep/*/manifest.csv")]
+    said += [path.read_text() for path in (*tmp_path.glob("sweep/report.*"), *tmp_path.glob("sweep/tables/*"))]
     assert len(said) >= 4
+    assert any("age, sex, BMI, fracture and family history" in text for text in said), "in aggregates alone"
     assert [word for word in PLANTED if any(word in text for text in said)] == []
     files = {name for run in server.runs.values() for name in run.files}
     assert {name for name in files if not name.endswith(".table.json")} == {"config.yaml", "wandb-summary.json"}
     tables = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/wandb/*/files/media/table/**/*.json")]
-    assert len(tables) == 2 * 4 + 8
+    assert len(tables) == 2 * 4 + 9
     assert {type(cell) for table in tables for row in table["data"] for cell in row} <= {int, float, str, type(None)}
 
     (named,) = tmp_path.glob("sweep/wandb/*-" + Run(tmp_path / "sweep/0").status()["id"])

@@ -125,7 +125,8 @@ def test_a_report_leaves_figures_and_tables(reported: Path) -> None:
         assert min(picture.shape[:2]) > 150, name
         assert picture.std() > 5, name
         assert (reported / "figures" / f"{name}.svg").read_text().startswith("<?xml")
-    tables = ("table1", "table2", "costs", "comparison", "between", "exploratory", "thresholds", "subgroups")
+    tables = ("table1", "table2", "costs", "comparison", "between", "exploratory", "thresholds", "subgroups",
+              "strata")  # fmt: skip
     names = {f"{name}.{ending}" for name in tables for ending in ("md", "tex")} | {"comparison.csv"}
     assert {path.name for path in (reported / "tables").iterdir()} == names
     board = pd.read_csv(reported / "leaderboard.csv")
@@ -159,6 +160,7 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
         assert "Spearman" in text
     assert len(html) < 5_000_000
     assert html.count("<svg") == 5
+    assert "Added value" not in html + markdown, "no covariates were asked for"
     assert html.count('alt="the same with Grad-CAM"') == 8
     terminal = (reported.parent / "terminal.txt").read_text()
     assert "report       my sweep/report.html" in terminal

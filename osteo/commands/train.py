@@ -29,8 +29,9 @@ def train(config: Config, job: Job) -> None:
     begun = time.perf_counter()
     from lightning.pytorch import seed_everything
 
-    from osteo.data.prepare import prepare
+    from osteo.data.prepare import prepare, read_sources
     from osteo.data.summary import leaks
+    from osteo.files import cache_dir
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
@@ -45,8 +46,10 @@ def train(config: Config, job: Job) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
-    prepared = prepare(config.data)
+    sources = read_sources(config.data, cache_dir(config.data.cache))
+    prepared = prepare(config.data, sources)
     fit.check_classes(prepared.manifest, module.task)
+    fit.check_covariates(config.covariates, prepared.manifest, sources)
     datamodule = fit.make_datamodule(config, prepared, augmentation, module)
     fit.begin_at_share(module, config.loss, prepared.manifest)
     hardware.reset_peak_memory(accelerator)

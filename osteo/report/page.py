@@ -1,6 +1,5 @@
 """report.html, report.md and a model card for the best checkpoint of each model."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +20,15 @@ from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
 from osteo.evaluation.systems import System, read_experiment, validate
-from osteo.files import public, sha256_of, write_table, write_text
+from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
-from osteo.report.tables import write_tables
+from osteo.report.sections import added_value, record
+from osteo.report.tables import remove_tables, write_tables
 from osteo.report.verdict import verdict
 from osteo.task import RULES
 from osteo.training.augment import make_augmentation
@@ -42,11 +42,12 @@ CAPTIONS = {
     "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
+    added_value.FIGURE: added_value.CAPTION,
 }
 SECTIONS = {
     "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
-    "decisions": "Thresholds", "subgroups": "Subgroups", "mistakes": "Mistakes", "data": "Data",
-    "record": "Record", "limits": "Limits",
+    "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
+    "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
 }  # fmt: skip
 FITS = {
     "pad": "padded to a square", "resize": "stretched to a square",
@@ -86,6 +87,8 @@ class Report:
     """of the page"""
     paper_figures: dict[str, Figure]
     paper_tables: dict[str, pd.DataFrame]
+    added: list[str]
+    """what the section "Added value" says; none where there is no such section"""
     verdict: list[str]
     audit: list[str]
     limits: list[str]
@@ -99,6 +102,7 @@ class Report:
             "results": self.results,
             "tables": self.tables,
             "pictures": self.pictures,
+            "added": self.added,
             "verdict": self.verdict,
             "notes": self.results.experiment.notes,
             "audit": self.audit,
@@ -119,7 +123,7 @@ class Report:
             "report.html.jinja",
             figures={name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()},
             captions=CAPTIONS,
-            sections=list(SECTIONS.items()),
+            sections=[(id_, name) for id_, name in SECTIONS.items() if id_ != "added" or self.added],
             **self.context(),
         )
 
@@ -130,10 +134,8 @@ class Report:
     @property
     def files(self) -> dict[str, pd.DataFrame]:
         """The tables that are files too, by their names."""
-        return {
-            **self.paper_tables,
-            **{name: self.tables[name] for name in ("comparison", "between", "exploratory", "thresholds", "subgroups")},
-        }
+        names = ["comparison", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
+        return {**self.paper_tables, **{name: self.tables[name] for name in names if name in self.tables}}
 
     def write(self) -> dict[str, Path]:
         """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
@@ -142,9 +144,10 @@ class Report:
             The figures as PNG, by their names.
         """
         drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
-        for name in set(RADIOGRAPHS) - set(drawn):  # of an earlier report, which may have shown more
+        for name in {*RADIOGRAPHS, added_value.FIGURE} - set(drawn):  # of an earlier report, which may have shown more
             figures.remove(self.directory / "figures", name)
         paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
+        remove_tables(self.directory / "tables", set(added_value.TABLES) - set(self.files))
         write_tables(self.directory / "tables", self.files)
         write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
         if not (self.directory / "status.json").exists():
@@ -222,6 +225,7 @@ def compose(
     sentences = verdict(
         results, leaks, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
     )
+    beyond = added_value.find(results, setting.covariates, pictures.clinical)
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
@@ -239,16 +243,18 @@ def compose(
             ),
             "reliability": plots.reliability(results),
             "decision": plots.decision(results),
+            **beyond.figures,
         },
         tables=_tables(results, board, manifest, pictures.clinical)
-        | {"probes": rows.probe_table(results, pictures.probes, fit)},
+        | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables},
         paper_figures=figures.overview(results.models, manifest),
         paper_tables={
             "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
             "table2": paper.table_2(results.models),
             "costs": paper.costs(board),
         },
-        verdict=[*sentences, *([PHANTOM] if is_phantom else [])],
+        added=beyond.lines,
+        verdict=[*sentences, *beyond.verdict, *([PHANTOM] if is_phantom else [])],
         audit=audit,
         limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
     )
@@ -268,9 +274,9 @@ def _tables(
         "subgroups": rows.subgroup_table(results, results.best, clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
-        "runs": _runs(board),
-        "versions": _versions(runs),
-        "hashes": _hashes(results, manifest),
+        "runs": record.runs_table(board),
+        "versions": record.versions_table(runs),
+        "hashes": record.hashes_table(results, manifest),
     }
 
 
@@ -303,50 +309,6 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     return leaks["clusters"], len(used_contradictory), lines
 
 
-def _runs(board: pd.DataFrame) -> pd.DataFrame:
-    columns = ["run", "backbone", "seed", "fold", "best_epoch", "test/accuracy", "test/auroc", "seconds",
-               "peak_memory_mib"]  # fmt: skip
-    table = board[columns].copy()
-    table["fold"] = table["fold"].astype("Int64")
-    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
-        columns=lambda name: name.replace("_", " ")
-    )
-
-
-def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    environments = [run.read_environment() for run in runs]
-    versions = [
-        {
-            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
-            "machine": facts["machine"], **{name: facts.get(name, "-") for name in ("accelerator", "precision")},
-        }
-        for facts in environments
-    ]  # fmt: skip
-    return pd.DataFrame(
-        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
-    )
-
-
-def data_sha256(manifest: pd.DataFrame) -> str:
-    """A hash of the used pictures and their labels, whatever their names and order."""
-    used = manifest[manifest["split"] != "excluded"]
-    lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
-    hashes = [("data", data_sha256(manifest))]
-    for result in results.models:
-        run = result.system.best_run
-        hashes.append((f"{result.system.name}, run {run.name}", file_sha256(run.best_checkpoint)))
-    return pd.DataFrame(hashes, columns=["of", "SHA-256"])
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file, or a dash where it is gone."""
-    return sha256_of(path) if path.is_file() else "-"
-
-
 def model_card(report: Report, system: System) -> str:
     """The card of a system's best checkpoint, as Markdown."""
     run = system.best_run
@@ -374,13 +336,13 @@ def model_card(report: Report, system: System) -> str:
         channels=model.channels,
         fit=FITS[data.fit],
         start=start,
-        sha256=file_sha256(run.best_checkpoint),
+        sha256=record.file_sha256(run.best_checkpoint),
         osteo=facts["osteo"],
         torch=facts["libraries"]["torch"],
         timm=facts["libraries"]["timm"],
         by_split=summary.by_split(manifest, None),
         data=data.name,
-        data_sha256=data_sha256(manifest),
+        data_sha256=record.data_sha256(manifest),
         audit=report.audit,
         design=report.results.experiment.design,
         reached=reached,

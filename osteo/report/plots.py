@@ -66,7 +66,7 @@ def roc_and_pr(results: Results) -> Figure:
                 results, curves.roc_and_pr(labels, result.system.probabilities, GRID, result.system.networks)
             )
             for axes, part in ((roc, slice(0, len(GRID))), (pr, slice(len(GRID), None))):
-                _line(axes, GRID, value[part], low[part], high[part], COLOURS[number], result.system.name)
+                line(axes, GRID, value[part], low[part], high[part], COLOURS[number], result.system.name)
         roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
         pr.axhline(float(labels.mean()), color=SOFT, lw=0.8, ls=":")
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.02))
@@ -116,7 +116,7 @@ def decision(results: Results) -> Figure:
         axes = figure.add_subplot()
         for number, result in enumerate(drawn):
             value, low, high = _bands(results, curves.net_benefit(labels, result.system.calibrated, LIMITS))
-            _line(axes, LIMITS, value, low, high, COLOURS[number], result.system.name, band=number == 0)
+            line(axes, LIMITS, value, low, high, COLOURS[number], result.system.name, band=number == 0)
         everyone = share - (1 - share) * LIMITS / (1 - LIMITS)
         axes.plot(LIMITS, everyone, color=SOFT, lw=1, ls="--", label="call every picture")
         axes.axhline(0.0, color=SOFT, lw=1, label="call none")
@@ -137,7 +137,7 @@ def training(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
                 label = name if column == "val/auroc" else None
                 low, high = table.min(axis=1), table.max(axis=1)
                 band = column != "train/loss" and len(runs) > 1
-                _line(axes, table.index, table.mean(axis=1), low, high, COLOURS[number], label, band=band, style=style)
+                line(axes, table.index, table.mean(axis=1), low, high, COLOURS[number], label, band=band, style=style)
         loss.set(xlabel="epoch", ylabel="loss", title="loss: validation (solid), training (dashed)")
         top = np.nanquantile(
             [float(run["val/loss"].quantile(0.95)) for runs in histories.values() for run in runs], 0.9
@@ -155,7 +155,7 @@ def _bands(results: Results, statistic: Statistic) -> Floats:
     return np.vstack([drawn.value, np.nanquantile(drawn.draws, [0.025, 0.975], axis=0)])
 
 
-def _line(
+def line(
     axes: Axes,
     x: npt.ArrayLike,
     value: npt.ArrayLike,
@@ -167,6 +167,7 @@ def _line(
     band: bool = True,
     style: str = "-",
 ) -> None:
+    """Draws a curve, and its band from low to high."""
     axes.plot(x, value, color=colour, lw=1.6, ls=style, label=name)
     if band:
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

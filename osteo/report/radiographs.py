@@ -15,7 +15,7 @@ from osteo.checks import check_data
 from osteo.config import Config, ReportConfig
 from osteo.data.datamodule import unit
 from osteo.data.prepare import prepare, read_sources, reader
-from osteo.data.sources import Source, clinical_table
+from osteo.data.sources import Source, clinical_rows
 from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation import gradcam
@@ -76,7 +76,7 @@ class PictureFindings:
     note: str = ""
     """why something is missing"""
     clinical: pd.DataFrame | None = None
-    """the clinical sheet, indexed by patient, where there is one"""
+    """what clinical sheets say of the tested pictures, one row each; None where the sheets are out of reach"""
 
 
 def inspect_pictures(setting: Config, results: Results, config: ReportConfig) -> PictureFindings:
@@ -92,7 +92,7 @@ def inspect_pictures(setting: Config, results: Results, config: ReportConfig) ->
     try:
         check_data(setting.data)
         sources = read_sources(setting.data, cache_dir(setting.data.cache))
-        clinical = clinical_table(sources)
+        clinical = clinical_rows(results.experiment.pictures, sources)
         if config.pictures:
             figures = picture_figures(setting, reader(sources), results.best.system.best_run)
         return _explain(setting, sources, results, config, figures, clinical)

@@ -180,7 +180,7 @@ def subgroups(experiment: Experiment, clinical: pd.DataFrame | None) -> dict[str
 
     Args:
         experiment: names the pictures.
-        clinical: indexed by patient, where there is such a sheet.
+        clinical: one row per picture, as `osteo.data.sources.clinical_rows` gives them; None where they are not known.
     """
     pictures = experiment.pictures
     pixels = (pictures["width"] * pictures["height"]).astype(float)
@@ -192,9 +192,9 @@ def subgroups(experiment: Experiment, clinical: pd.DataFrame | None) -> dict[str
         "shape": _halves(tall, "height to width"),
     }
     if clinical is not None:
-        sex, age = pictures["patient"].map(clinical["sex"]), pictures["patient"].map(clinical["age"])
-        divisions["sex"] = sex.fillna("").astype(str)
-        ages = np.where(age.isna(), "", np.where(age >= 50, "50 or older", "under 50"))
+        age = clinical["age"].to_numpy(float)
+        divisions["sex"] = pd.Series(clinical["sex"].fillna("").to_numpy(str))
+        ages = np.where(np.isnan(age), "", np.where(age >= 50, "50 or older", "under 50"))
         divisions["age"] = pd.Series(ages).astype(str)
     return {title: names for title, names in divisions.items() if names[names != ""].nunique() > 1}
 

@@ -1,7 +1,7 @@
 """Tables on a terminal, in Markdown and in LaTeX."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,12 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     for name, table in tables.items():
         write_text(folder / f"{name}.md", as_markdown(table))
         write_text(folder / f"{name}.tex", as_latex(table))
+
+
+def remove_tables(folder: Path, names: Collection[str]) -> None:
+    """Removes what `write_tables` has once written of these."""
+    for path in (folder / f"{name}{ending}" for name in names for ending in (".md", ".tex")):
+        path.unlink(missing_ok=True)
 
 
 def as_latex(frame: pd.DataFrame) -> str:

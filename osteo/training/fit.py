@@ -5,7 +5,7 @@ import os
 import statistics
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
+from osteo.data.sources import Source, clinical_rows
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite
 from osteo.evaluation.outcomes import evaluate_task
@@ -30,6 +31,7 @@ from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
+from osteo.reading.covariates import Covariates
 from osteo.records.record import Job, Run
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
@@ -120,6 +122,16 @@ def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
                 f"the split {split} has {found}; {purpose} it needs {wanted}: choose another data.split.seed, or"
                 " other shares or folds, or a split file"
             )
+
+
+def check_covariates(names: Sequence[str], manifest: pd.DataFrame, sources: Mapping[str, Source]) -> None:
+    """Refuses covariates of which the training pictures say nothing; no value is kept.
+
+    Raises:
+        UserError: one is missing, or the same, in all of them.
+    """
+    if names:
+        Covariates.fit(names, clinical_rows(manifest[manifest["split"] == "train"], sources))
 
 
 def make_datamodule(

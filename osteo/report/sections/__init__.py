@@ -1,0 +1,1 @@
+"""Sections of the report that stand by themselves."""

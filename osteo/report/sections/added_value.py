@@ -1,0 +1,204 @@
+"""The section "Added value" of the report: what pictures add to a patient's characteristics, and whose lead it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from scipy.special import logit
+
+from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.clinical import added_value as models
+from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
+from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
+from osteo.reading.covariates import NUMBERS, WORDS
+from osteo.report.figures import COLOURS, STYLE
+from osteo.report.plots import LIMITS, SOFT, line
+from osteo.report.results import Results
+from osteo.report.rows import SMALLEST, p_value, subgroups
+from osteo.types import Floats, Mask
+
+FIGURE = "added_value"
+TABLES = ("added_value", "nested", "strata")
+CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 % band, at the share of cases here."
+THIRD = "third of age"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page shows of the best model; aggregates alone, nothing of one patient."""
+
+    lines: list[str] = field(default_factory=list)
+    """of the section; none where no covariates were asked for, and there is no section"""
+    verdict: list[str] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """some of `TABLES`; `strata` also where there is no section"""
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) -> Findings:
+    """Image alone, clinical data alone and both, and whether the image's lead vanishes within strata.
+
+    Args:
+        results: of the sweep, of whose best model this is.
+        names: of the covariates that were asked for.
+        clinical: one row per tested picture, as `osteo.data.sources.clinical_rows` gives them; None where the sheets
+            are out of reach.
+    """
+    found = _within_strata(results, clinical, by_third=bool(names))
+    if not names or clinical is None:
+        return found
+    model = results.best.system.name
+    value = measure(results, names, clinical)
+    has_row = int(clinical["row"].notna().sum())
+    of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
+    lines = [of_whom, _in_words(model, names, value)]
+    tables, figures = {"nested": _nested_table(names, value)}, {}
+    if np.isfinite(value.auroc[CLINICAL].value):
+        tables["added_value"] = _models_table(value)
+        figures[FIGURE] = _decision(results, value)
+    else:
+        lines.append(
+            "Clinical models alone and both together are left out: they are fitted on other folds than they are tested"
+            " on, which need cross-validation (data.split.fold) and pictures of both classes that have a row."
+        )
+    return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
+
+
+def measure(results: Results, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
+    """What the best model adds to covariates, over the tested pictures that have a row; arguments as of `find`."""
+    experiment, system = results.experiment, results.best.system
+    bounds = np.finfo(float).tiny, 1.0 - np.finfo(float).epsneg  # a probability that has been rounded to 0 or 1
+    logits = np.where(clinical["row"].notna().to_numpy(bool), logit(np.clip(system.calibrated, *bounds)), np.nan)
+    return models.added_value(
+        experiment.labels, logits, as_numbers(names, clinical), system.networks, experiment.groups,
+        draws=results.draws, seed=results.seed,
+    )  # fmt: skip
+
+
+def as_numbers(names: Sequence[str], clinical: pd.DataFrame) -> Floats:
+    """Covariates as they are, words as 0 and 1, NaN where one is not known, (N, F)."""
+    columns = [
+        clinical[name] if name in NUMBERS else clinical[name].map(dict(zip(WORDS[name], (0.0, 1.0), strict=True)))
+        for name in names
+    ]
+    return np.column_stack([column.to_numpy(float, na_value=np.nan) for column in columns])
+
+
+def _listed(names: Sequence[str]) -> str:
+    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:
+    nested, beyond = value.nested, _listed(names)
+    if not np.isfinite(nested.p):
+        return f"Whether {model} adds to {beyond} could not be tested."
+    p = p_value(nested.p)
+    verb = "adds to" if nested.adds else "is not found to add to"
+    said = f"{model} {verb} {beyond} (nested logistic models, p {p if p.startswith('<') else f'= {p}'})"
+    if not np.isfinite(value.auroc[CLINICAL].value):
+        return f"{said}."
+    clinical, both = (format_interval(value.auroc[name], 2) for name in (CLINICAL, BOTH))
+    return f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}."
+
+
+def _models_table(value: AddedValue) -> pd.DataFrame:
+    """One row per model: its AUROC, and how far that of both is above it."""
+    rows = []
+    for name, interval in value.auroc.items():
+        row = {"model": name, "AUROC": format_interval(interval)}
+        if name in value.differences:
+            comparison = value.differences[name]
+            row |= {"both less this": format_interval(comparison.difference), "p": p_value(comparison.p)}
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("-")
+
+
+def _nested_table(names: Sequence[str], value: AddedValue) -> pd.DataFrame:
+    nested = value.nested
+    return pd.DataFrame(
+        {
+            "image beyond": [_listed(names)],
+            "log odds per SD of its logit": nested.log_odds,
+            "likelihood ratio": nested.likelihood_ratio,
+            "p": p_value(nested.p),
+            "pictures": nested.pictures,
+            "adds": ("yes" if nested.adds else "no") if np.isfinite(nested.p) else "-",
+        }
+    )
+
+
+def _decision(results: Results, value: AddedValue) -> Figure:
+    """Net benefit of calling by the image, by clinical data and by both, beside calling all and calling none."""
+    tested = np.isfinite(value.probabilities[BOTH]).any(axis=0)
+    share = float(results.experiment.labels[tested].mean())
+    curves = models.decision_curves(
+        results.experiment.labels, {name: value.probabilities[name] for name in (BOTH, IMAGE, CLINICAL)},
+        results.experiment.groups, LIMITS, draws=min(results.draws, 500), seed=results.seed,
+    )  # fmt: skip
+    looks = dict(zip(curves, [*((colour, "-") for colour in COLOURS[:3]), (SOFT, "--"), (SOFT, "-")], strict=True))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        for name, intervals in curves.items():
+            colour, style = looks[name]
+            label = f"call {name}" if name in ("all", "none") else name
+            middle, low, high = np.transpose(intervals)
+            line(axes, LIMITS, middle, low, high, colour, label, band=name == BOTH, style=style)
+        axes.set(xlabel="probability above which a picture is called", ylabel="net benefit per picture")
+        axes.set(xlim=(0, 1), ylim=(-0.08, share * 1.08))
+        axes.legend(frameon=False)
+        return figure
+
+
+def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third: bool) -> Findings:
+    """The AUROC of pairs that are alike in source, sex and age, and the sentence where a lead vanishes.
+
+    Args:
+        results: of the sweep.
+        clinical: as `find` takes it.
+        by_third: strata of age are its thirds, and pairs are matched on age, too; else as those of the subgroups.
+    """
+    experiment, system = results.experiment, results.best.system
+    tested: Mask = np.asarray(np.isfinite(system.probabilities).any(axis=0))
+    divisions: dict[str, pd.Series[str]] = subgroups(experiment, clinical)
+    ages = None
+    if by_third and clinical is not None:
+        ages = np.where(tested, clinical["age"].to_numpy(float), np.nan)
+        divisions["age"] = pd.Series(thirds(ages)).map({0.0: "lowest", 1.0: "middle", 2.0: "highest"}).fillna("")
+    titles = {"source": "source", "sex": "sex", "age": "age" if ages is None else THIRD}
+    large = {title: _large(divisions[name], tested) for name, title in titles.items() if name in divisions}
+    strata = {title: names for title, names in large.items() if names.nunique() > 1}
+    if ages is not None and np.isfinite(ages).sum() < SMALLEST:
+        ages = None
+    if not strata and ages is None:
+        return Findings()
+    intervals = leads(
+        experiment.labels, system.probabilities, system.networks, experiment.groups,
+        strata={title: list(names) for title, names in strata.items()}, ages=ages,
+        draws=results.draws, seed=results.seed,
+    )  # fmt: skip
+    known = {ALL_PICTURES: tested, **{title: names.notna().to_numpy(bool) & tested for title, names in strata.items()}}
+    if ages is not None:
+        known[SAME_AGE] = np.isfinite(ages)
+    table = pd.DataFrame(
+        {
+            "pairs": title if title == ALL_PICTURES else f"alike in {title}",
+            "strata": strata[title].nunique() if title in strata else pd.NA,
+            "pictures": int(known[title].sum()),
+            "AUROC": format_interval(interval),
+        }
+        for title, interval in intervals.items()
+    )
+    lost = any(is_lost(intervals[ALL_PICTURES], interval) for interval in intervals.values())
+    sentences = [describe_lead(system.name, intervals)] if lost else []
+    return Findings(verdict=sentences, tables={"strata": table.astype({"strata": "Int64"})})
+
+
+def _large(names: "pd.Series[str]", tested: Mask) -> "pd.Series[str]":
+    """Names of strata of at least ten tested pictures; None for the rest."""
+    counts = names[tested].value_counts()
+    return names.astype(object).where(names.isin(counts.index[counts >= SMALLEST]) & (names != ""), None)
