@@ -252,7 +252,7 @@ def expected_classes(rows: pd.DataFrame, columns: list[str]) -> dict[str, float]
     called = rows[columns].to_numpy().argmax(1) if columns else (rows["probability"] > 0.5).astype(int)
     scores = {name: sklearn.roc_auc_score(truth == label, rows[name]) for label, name in enumerate(columns)}
     further = {
-        "auroc_macro": np.mean(list(scores.values())),
+        "auroc_macro": sum(scores.values()) / max(len(scores), 1),
         "balanced_accuracy": sklearn.balanced_accuracy_score(truth, called),
         "quadratic_weighted_kappa": sklearn.cohen_kappa_score(truth, called, weights="quadratic"),
         **{name.replace("probability", "auroc"): value for name, value in scores.items()},
