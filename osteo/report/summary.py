@@ -14,7 +14,7 @@ from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained
 from osteo.report.tables import as_table, terminal
-from osteo.task import THRESHOLD
+from osteo.task import BINARY, T_SCORE_CUTS, TASKS, THRESHOLD, Task
 
 if TYPE_CHECKING:
     from osteo.report.page import Report
@@ -39,8 +39,9 @@ def show_runs(directory: Path) -> bool:
     if len(board):
         console.print(results_table(board))
         console.print(
-            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures at a"
-            f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages",
+            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures"
+            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable))
+            + "; precision, recall and F1 are macro averages",
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
@@ -72,10 +73,14 @@ def show_report(report: "Report") -> None:
 
     console, tables = terminal(), report.files
     console.print(as_table(tables["table1"], title="Table 1: pictures"))
-    console.print(as_table(tables["table2"], title="Table 2: ours, the paper's, and the difference"))
+    task = report.results.experiment.task
+    of_paper = ", the paper's, and the difference" if task == BINARY else ""
+    console.print(as_table(tables["table2"], title=f"Table 2: ours{of_paper}"))
     console.print(as_table(tables["costs"], title="cost"))
     main = ["system", *(all_metrics()[name].title for name in MAIN)]
     console.print(as_table(tables["comparison"][main], title="all folds, mean over repeats, with 95 % intervals"))
+    if report.section:
+        console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
@@ -83,9 +88,11 @@ def show_report(report: "Report") -> None:
 
 def results_table(board: pd.DataFrame) -> Table:
     """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out."""
-    from osteo.evaluation.metrics import all_metrics  # with SciPy, which `osteo status` need not wait for
+    from osteo.evaluation.agreement import AGREEMENT  # with SciPy, which `osteo status` need not wait for
+    from osteo.evaluation.metrics import all_metrics
+    from osteo.evaluation.multiclass import class_metrics
 
-    metrics = all_metrics()
+    metrics = {metric.name: metric for metric in (*AGREEMENT, *class_metrics().values(), *all_metrics().values())}
     columns = {key: key for key in FACTS if key in board}
     columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
     for key in board:
@@ -102,6 +109,22 @@ def results_table(board: pd.DataFrame) -> Table:
     for _, row in board.iterrows():
         table.add_row(*(_cell(key, row[key]) for key in columns))
     return table
+
+
+def _footnote(task: Task) -> str:
+    """How the test pictures of a task are called, and of what its metrics are."""
+    positive = task.class_names[-1]
+    if task.kind == "regression":
+        return (
+            f"; errors, bias and limits of agreement are in T-scores, and what tells two classes apart is of {positive}"
+            f" at or below {T_SCORE_CUTS[-1]}"
+        )
+    if task.has_many_classes:
+        return (
+            f", each called the most probable of {len(task.class_names)} classes; AUROC without a class, sensitivity"
+            f" and specificity are of {positive} against the rest"
+        )
+    return f" at a threshold of {THRESHOLD}"
 
 
 def _cell(key: str, value: object) -> str:

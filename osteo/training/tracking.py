@@ -26,7 +26,7 @@ from osteo.config import Config, WandbConfig
 from osteo.errors import UserError, unknown
 from osteo.files import display_path, public
 from osteo.records.record import Job
-from osteo.task import CLASS_NAMES, THRESHOLD
+from osteo.task import T_SCORE, THRESHOLD, Task, call_by_details, details_columns
 
 if TYPE_CHECKING:
     import wandb
@@ -174,14 +174,15 @@ class WandbLogger(loggers.WandbLogger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run has its configuration from its start, without paths."""
 
-    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
+    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame, task: Task) -> None:
         """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve.
 
-        The table names a picture by its row in predictions.csv, counted from 0: a file's name may be a patient's.
+        The curves are of the positive class against the rest. The table names a picture by its row in predictions.csv,
+        counted from 0: a file's name may be a patient's. A measured T-score is a patient's, too, and has no part in it.
         """
         values = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
         self._attempt(lambda: self._run.summary.update(values))
-        self._attempt(lambda: self._send(self._plots(predictions)))
+        self._attempt(lambda: self._send(self._plots(predictions, task)))
 
     def figures(self, paths: Mapping[str, Path]) -> None:
         """Adds pictures, by their names, where pictures are to be uploaded."""
@@ -308,21 +309,27 @@ class WandbLogger(loggers.WandbLogger):
                 log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
             self._has_warned = True
 
-    def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
+    def _plots(self, predictions: pd.DataFrame, task: Task) -> dict[str, Any]:
         import wandb
 
-        test = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group"]).reset_index(names="row")
-        truth = test["label"].astype(int).tolist()
-        both = [[1.0 - p, p] for p in test["probability"]]
+        kept = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group", T_SCORE], errors="ignore")
+        test = kept.reset_index(names="row")
+        names, truth = list(task.class_names), test["label"].astype(int).tolist()
+        calls = [
+            call_by_details(task, details) or names[int(probability > THRESHOLD)]
+            for details, probability in zip(
+                test[details_columns(task)].to_dict("records"), test["probability"], strict=True
+            )
+        ]
         curve: dict[str, Any] = {
-            "y_true": truth,
-            "y_probas": both,
-            "labels": list(CLASS_NAMES),
+            "y_true": [int(label == task.positive) for label in truth],
+            "y_probas": [[1.0 - p, p] for p in test["probability"]],
+            "labels": list(task.sides),
             "classes_to_plot": [1],
         }
         return {
             "test/confusion": wandb.plot.confusion_matrix(
-                y_true=truth, preds=[int(p > THRESHOLD) for _, p in both], class_names=list(CLASS_NAMES), title="test"
+                y_true=truth, preds=[names.index(call) for call in calls], class_names=names, title="test"
             ),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
