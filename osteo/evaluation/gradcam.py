@@ -256,8 +256,8 @@ def findings(
     border_area = 1.0 - (1.0 - 2 * BORDER) ** 2
     reach = f" ({outside.low:.0%} to {outside.high:.0%})" if np.isfinite(outside.low) else ""  # else too few pictures
     lines = [
-        f"Of the evidence for {task.sides[1]} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside the"
-        " knee: on air, padding, markers or the border. These take"
+        f"Of the evidence for {task.sides[1]} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside"
+        " the knee: on air, padding, markers or the border. These take"
         f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
         f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
     ]

@@ -157,7 +157,7 @@ def _called(sides: tuple[str, str], probability: float) -> tuple[str, str]:
 
 
 def _answer(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
-    """The class that a row of predictions.csv is called by its task, and what speaks for it: a share, or the T-score."""
+    """The class that a row of predictions.csv is called, and its probability in percent, or the T-score."""
     details = {name: float(row[name]) for name in details_columns(task)}
     called = call_by_details(task, details)
     if called is None:

@@ -92,13 +92,14 @@ def results_table(board: pd.DataFrame) -> Table:
     from osteo.evaluation.metrics import all_metrics
     from osteo.evaluation.multiclass import class_metrics
 
-    metrics = {metric.name: metric for metric in (*AGREEMENT, *class_metrics().values(), *all_metrics().values())}
+    titles = {metric.name: metric.title for metric in AGREEMENT}
+    titles |= {name: metric.title for name, metric in [*class_metrics().items(), *all_metrics().items()]}
     columns = {key: key for key in FACTS if key in board}
     columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
     for key in board:
         kind, _, name = str(key).partition("/")
         if kind == "test":
-            columns[str(key)] = metrics[name].title if name in metrics else name  # else of a plugin that is not here
+            columns[str(key)] = titles.get(name, name)  # else of a plugin that is not here
     columns["seconds"] = "seconds"
     for key in ("seed", "fold"):
         if key in columns and board[key].nunique(dropna=False) == 1:

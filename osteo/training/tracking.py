@@ -315,11 +315,10 @@ class WandbLogger(loggers.WandbLogger):
         kept = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group", T_SCORE], errors="ignore")
         test = kept.reset_index(names="row")
         names, truth = list(task.class_names), test["label"].astype(int).tolist()
+        beyond = details_columns(task)
         calls = [
-            call_by_details(task, details) or names[int(probability > THRESHOLD)]
-            for details, probability in zip(
-                test[details_columns(task)].to_dict("records"), test["probability"], strict=True
-            )
+            call_by_details(task, dict(zip(beyond, details, strict=True))) or names[int(probability > THRESHOLD)]
+            for details, probability in zip(test[beyond].to_numpy(float), test["probability"], strict=True)
         ]
         curve: dict[str, Any] = {
             "y_true": [int(label == task.positive) for label in truth],

@@ -1,9 +1,9 @@
-"""What a task says beyond the positive class against the rest: its metrics, paired differences, matrices and figures."""
+"""What a task says beyond the positive class against the rest: metrics, paired differences, matrices, figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -85,7 +85,7 @@ def task_section(results: Results) -> TaskSection | None:
 def _classes(results: Results) -> TaskSection:
     experiment, task = results.experiment, results.experiment.task
     labels, groups, names = _truth(results).astype(int), experiment.groups, task.class_names
-    options = {"class_names": names, "draws": results.draws, "seed": results.seed}
+    options: dict[str, Any] = {"class_names": names, "draws": results.draws, "seed": results.seed}
     intervals = {
         result.system.name: class_intervals(
             labels, _details(result.system), groups, networks=result.system.networks, **options
@@ -137,7 +137,7 @@ def class_confusion(labels: Labels, probabilities: Floats) -> Floats:
         probabilities: (R, N, C); NaN where a repeat did not test a picture.
     """
     number = probabilities.shape[-1]
-    known = np.isfinite(probabilities).all(axis=-1)
+    known = np.asarray(np.isfinite(probabilities).all(axis=-1))
     calls = np.where(known[..., None], np.eye(number)[np.nan_to_num(probabilities).argmax(axis=-1)], np.nan)
     shares = np.nan_to_num(mean_over_repeats(calls))  # (N, C)
     return np.asarray(np.eye(number)[labels].T @ shares)
