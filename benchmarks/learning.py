@@ -1,4 +1,4 @@
-"""How the best recipe grows with its training pictures: 25, 50, 75 and 100 % of each fold's, by group.
+"""How the probe of all stages grows with its training pictures: 25, 50, 75 and 100 % of each fold's, by group.
 
 It uses the runs of `benchmarks.recipe`: the same pictures, folds and kept features.
 """
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from benchmarks.recipe import CHOSEN, CONFIGURATIONS, runs_of_repeats, train
+from benchmarks.recipe import CONFIGURATIONS, PROBE_OF_ALL, runs_of_repeats, train
 from osteo.data.prepare import Prepared, prepare
 from osteo.evaluation.metrics import evaluate
 from osteo.records.record import Run
@@ -22,11 +22,11 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 def measure() -> list[dict]:
     """One row per share of the training pictures."""
-    for repeat in range(CONFIGURATIONS[CHOSEN][0]):
-        train(CHOSEN, repeat)
+    for repeat in range(CONFIGURATIONS[PROBE_OF_ALL][0]):
+        train(PROBE_OF_ALL, repeat)
     fit.quieten()
     warnings.filterwarnings("ignore")
-    runs = runs_of_repeats(CHOSEN)
+    runs = runs_of_repeats(PROBE_OF_ALL)
     store = prepare(runs[0].read_settings().data).store
     rows = []
     for share in SHARES:

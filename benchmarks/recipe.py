@@ -9,17 +9,20 @@ in the table.
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.noise import python
 from osteo.data.prepare import prepare
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.outcomes import check_run
-from osteo.evaluation.systems import Experiment, System, read_experiment
+from osteo.evaluation.systems import Experiment, System, read_experiment, validate
 from osteo.evaluation.tests import holm, paired_bootstrap
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of, trained
@@ -35,8 +38,10 @@ WEIGHTS = [
 DATA = ["data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.split.fold=range(5)"]
 PROBE = [*WEIGHTS, "experiment=probe"]
 FINETUNE = [*WEIGHTS, "experiment=finetune"]
-BEST = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
-CHOSEN, REFERENCE = "probe of all stages, crop 320", "probe, crop 224"
+OF_ALL = [*PROBE, "model.stages=true", "data.fit=crop", "data.image_size=320"]
+PROBE_OF_ALL, SCRATCH, REFERENCE = "probe of all stages, crop 320", "scratch, ResNet18, crop 128", "probe, crop 224"
+BEST_OF = (PROBE_OF_ALL, SCRATCH)
+"""Whose answers `experiment=best` averages: the two that validation puts first, of two kinds."""
 CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     "default recipe from weights, pad 224": (3, [*WEIGHTS, "trainer.max_epochs=15"]),
     **{
@@ -54,12 +59,12 @@ CONFIGURATIONS: dict[str, tuple[int, list[str]]] = {
     },
     "probe, crop 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=crop", "data.image_size=448", "model.patches=2"]),
     "probe, bone 448 in 2 x 2 tiles": (3, [*PROBE, "data.fit=bone", "data.image_size=448", "model.patches=2"]),
-    "best, head linear": (3, [*BEST, "model.head=linear"]),
-    "best, epoch by val loss": (3, [*BEST, "trainer.monitor=val/loss"]),
-    "best, without flips": (3, [*BEST, "augment=none", "model.tta=[]"]),
-    "best, views turned and enlarged too": (3, [*BEST, "model.tta=[hflip,rotate,zoom]"]),
-    "best, mixup 0.4": (3, [*BEST, "augment.mixup=0.4"]),
-    "best, smoothing 0.2": (3, [*BEST, "loss.label_smoothing=0.2"]),
+    f"{PROBE_OF_ALL}, head linear": (3, [*OF_ALL, "model.head=linear"]),
+    f"{PROBE_OF_ALL}, epoch by val loss": (3, [*OF_ALL, "trainer.monitor=val/loss"]),
+    f"{PROBE_OF_ALL}, without flips": (3, [*OF_ALL, "augment=none", "model.tta=[]"]),
+    f"{PROBE_OF_ALL}, views turned and enlarged too": (3, [*OF_ALL, "model.tta=[hflip,rotate,zoom]"]),
+    f"{PROBE_OF_ALL}, mixup 0.4": (3, [*OF_ALL, "augment.mixup=0.4"]),
+    f"{PROBE_OF_ALL}, smoothing 0.2": (3, [*OF_ALL, "loss.label_smoothing=0.2"]),
     **{
         f"finetune, {fit} {side}": (3, [*FINETUNE, f"data.fit={fit}", f"data.image_size={side}"])
         for fit, side in (("pad", 224), ("crop", 224), ("crop", 320), ("crop", 448), ("bone", 448))
@@ -85,6 +90,7 @@ def table() -> list[dict]:
     """One row per configuration of which a repeat has been trained."""
     found = {name: read_experiment(runs) for name in CONFIGURATIONS if (runs := runs_of_repeats(name))}
     rows = [row(name, experiment, found[REFERENCE]) for name, experiment in found.items()]
+    rows += rows_of_best(found[REFERENCE])
     corrected = iter(holm([row["p"] for row in rows]))
     for line in rows:
         line["above width and height, p after Holm"] = f"{next(corrected):.2g}"
@@ -120,16 +126,47 @@ def train(name: str, repeat: int) -> None:
     subprocess.run([*python("osteo"), "train", *goes_on], check=True, stdout=subprocess.DEVNULL)
 
 
-def row(name: str, experiment: Experiment, reference: Experiment) -> dict:
-    """What a configuration reaches."""
-    model, shortcut = experiment.of_kind("model")[0], experiment.of_kind("shortcut")[0]
+def rows_of_best(reference: Experiment) -> list[dict]:
+    """What the mean of both networks reaches, in each repeat and over all, once both have been trained alike."""
+    runs = [runs_of_repeats(name) for name in BEST_OF]
+    if len(runs[0]) != len(runs[1]):
+        return []
+    experiment = read_experiment([*runs[0], *runs[1]])
+    validation = validation_auroc(*runs)
+    means = [system for system in experiment.of_kind("ensemble") if system.name.startswith("mean of 2 models")]
+    return [
+        row(f"best, {mean.name}", experiment, reference, replace(mean, validation={"auroc": validation}))
+        for mean in means
+        if not mean.name.endswith("weighted")
+    ]
+
+
+def validation_auroc(*runs: list[Run]) -> float:
+    """The AUROC on validation of mean calibrated probabilities, itself the mean over folds and repeats."""
+    values = []
+    for together in zip(*runs, strict=True):
+        tables = [run.read_predictions() for run in together]
+        calibrated = [calibrate(table["logit"].to_numpy(), validate(table).temperature) for table in tables]
+        of_val = [scores[table["split"] == "val"] for scores, table in zip(calibrated, tables, strict=True)]
+        image_ids, labels = (
+            tables[0].loc[tables[0]["split"] == "val", name].tolist() for name in ("image_id", "label")
+        )
+        if any(table.loc[table["split"] == "val", "image_id"].tolist() != image_ids for table in tables):
+            raise ValueError("the networks were validated on different pictures")
+        values.append(roc_auc_score(labels, np.mean(of_val, axis=0)))
+    return float(np.mean(values))
+
+
+def row(name: str, experiment: Experiment, reference: Experiment, mean: System | None = None) -> dict:
+    """What a configuration reaches, or the mean of some."""
+    model, shortcut = mean or experiment.of_kind("model")[0], experiment.of_kind("shortcut")[0]
     labels, groups = experiment.labels, experiment.groups
     intervals = metric_intervals(labels, model.probabilities, groups, networks=model.networks)
     against = paired_bootstrap(labels, model.answers(), shortcut.answers(), groups)["auroc"]
     probe = reference.of_kind("model")[0]
     shared = min(model.repeats, probe.repeats)
     beside = paired_bootstrap(labels, first(model, shared), first(probe, shared), groups)["auroc"]
-    knee, area = evidence(name)
+    knee, area = evidence(name) if mean is None else ("-", "-")
     return {
         "configuration": name,
         "repeats": model.repeats,
@@ -143,8 +180,15 @@ def row(name: str, experiment: Experiment, reference: Experiment) -> dict:
         "p of that": f"{beside.p:.2g}" if name != REFERENCE else "-",
         "evidence in the knee": knee,
         "without aim": area,
-        "s per fold": round(float(np.median([run.read_environment()["seconds"] for run in model.runs])), 1),
+        "s per fold": seconds(model.runs) if mean is None else "-",
     }  # fmt: skip
+
+
+def seconds(runs: list[Run]) -> str:
+    """What a run took, and on what."""
+    facts = [run.read_environment() for run in runs]
+    on = "/".join(sorted({of_run["accelerator"] for of_run in facts}))
+    return f"{np.median([of_run['seconds'] for of_run in facts]):.1f} ({on})"
 
 
 def first(model: System, repeats: int):
@@ -156,6 +200,8 @@ def first(model: System, repeats: int):
 def evidence(name: str) -> list[str]:
     """The share of the first repeat's Grad-CAM that lies in the knee, and that of a map without aim; kept as a file."""
     kept = folder(name) / "evidence.json"
+    if not kept.exists() and not runs_of_repeats(name)[0].best_checkpoint.exists():
+        return ["-", "-"]  # trained elsewhere, and its checkpoints left there
     if not kept.exists():
         runs = runs_of_repeats(name)[:5]
         _, store = prepare(runs[0].read_settings().data)

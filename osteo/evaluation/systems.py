@@ -56,8 +56,8 @@ class System:
     networks: Labels
     """number of the network, or of the repeat's set of networks, that tested the picture; -1 where there is none"""
     details: Floats | None = None
-    """what the task says beyond the positive class, (R, N, K): the probabilities of all classes, or the T-score; None of
-    what is no model, and where two classes are all"""
+    """what the task says beyond the positive class, (R, N, K): the probabilities of all classes, or the T-score; None
+    of what is no model, and where two classes are all"""
     validation: dict[str, float] = field(default_factory=dict)
     """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
