@@ -3,6 +3,7 @@
 import shlex
 from datetime import timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -19,6 +20,8 @@ from osteo.task import BINARY, T_SCORE_CUTS, TASKS, THRESHOLD, Task
 if TYPE_CHECKING:
     from osteo.report.page import Report
 
+BEYOND = ("balanced_accuracy", "quadratic_weighted_kappa", "auroc_macro", "mean_absolute_error", "bias", "pearson_r")
+"""Metrics on the board of tasks that say more than of two classes."""
 FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
 
 
@@ -87,18 +90,25 @@ def show_report(report: "Report") -> None:
 
 
 def results_table(board: pd.DataFrame) -> Table:
-    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out."""
+    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out.
+
+    Where a task says more than of two classes, the metrics are the main ones, so that they stand side by side.
+    """
     from osteo.evaluation.agreement import AGREEMENT  # with SciPy, which `osteo status` need not wait for
     from osteo.evaluation.metrics import all_metrics
     from osteo.evaluation.multiclass import class_metrics
+    from osteo.report.rows import MAIN
 
     titles = {metric.name: metric.title for metric in AGREEMENT}
-    titles |= {name: metric.title for name, metric in [*class_metrics().items(), *all_metrics().items()]}
+    titles |= {name: metric.title for name, metric in class_metrics().items()}
+    titles = {name: fill(title, 12) for name, title in titles.items()}
+    titles |= {name: metric.title for name, metric in all_metrics().items()}
+    is_beyond = any(f"test/{name}" in board for name in BEYOND)
     columns = {key: key for key in FACTS if key in board}
     columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
     for key in board:
         kind, _, name = str(key).partition("/")
-        if kind == "test":
+        if kind == "test" and (not is_beyond or name in (*BEYOND, *MAIN)):
             columns[str(key)] = titles.get(name, name)  # else of a plugin that is not here
     columns["seconds"] = "seconds"
     for key in ("seed", "fold"):
@@ -117,13 +127,12 @@ def _footnote(task: Task) -> str:
     positive = task.class_names[-1]
     if task.kind == "regression":
         return (
-            f"; errors, bias and limits of agreement are in T-scores, and what tells two classes apart is of {positive}"
-            f" at or below {T_SCORE_CUTS[-1]}"
+            f"; errors and bias are in T-scores, and what tells two classes apart is of their cut at {T_SCORE_CUTS[-1]}"
         )
     if task.has_many_classes:
         return (
-            f", each called the most probable of {len(task.class_names)} classes; AUROC without a class, sensitivity"
-            f" and specificity are of {positive} against the rest"
+            f", each called the most probable of {len(task.class_names)} classes; AUROC, sensitivity and specificity"
+            f" are of {positive} against the rest"
         )
     return f" at a threshold of {THRESHOLD}"
 
