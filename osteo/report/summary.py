@@ -43,8 +43,7 @@ def show_runs(directory: Path) -> bool:
         console.print(results_table(board))
         console.print(
             "one row per run, the best AUROC on validation first; the other metrics are of its test pictures"
-            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable))
-            + "; precision, recall and F1 are macro averages",
+            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
@@ -134,7 +133,7 @@ def _footnote(task: Task) -> str:
             f", each called the most probable of {len(task.class_names)} classes; AUROC, sensitivity and specificity"
             f" are of {positive} against the rest"
         )
-    return f" at a threshold of {THRESHOLD}"
+    return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
 
 
 def _cell(key: str, value: object) -> str:

@@ -278,7 +278,8 @@ def _tables(
     titles: Mapping[str, str],
     compared: tuple[str, ...],
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
-    """The tables NAME and NAME_tests as text, with some metrics, and as numbers, with all of them."""
+    """The tables NAME and NAME_tests as text, some metrics first, and as numbers; the second has some alone as text."""
+    titles = {metric: titles[metric] for metric in dict.fromkeys((*compared, *titles))}
     texts = [
         {"system": model} | {title: format_interval(of_model[metric]) for metric, title in titles.items()}
         for model, of_model in intervals.items()
@@ -331,8 +332,8 @@ def _notes(name: str, note: str) -> dict[str, tuple[str, str]]:
 
 def _elsewhere(task: Task, title: str) -> str:
     return (
-        f'What stands under "{title}" is of this task; everything else on this page is of {task.class_names[-1]}'
-        " against the rest."
+        f'This and the section "{title}" are of the whole task; everything else on this page is of'
+        f" {task.class_names[-1]} against the rest."
     )
 
 
