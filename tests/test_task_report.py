@@ -23,6 +23,7 @@ from osteo.records.record import Run
 from osteo.report import figures, page
 from osteo.report.html import inline
 from osteo.report.page import Report
+from osteo.report.radiographs import called_by
 from osteo.report.rows import p_value
 from osteo.report.sections.task import POINTS, class_confusion
 from osteo.report.summary import show_runs
@@ -269,6 +270,24 @@ def test_the_board_says_what_its_metrics_are_of(
     assert sentence in said
     shown = {"three_class": "kappa", "t_score": "Pearson's r", "osteopenia_or_worse": "F1"}
     assert [name for name, metric in shown.items() if metric in said.partition("one row per run")[0]] == [task]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "shown"),
+    [
+        ("binary", {"probability": 0.2}, ("normal", "80%")),
+        ("osteopenia_or_worse", {"probability": 0.9}, ("osteopenia or worse", "90%")),
+        ("t_score", {"probability": 0.4, "predicted_t_score": -2.12}, ("osteopenia", "T -2.1")),
+        (
+            "ordinal",
+            {"probability": 0.4, "probability_normal": 0.1, "probability_osteopenia": 0.5,
+             "probability_osteoporosis": 0.4},
+            ("osteopenia", "50%"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_prediction_is_shown_as_its_task_calls_it(task: str, row: dict[str, float], shown: tuple[str, str]) -> None:
+    assert called_by(TASKS[task], pd.Series(row)) == shown
 
 
 @pytest.mark.parametrize("task", ["three_class", "t_score", "osteopenia_or_worse"])

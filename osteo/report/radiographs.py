@@ -156,7 +156,7 @@ def _called(sides: tuple[str, str], probability: float) -> tuple[str, str]:
     return sides[is_positive], f"{probability if is_positive else 1.0 - probability:.0%}"
 
 
-def _answer(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
+def called_by(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
     """The class that a row of predictions.csv is called, and its probability in percent, or the T-score."""
     details = {name: float(row[name]) for name in details_columns(task)}
     called = call_by_details(task, details)
@@ -234,7 +234,7 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     chosen = test.iloc[_spread(len(test), PREDICTIONS)]
     predicted = []
     for _, row in chosen.iterrows():
-        called, why = _answer(task, row)
+        called, why = called_by(task, row)
         is_right = called == task.class_names[int(row["label"])]
         predicted.append(Panel(picture(str(row["image_id"])), f"{called} {why}", is_right))
     rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]

@@ -99,11 +99,10 @@ def _classes(results: Results) -> TaskSection:
 
     titles = {name: metric.title for name, metric in class_metrics(names).items() if name != "auroc"}
     titles |= {name: f"{titles[name]}, {names[-1]}" for name in ("sensitivity", "specificity")}
+    compared = ("auroc_macro", "balanced_accuracy", "quadratic_weighted_kappa", "accuracy")
+    titles = {name: titles[name] for name in dict.fromkeys((*compared, *titles))}  # these first
     matrices = {r.system.name: class_confusion(labels, _details(r.system)) for r in results.models}
-    tables, numbers = _tables(
-        "classes", intervals, _pairs(results, compare), titles,
-        ("auroc_macro", "balanced_accuracy", "quadratic_weighted_kappa", "accuracy"),
-    )  # fmt: skip
+    tables, numbers = _tables("classes", intervals, _pairs(results, compare), titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in titles}
     return TaskSection(
@@ -278,8 +277,7 @@ def _tables(
     titles: Mapping[str, str],
     compared: tuple[str, ...],
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
-    """The tables NAME and NAME_tests as text, some metrics first, and as numbers; the second has some alone as text."""
-    titles = {metric: titles[metric] for metric in dict.fromkeys((*compared, *titles))}
+    """The tables NAME and NAME_tests as text, the second of some metrics alone, and as numbers, of all."""
     texts = [
         {"system": model} | {title: format_interval(of_model[metric]) for metric, title in titles.items()}
         for model, of_model in intervals.items()
