@@ -152,7 +152,7 @@ def _mistakes(
 
 def _called(sides: tuple[str, str], probability: float) -> tuple[str, str]:
     """The side that a probability of the positive class stands for, and the probability of that side in percent."""
-    is_positive = probability > THRESHOLD
+    is_positive = bool(probability > THRESHOLD)
     return sides[is_positive], f"{probability if is_positive else 1.0 - probability:.0%}"
 
 
