@@ -69,8 +69,7 @@ def train(config: Config, job: Job) -> None:
         facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)
         facts |= {"leaks": {kind: len(sets) for kind, sets in leaks(prepared.manifest).items()}}
         record.write_environment(**facts)
-        best = fit.history_of(callbacks)[best_epoch]
-        fit.log_result(loggers, results | facts, best, predictions, module.task)
+        fit.log_result(loggers, results | facts, fit.history_of(callbacks)[best_epoch], predictions)
     record.set_status("done")
 
 

@@ -1,6 +1,5 @@
-"""The card of a model's best checkpoint, and the hashes that name it and its data."""
+"""The card of a model's best checkpoint."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from osteo.data import summary
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import validate
-from osteo.files import sha256_of
 from osteo.report.html import render
 from osteo.report.results import Result, Results
+from osteo.report.sections.record import data_sha256, file_sha256
 from osteo.report.sections.task import TaskSection
 from osteo.task import RULES
 
@@ -21,18 +20,6 @@ FITS = {
     "crop": "cropped to a square about the joint, 1.3 times as wide as the bone",
     "bone": "four tiles of bone, of the distal femur over the proximal tibia, 0.3 times as wide as the bone each",
 }  # fmt: skip
-
-
-def data_sha256(manifest: pd.DataFrame) -> str:
-    """A hash of the used pictures and their labels, whatever their names and order."""
-    used = manifest[manifest["split"] != "excluded"]
-    lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file, or a dash where it is gone."""
-    return sha256_of(path) if path.is_file() else "-"
 
 
 def model_card(

@@ -24,14 +24,14 @@ from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
-from osteo.report.card import data_sha256, file_sha256, model_card
+from osteo.report.card import model_card
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
+from osteo.report.sections import record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
 from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
-from osteo.task import Task
 from osteo.training.augment import make_augmentation
 from osteo.training.tracking import group_of, wandb_settings
 
@@ -280,9 +280,9 @@ def _tables(
         "subgroups": rows.subgroup_table(results, results.best, clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
-        "runs": _runs(board, results.experiment.task),
-        "versions": _versions(runs),
-        "hashes": _hashes(results, manifest),
+        "runs": record.runs_table(board, results.experiment.task),
+        "versions": record.versions_table(runs),
+        "hashes": record.hashes_table(results, manifest),
     }
 
 
@@ -313,36 +313,3 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
         f" {leaks['patients']} patients stand on more than one side of a run's split, at most.",
     ]
     return leaks["clusters"], len(used_contradictory), lines
-
-
-def _runs(board: pd.DataFrame, task: Task) -> pd.DataFrame:
-    own = {"nominal": "test/balanced_accuracy", "ordinal": "test/balanced_accuracy",
-           "regression": "test/mean_absolute_error"}.get(task.kind, "test/accuracy")  # fmt: skip
-    columns = ["run", "backbone", "seed", "fold", "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]
-    table = board[columns].copy()
-    table["fold"] = table["fold"].astype("Int64")
-    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
-        columns=lambda name: name.replace("_", " ")
-    )
-
-
-def _versions(runs: Sequence[Run]) -> pd.DataFrame:
-    environments = [run.read_environment() for run in runs]
-    versions = [
-        {
-            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
-            "machine": facts["machine"], **{name: facts.get(name, "-") for name in ("accelerator", "precision")},
-        }
-        for facts in environments
-    ]  # fmt: skip
-    return pd.DataFrame(
-        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
-    )
-
-
-def _hashes(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
-    hashes = [("data", data_sha256(manifest))]
-    for result in results.models:
-        run = result.system.best_run
-        hashes.append((f"{result.system.name}, run {run.name}", file_sha256(run.best_checkpoint)))
-    return pd.DataFrame(hashes, columns=["of", "SHA-256"])

@@ -353,7 +353,7 @@ def facts_of(
 
 
 def log_result(
-    loggers: list[Logger], values: dict[str, Any], best: dict[str, float], predictions: pd.DataFrame, task: Task
+    loggers: list[Logger], values: dict[str, Any], best: dict[str, float], predictions: pd.DataFrame
 ) -> None:
     """Gives every logger the final values, and those of the best epoch as best/...; W&B gets test predictions too."""
     values = values | {f"best/{name}": value for name, value in best.items()}
@@ -364,7 +364,7 @@ def log_result(
     }
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.result(values, predictions, task)
+            logger.result(values, predictions)
         else:
             logger.log_metrics(numbers, step=int(best["step"]))
             logger.save()

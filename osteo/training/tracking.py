@@ -26,7 +26,7 @@ from osteo.config import Config, WandbConfig
 from osteo.errors import UserError, unknown
 from osteo.files import display_path, public
 from osteo.records.record import Job
-from osteo.task import T_SCORE, THRESHOLD, Task, call_by_details, details_columns
+from osteo.task import BINARY, T_SCORE, TASKS, THRESHOLD, probability_columns
 
 if TYPE_CHECKING:
     import wandb
@@ -162,6 +162,7 @@ class WandbLogger(loggers.WandbLogger):
         self._has_warned = self._has_withheld = False
         self._upload_pictures = settings.upload_pictures
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
+        self._task = TASKS[configuration.get("task", BINARY.name)]
         self._run = self._begin(settings, configuration, place, self._mode(settings.mode))
         super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
         self._attempt(lambda: self._run.define_metric("epoch"))
@@ -174,15 +175,14 @@ class WandbLogger(loggers.WandbLogger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run has its configuration from its start, without paths."""
 
-    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame, task: Task) -> None:
+    def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
         """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve.
 
-        The curves are of the positive class against the rest. The table names a picture by its row in predictions.csv,
-        counted from 0: a file's name may be a patient's. A measured T-score is a patient's, too, and has no part in it.
+        The table names a picture by its row in predictions.csv, counted from 0: a file's name may be a patient's.
         """
         values = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
         self._attempt(lambda: self._run.summary.update(values))
-        self._attempt(lambda: self._send(self._plots(predictions, task)))
+        self._attempt(lambda: self._send(self._plots(predictions)))
 
     def figures(self, paths: Mapping[str, Path]) -> None:
         """Adds pictures, by their names, where pictures are to be uploaded."""
@@ -309,27 +309,20 @@ class WandbLogger(loggers.WandbLogger):
                 log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
             self._has_warned = True
 
-    def _plots(self, predictions: pd.DataFrame, task: Task) -> dict[str, Any]:
+    def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
         import wandb
 
-        kept = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group", T_SCORE], errors="ignore")
-        test = kept.reset_index(names="row")
-        names, truth = list(task.class_names), test["label"].astype(int).tolist()
-        beyond = details_columns(task)
-        calls = [
-            call_by_details(task, dict(zip(beyond, details, strict=True))) or names[int(probability > THRESHOLD)]
-            for details, probability in zip(test[beyond].to_numpy(float), test["probability"], strict=True)
-        ]
-        curve: dict[str, Any] = {
-            "y_true": [int(label == task.positive) for label in truth],
-            "y_probas": [[1.0 - p, p] for p in test["probability"]],
-            "labels": list(task.sides),
-            "classes_to_plot": [1],
-        }
+        test = predictions[predictions["split"] == "test"].reset_index(names="row")
+        test = test.drop(columns=["image_id", "group", T_SCORE], errors="ignore")  # none is anybody else's business
+        truth = (test["label"] == self._task.positive).astype(int).tolist()
+        both = [[1.0 - p, p] for p in test["probability"]]
+        names, called = list(self._task.sides), [int(p > THRESHOLD) for p in test["probability"]]
+        curve: dict[str, Any] = {"y_true": truth, "y_probas": both, "labels": names, "classes_to_plot": [1]}
+        if columns := probability_columns(self._task):
+            names, truth = list(self._task.class_names), test["label"].astype(int).tolist()
+            called = test[columns].to_numpy().argmax(1).tolist()
         return {
-            "test/confusion": wandb.plot.confusion_matrix(
-                y_true=truth, preds=[names.index(call) for call in calls], class_names=names, title="test"
-            ),
+            "test/confusion": wandb.plot.confusion_matrix(y_true=truth, preds=called, class_names=names, title="test"),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
             "test/predictions": wandb.Table(dataframe=test),

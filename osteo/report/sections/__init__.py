@@ -1,1 +1,1 @@
-"""Sections of a report that are there for some sweeps only."""
+"""Sections of the report that stand by themselves."""

@@ -1,0 +1,60 @@
+"""The section "Record" of the report: runs, versions and hashes."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from osteo.files import sha256_of
+from osteo.records.record import Run
+from osteo.report.results import Results
+from osteo.task import Task
+
+
+def runs_table(board: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """One row per run of the leaderboard, those of one model beside each other."""
+    own = {"nominal": "test/balanced_accuracy", "ordinal": "test/balanced_accuracy",
+           "regression": "test/mean_absolute_error"}.get(task.kind, "test/accuracy")  # fmt: skip
+    columns = ["run", "backbone", "seed", "fold", "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]
+    table = board[columns].copy()
+    table["fold"] = table["fold"].astype("Int64")
+    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
+        columns=lambda name: name.replace("_", " ")
+    )
+
+
+def versions_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """With what the runs were trained: libraries, machine and precision; several values where runs differ."""
+    environments = [run.read_environment() for run in runs]
+    versions = [
+        {
+            "osteo": facts["osteo"], "Python": facts["python"], **facts["libraries"], "system": facts["system"],
+            "machine": facts["machine"], **{name: facts.get(name, "-") for name in ("accelerator", "precision")},
+        }
+        for facts in environments
+    ]  # fmt: skip
+    return pd.DataFrame(
+        {"name": name, "version": ", ".join(sorted({str(of_run[name]) for of_run in versions}))} for name in versions[0]
+    )
+
+
+def data_sha256(manifest: pd.DataFrame) -> str:
+    """A hash of the used pictures and their labels, whatever their names and order."""
+    used = manifest[manifest["split"] != "excluded"]
+    lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def hashes_table(results: Results, manifest: pd.DataFrame) -> pd.DataFrame:
+    """SHA-256 of the data, and of each model's best checkpoint."""
+    hashes = [("data", data_sha256(manifest))]
+    for result in results.models:
+        run = result.system.best_run
+        hashes.append((f"{result.system.name}, run {run.name}", file_sha256(run.best_checkpoint)))
+    return pd.DataFrame(hashes, columns=["of", "SHA-256"])
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file, or a dash where it is gone."""
+    return sha256_of(path) if path.is_file() else "-"
