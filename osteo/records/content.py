@@ -129,7 +129,7 @@ def read_metrics(path: Path, needed: Values) -> dict[str, Any]:
     for name, value in content.items():
         kind = name.rpartition("/")[2]
         if kind == "confusion_matrix":
-            is_good = isinstance(value, list) and len(value) == 2 and all(_is_pair(row) for row in value)
+            is_good = isinstance(value, list) and len(value) > 1 and all(_is_row(row, len(value)) for row in value)
         elif kind in SHARES:
             is_good = value is None or _is_number(value, 0.0, 1.0)
         else:
@@ -139,8 +139,11 @@ def read_metrics(path: Path, needed: Values) -> dict[str, Any]:
     return content
 
 
-def _is_pair(row: object) -> bool:
-    return isinstance(row, list) and len(row) == 2 and all(isinstance(n, int) and _is_number(n, 0, 2**53) for n in row)
+def _is_row(row: object, count: int) -> bool:
+    """Whether it is a row of a confusion matrix of so many classes."""
+    if not isinstance(row, list) or len(row) != count:
+        return False
+    return all(isinstance(n, int) and _is_number(n, 0, 2**53) for n in row)
 
 
 def _is_number(value: object, low: float, high: float) -> bool:

@@ -26,7 +26,7 @@ from osteo.config import Config, WandbConfig
 from osteo.errors import UserError, unknown
 from osteo.files import display_path, public
 from osteo.records.record import Job
-from osteo.task import CLASS_NAMES, THRESHOLD
+from osteo.task import BINARY, T_SCORE, TASKS, THRESHOLD, probability_columns
 
 if TYPE_CHECKING:
     import wandb
@@ -162,6 +162,7 @@ class WandbLogger(loggers.WandbLogger):
         self._has_warned = self._has_withheld = False
         self._upload_pictures = settings.upload_pictures
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
+        self._task = TASKS[configuration.get("task", BINARY.name)]
         self._run = self._begin(settings, configuration, place, self._mode(settings.mode))
         super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
         self._attempt(lambda: self._run.define_metric("epoch"))
@@ -311,19 +312,17 @@ class WandbLogger(loggers.WandbLogger):
     def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
         import wandb
 
-        test = predictions[predictions["split"] == "test"].drop(columns=["image_id", "group"]).reset_index(names="row")
-        truth = test["label"].astype(int).tolist()
+        test = predictions[predictions["split"] == "test"].reset_index(names="row")
+        test = test.drop(columns=["image_id", "group", T_SCORE], errors="ignore")  # none is anybody else's business
+        truth = (test["label"] == self._task.positive).astype(int).tolist()
         both = [[1.0 - p, p] for p in test["probability"]]
-        curve: dict[str, Any] = {
-            "y_true": truth,
-            "y_probas": both,
-            "labels": list(CLASS_NAMES),
-            "classes_to_plot": [1],
-        }
+        names, called = list(self._task.sides), [int(p > THRESHOLD) for p in test["probability"]]
+        curve: dict[str, Any] = {"y_true": truth, "y_probas": both, "labels": names, "classes_to_plot": [1]}
+        if columns := probability_columns(self._task):
+            names, truth = list(self._task.class_names), test["label"].astype(int).tolist()
+            called = test[columns].to_numpy().argmax(1).tolist()
         return {
-            "test/confusion": wandb.plot.confusion_matrix(
-                y_true=truth, preds=[int(p > THRESHOLD) for _, p in both], class_names=list(CLASS_NAMES), title="test"
-            ),
+            "test/confusion": wandb.plot.confusion_matrix(y_true=truth, preds=called, class_names=names, title="test"),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
             "test/predictions": wandb.Table(dataframe=test),
