@@ -151,11 +151,6 @@ def call_by_details(task: Task, details: Mapping[str, float]) -> str | None:
     return max(zip(columns, task.class_names, strict=True), key=lambda pair: details[pair[0]])[1] if columns else None
 
 
-def call(probability: float, threshold: float = THRESHOLD) -> str:
-    """The class that a probability of the positive class stands for."""
-    return CLASS_NAMES[int(probability > threshold)]
-
-
 def direction(followed: str) -> Direction:
     """Whether a value that training follows, such as val/loss or val/auroc, is better when it is lower or higher.
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from osteo.errors import UserError
 from osteo.evaluation.bootstrap import bootstrap, rows_of
 from osteo.parts import Explainable
-from osteo.task import POSITIVE
+from osteo.task import BINARY, Task
 from osteo.types import Floats, Grey, Mask
 
 BORDER = 1 / 16  # of the side, on each of four
@@ -231,13 +231,16 @@ def overlay(picture: Grey, cam: npt.NDArray[np.floating]) -> Grey:
     return np.asarray(picture[:, :, None] * (1.0 - weight) + heat * weight, np.uint8)
 
 
-def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: Sanity | None) -> list[str]:
+def findings(
+    measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: Sanity | None, task: Task = BINARY
+) -> list[str]:
     """What maps of many pictures add up to, in words with 95 % intervals.
 
     Args:
         measured: by image_id.
         pictures: with the columns image_id, group and label.
         sanity: whether the maps depend on what was learnt, where that was checked.
+        task: for whose positive class the evidence is.
     """
     rows = pictures[pictures["image_id"].isin(list(measured))]
     values = np.array([measured[image_id] for image_id in rows["image_id"]])
@@ -253,8 +256,8 @@ def findings(measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: 
     border_area = 1.0 - (1.0 - 2 * BORDER) ** 2
     reach = f" ({outside.low:.0%} to {outside.high:.0%})" if np.isfinite(outside.low) else ""  # else too few pictures
     lines = [
-        f"Of the evidence for {POSITIVE} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside the"
-        " knee: on air, padding, markers or the border. These take"
+        f"Of the evidence for {task.sides[1]} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside"
+        " the knee: on air, padding, markers or the border. These take"
         f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
         f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
     ]

@@ -16,7 +16,7 @@ from osteo.evaluation.metrics import all_metrics
 from osteo.files import whole
 from osteo.report.paper import HEADINGS
 from osteo.report.results import Result
-from osteo.task import CLASS_NAMES, CLASSES
+from osteo.task import CLASSES, Task
 from osteo.types import Floats, Grey
 
 BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
@@ -69,16 +69,17 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def overview(models: Sequence[Result], manifest: pd.DataFrame) -> dict[str, Figure]:
+def overview(models: Sequence[Result], manifest: pd.DataFrame, task: Task) -> dict[str, Figure]:
     """The data set, and what every model reaches: the values of the page, all folds together, the mean over repeats.
 
     Args:
         models: the chosen one first.
         manifest: of one of their runs.
+        task: names the positive class and the rest.
     """
     drawn = models[:MOST]
     matrices = {result.system.name: result.confusion for result in drawn}
-    return {"collection": collection(manifest), "metrics": bars(drawn), "confusion": confusion(matrices)}
+    return {"collection": collection(manifest), "metrics": bars(drawn), "confusion": confusion(matrices, task.sides)}
 
 
 def collection(manifest: pd.DataFrame) -> Figure:
@@ -143,6 +144,19 @@ def panels(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
         return figure
 
 
+def grid_of_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """An empty panel for each model, in rows of up to three, on the same axes."""
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel())
+    for axes in panels[len(titles) :]:
+        axes.axis("off")
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(fill(title, 32))
+    return figure, panels[: len(titles)]
+
+
 def _draw(axes: Axes, panel: Panel) -> None:
     axes.imshow(panel.picture, cmap="gray", vmin=0, vmax=255)
     if panel.is_right is None:
@@ -175,10 +189,17 @@ def bars(models: Sequence[Result]) -> Figure:
         return figure
 
 
-def confusion(matrices: Mapping[str, Floats]) -> Figure:
-    """Confusion matrices side by side, truth down, call across: pictures, and shares of the true class."""
+def confusion(matrices: Mapping[str, Floats], class_names: Sequence[str]) -> Figure:
+    """Confusion matrices side by side, truth down, call across: pictures, and shares of the true class.
+
+    Args:
+        matrices: by title, (C, C).
+        class_names: in the order of their labels, C of them.
+    """
+    places = range(len(class_names))
+    side = 1.25 * len(class_names)  # inches
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.5 * len(matrices) + 0.4, 2.7), layout="constrained")
+        figure = Figure(figsize=(side * len(matrices) + 0.4, side + 0.2), layout="constrained")
         for place, (title, matrix) in enumerate(matrices.items()):
             shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1e-9)
             axes = figure.add_subplot(1, len(matrices), place + 1)
@@ -187,9 +208,11 @@ def confusion(matrices: Mapping[str, Floats]) -> Figure:
                 colour = "white" if shares[row, column] > 0.55 else INK
                 text = f"{count:.1f}".removesuffix(".0") + f"\n{shares[row, column]:.0%}"
                 axes.text(column, row, text, ha="center", va="center", color=colour)
-            axes.set(title=fill(title, 24), xticks=[0, 1], yticks=[0, 1], xlabel="predicted")
-            axes.set_xticklabels(CLASS_NAMES, fontsize=8)
-            axes.set_yticklabels(CLASS_NAMES if place == 0 else ["", ""], fontsize=8, rotation=90, va="center")
+            axes.set(title=fill(title, 24), xticks=places, yticks=places, xlabel="predicted")
+            axes.set_xticklabels(class_names, fontsize=8)
+            axes.set_yticklabels(
+                class_names if place == 0 else [""] * len(places), fontsize=8, rotation=90, va="center"
+            )
             if place == 0:
                 axes.set_ylabel("true")
             axes.tick_params(length=0)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from osteo.report.figures import BLUE, INK, STYLE
 from osteo.report.tables import as_markdown, cell
-from osteo.task import CLASS_NAMES, THRESHOLD
+from osteo.task import THRESHOLD
 from osteo.types import Grey
 
 HEIGHT = 220  # of a picture on a page, in pixels
@@ -29,7 +29,7 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"cell": _cell, "markdown": as_markdown, "classes": CLASS_NAMES, "threshold": THRESHOLD}
+    environment.globals |= {"cell": _cell, "markdown": as_markdown, "threshold": THRESHOLD}
     return environment.get_template(template).render(**context)
 
 

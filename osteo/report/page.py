@@ -16,21 +16,22 @@ from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable
 from osteo.errors import UserError, counted, unknown
-from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL, format_interval
+from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
-from osteo.evaluation.systems import System, read_experiment, validate
+from osteo.evaluation.systems import read_experiment
 from osteo.files import public, write_table, write_text
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
+from osteo.report.card import model_card
 from osteo.report.html import inline, render
 from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, record
+from osteo.report.sections.task import POINTS, TaskSection, task_section
 from osteo.report.tables import remove_tables, write_tables
 from osteo.report.verdict import verdict
-from osteo.task import RULES
 from osteo.training.augment import make_augmentation
 from osteo.training.tracking import group_of, wandb_settings
 
@@ -48,11 +49,6 @@ SECTIONS = {
     "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
     "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
     "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
-}  # fmt: skip
-FITS = {
-    "pad": "padded to a square", "resize": "stretched to a square",
-    "crop": "cropped to a square about the joint, 1.3 times as wide as the bone",
-    "bone": "four tiles of bone, of the distal femur over the proximal tibia, 0.3 times as wide as the bone each",
 }  # fmt: skip
 LIMITS = [
     "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
@@ -92,6 +88,8 @@ class Report:
     verdict: list[str]
     audit: list[str]
     limits: list[str]
+    section: TaskSection | None
+    """what the task says beyond the positive class; None where there is nothing"""
 
     def context(self) -> dict[str, Any]:
         """What the templates read."""
@@ -107,6 +105,9 @@ class Report:
             "notes": self.results.experiment.notes,
             "audit": self.audit,
             "limits": self.limits,
+            "section": self.section,
+            "sides": self.results.experiment.task.sides,
+            "matrices_of_sides": {result.system.name: result.confusion for result in self.results.models},
             "primary": all_metrics()[self.results.primary].title,
             "fewest": (FEWEST, FEWEST_IN_ALL),
             "lower_is_better": [metric.title for metric in all_metrics().values() if metric.direction == "min"],
@@ -119,11 +120,15 @@ class Report:
 
     def html(self) -> str:
         """One HTML file with everything in it."""
+        drawn, captions, titles = self.figures, CAPTIONS, list(SECTIONS.items())
+        if self.section:
+            drawn, captions = drawn | self.section.figures, captions | self.section.captions
+            titles.insert(1, ("task", self.section.title))
         return render(
             "report.html.jinja",
-            figures={name: inline(figure, name, CAPTIONS[name]) for name, figure in self.figures.items()},
-            captions=CAPTIONS,
-            sections=[(id_, name) for id_, name in SECTIONS.items() if id_ != "added" or self.added],
+            figures={name: inline(drawn[name], name, text) for name, text in captions.items() if name in drawn},
+            captions=captions,
+            sections=[(id_, name) for id_, name in titles if id_ != "added" or self.added],
             **self.context(),
         )
 
@@ -135,28 +140,36 @@ class Report:
     def files(self) -> dict[str, pd.DataFrame]:
         """The tables that are files too, by their names."""
         names = ["comparison", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
-        return {**self.paper_tables, **{name: self.tables[name] for name in names if name in self.tables}}
+        return {
+            **self.paper_tables,
+            **(self.section.tables if self.section else {}),
+            **{name: self.tables[name] for name in names if name in self.tables},
+        }
 
     def write(self) -> dict[str, Path]:
         """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
 
         Returns:
-            The figures as PNG, by their names.
+            The figures as PNG, by their names; those that show every picture's T-score are for the directory alone.
         """
         drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
+        drawn |= self.section.figures if self.section else {}
         for name in {*RADIOGRAPHS, added_value.FIGURE} - set(drawn):  # of an earlier report, which may have shown more
             figures.remove(self.directory / "figures", name)
         paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
         remove_tables(self.directory / "tables", set(added_value.TABLES) - set(self.files))
         write_tables(self.directory / "tables", self.files)
         write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
+        for name, table in (self.section.numbers if self.section else {}).items():
+            write_table(self.directory / "tables" / f"{name}.csv", table)
         if not (self.directory / "status.json").exists():
             write_table(self.directory / "leaderboard.csv", self.board)
         write_text(self.directory / "report.html", self.html())
         write_text(self.directory / "report.md", self.markdown())
         for result in self.results.models:
-            write_text(result.system.best_run.directory / "model_card.md", model_card(self, result.system))
-        return paths
+            card = model_card(self.results, result, self.section, self.audit, self.limits)
+            write_text(result.system.best_run.directory / "model_card.md", card)
+        return {name: path for name, path in paths.items() if name not in POINTS}
 
 
 def write_report(runs: str | Path, **options: Any) -> Report:
@@ -226,6 +239,7 @@ def compose(
         results, leaks, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
     )
     beyond = added_value.find(results, setting.covariates, pictures.clinical)
+    section, task = task_section(results), results.experiment.task
     is_phantom = setting.data.name == "phantom"
     variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
@@ -247,16 +261,22 @@ def compose(
         },
         tables=_tables(results, board, manifest, pictures.clinical)
         | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables},
-        paper_figures=figures.overview(results.models, manifest),
+        paper_figures=figures.overview(results.models, manifest, task),
         paper_tables={
-            "table1": paper.table_1(manifest, variants=variants, augment_val=setting.augment.val),
-            "table2": paper.table_2(results.models),
+            "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
+            "table2": paper.table_2(results.models, task),
             "costs": paper.costs(board),
         },
         added=beyond.lines,
-        verdict=[*sentences, *beyond.verdict, *([PHANTOM] if is_phantom else [])],
+        verdict=[
+            *(section.sentences if section else []),
+            *sentences,
+            *beyond.verdict,
+            *([PHANTOM] if is_phantom else []),
+        ],
         audit=audit,
         limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
+        section=section,
     )
 
 
@@ -274,7 +294,7 @@ def _tables(
         "subgroups": rows.subgroup_table(results, results.best, clinical),
         "flow": summary.flow(manifest, DELIBERATE),
         "by_split": summary.by_split(manifest, None),
-        "runs": record.runs_table(board),
+        "runs": record.runs_table(board, results.experiment.task),
         "versions": record.versions_table(runs),
         "hashes": record.hashes_table(results, manifest),
     }
@@ -307,47 +327,3 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
         f" {leaks['patients']} patients stand on more than one side of a run's split, at most.",
     ]
     return leaks["clusters"], len(used_contradictory), lines
-
-
-def model_card(report: Report, system: System) -> str:
-    """The card of a system's best checkpoint, as Markdown."""
-    run = system.best_run
-    facts, settings = run.read_environment(), run.read_settings()
-    manifest = run.read_manifest()
-    result = next(result for result in report.results.models if result.system is system)
-    model, data = settings.model, settings.data
-    start = "random numbers"
-    if model.weights_file:
-        start = f"the file {Path(model.weights_file).name}"
-    elif model.pretrained:
-        start = "timm's pretrained weights"
-    reached = pd.DataFrame(
-        {"metric": metric.title, "95 % interval": format_interval(result.intervals[metric.name])}
-        for metric in all_metrics().values()
-    )
-    sensitivity = report.results.sensitivity
-    return render(
-        "model_card.md.jinja",
-        name=system.name,
-        run=run.name,
-        validation=run.read_metrics()["val/auroc"],
-        facts=facts,
-        size=data.image_size,
-        channels=model.channels,
-        fit=FITS[data.fit],
-        start=start,
-        sha256=record.file_sha256(run.best_checkpoint),
-        osteo=facts["osteo"],
-        torch=facts["libraries"]["torch"],
-        timm=facts["libraries"]["timm"],
-        by_split=summary.by_split(manifest, None),
-        data=data.name,
-        data_sha256=record.data_sha256(manifest),
-        audit=report.audit,
-        design=report.results.experiment.design,
-        reached=reached,
-        shortcut=format_interval(report.results.shortcut.intervals["auroc"]),
-        validated=validate(run.read_predictions(), sensitivity=sensitivity),
-        rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
-        limits=report.limits,
-    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from osteo.report.results import Result
-from osteo.task import CLASS_NAMES
+from osteo.task import BINARY, Task
 
 HEADINGS = {"accuracy": "Accuracy", "precision_macro": "Precision", "recall_macro": "Recall", "f1_macro": "F1-score"}
 """What the paper calls the metrics that it reports."""
@@ -19,16 +19,19 @@ TEST_PICTURES = 47
 """that the paper's Table 2 is about"""
 
 
-def table_1(manifest: pd.DataFrame, *, variants: int, augment_val: bool) -> pd.DataFrame:
+def table_1(manifest: pd.DataFrame, task: Task = BINARY, *, variants: int, augment_val: bool) -> pd.DataFrame:
     """Pictures by split and class, before augmentation and what it adds, in the layout of the paper's Table 1.
 
     Args:
         manifest: with splits.
+        task: whose classes are counted.
         variants: fixed variants an epoch shows of each training picture, the picture itself among them.
         augment_val: whether validation is augmented too.
     """
-    counts = pd.crosstab(manifest["class_name"], manifest["split"]).reindex(
-        index=list(CLASS_NAMES), columns=["train", "val", "test"], fill_value=0
+    used = manifest[manifest["label"].notna()]
+    class_name = used["label"].map(dict(enumerate(task.class_names)))
+    counts = pd.crosstab(class_name, used["split"]).reindex(
+        index=list(task.class_names), columns=["train", "val", "test"], fill_value=0
     )
     factor = pd.Series({"train": variants - 1, "val": (variants - 1) * augment_val, "test": 0})
     rows = pd.concat(
@@ -40,8 +43,8 @@ def table_1(manifest: pd.DataFrame, *, variants: int, augment_val: bool) -> pd.D
     return rows.rename_axis("Sets").reset_index()
 
 
-def table_2(models: Sequence[Result]) -> pd.DataFrame:
-    """Metrics down, models across; of a backbone that the paper reports, its value and the difference beside ours.
+def table_2(models: Sequence[Result], task: Task = BINARY) -> pd.DataFrame:
+    """Metrics down, models across; of a task and a backbone that the paper reports, its value and our difference, too.
 
     Ours are the values of the page: all folds of a repeat together, and the mean over repeats.
     """
@@ -49,7 +52,7 @@ def table_2(models: Sequence[Result]) -> pd.DataFrame:
     for result in models:
         name, ours = result.system.name, [result.intervals[metric].value for metric in HEADINGS]
         columns[name] = [f"{value:.4f}" for value in ours]
-        if reported := TABLE_2.get(result.system.backbone):
+        if task == BINARY and (reported := TABLE_2.get(result.system.backbone)):
             columns[f"{name}, paper"] = [f"{reported[metric]:.4f}" for metric in HEADINGS]
             differences = [value - reported[metric] for value, metric in zip(ours, HEADINGS, strict=True)]
             columns[f"{name}, difference"] = [f"{value:+.4f}" for value in differences]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,10 @@ from matplotlib.figure import Figure
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
 from osteo.evaluation.metrics import all_metrics
-from osteo.report.figures import COLOURS, MOST, STYLE
+from osteo.report.figures import COLOURS, MOST, STYLE, grid_of_panels
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import Results
-from osteo.task import POSITIVE
+from osteo.task import BINARY
 from osteo.types import Floats, Statistic
 
 GRID = np.linspace(0.0, 1.0, 101)
@@ -27,14 +26,14 @@ SOFT = "#888888"
 
 
 def forest(results: Results) -> Figure:
-    """AUROC and accuracy of every system with 95 % intervals, and the paper's accuracies."""
+    """AUROC and accuracy of every system with 95 % intervals, and, of the paper's task, its accuracies."""
     rows: dict[str, list[tuple[str, str, Interval]]] = {
         name: [(r.system.name, r.system.kind, r.intervals[name]) for r in results.ranked]
         for name in ("auroc", "accuracy")
     }
     rows["accuracy"] += [
         (f"{backbone}, paper", "paper", proportion(round(reported["accuracy"] * TEST_PICTURES), TEST_PICTURES))
-        for backbone, reported in TABLE_2.items()
+        for backbone, reported in (TABLE_2.items() if results.experiment.task == BINARY else ())
     ]
     height = 1.1 + 0.24 * len(rows["accuracy"])
     with rc_context(STYLE):
@@ -81,13 +80,8 @@ def reliability(results: Results) -> Figure:
     """Share of cases against probability, before and after the temperature of validation, one panel per model."""
     labels, drawn = results.experiment.labels, results.models[:MOST]
     with rc_context(STYLE):
-        columns = min(3, len(drawn))
-        lines = -(-len(drawn) // columns)
-        figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes in panels[len(drawn) :]:
-            axes.axis("off")
-        for axes, result in zip(panels, drawn, strict=False):
+        figure, panels = grid_of_panels([result.system.name for result in drawn])
+        for axes, result in zip(panels, drawn, strict=True):
             for scores, name, colour in (
                 (result.system.probabilities, "as trained", COLOURS[1]),
                 (result.system.calibrated, "after temperature", COLOURS[0]),
@@ -101,8 +95,8 @@ def reliability(results: Results) -> Figure:
                 bars = np.nan_to_num(np.clip([value - low, high - value], 0, None))
                 axes.errorbar(middle, value, bars, color=colour, marker="o", ms=4, lw=1.3, capsize=2, label=name)
             axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-            axes.set(title=fill(result.system.name, 32), xlim=(0, 1), ylim=(0, 1), xlabel="probability")
-        panels[0].set_ylabel(f"share with {POSITIVE}")
+            axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability")
+        panels[0].set_ylabel(f"share with {results.experiment.task.sides[1]}")
         panels[0].legend(frameon=False, loc="upper left")
         return figure
 

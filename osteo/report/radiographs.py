@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from osteo.report.figures import Panel, panels
 from osteo.report.html import embed
 from osteo.report.results import Results
 from osteo.report.rows import mistakes
-from osteo.task import CLASS_NAMES, call
+from osteo.task import PREDICTED_T_SCORE, TASKS, THRESHOLD, Task, call_by_details, details_columns
 from osteo.training.augment import paper_twins
 from osteo.training.module import build_module, read_checkpoint
 from osteo.types import Grey, ReadFile, Singles
@@ -131,26 +131,41 @@ def _explain(
     if not config.pictures:
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
-    sentences = gradcam.findings(measured, pictures, sanity) if measured else []
-    return PictureFindings(figures, _mistakes(wrong, stored, maps), sentences, sanity, probes, note, clinical)
+    sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
+    return PictureFindings(
+        figures, _mistakes(wrong, stored, maps, results.experiment.task), sentences, sanity, probes, note, clinical
+    )
 
 
-def _mistakes(wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles]) -> list[Mistake]:
+def _mistakes(
+    wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles], task: Task
+) -> list[Mistake]:
+    """Of the positive class against the rest."""
     rows = []
     for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
         picture = stored[image_id]
         overlay = embed(gradcam.overlay(picture, maps[image_id])) if image_id in maps else ""
-        called = call(probability)
-        rows.append(
-            Mistake(image_id, embed(picture), overlay, CLASS_NAMES[int(label)], called, _confidence(probability))
-        )
+        called, confidence = _called(task.sides, probability)
+        rows.append(Mistake(image_id, embed(picture), overlay, task.sides[int(label)], called, confidence))
     return rows
 
 
-def _confidence(probability: float) -> str:
-    """Probability of the class that is called, in percent."""
-    is_positive = CLASS_NAMES.index(call(probability)) == 1
-    return f"{probability if is_positive else 1.0 - probability:.0%}"
+def _called(sides: tuple[str, str], probability: float) -> tuple[str, str]:
+    """The side that a probability of the positive class stands for, and the probability of that side in percent."""
+    is_positive = bool(probability > THRESHOLD)
+    return sides[is_positive], f"{probability if is_positive else 1.0 - probability:.0%}"
+
+
+def called_by(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
+    """The class that a row of predictions.csv is called, and its probability in percent, or the T-score."""
+    details = {name: float(row[name]) for name in details_columns(task)}
+    called = call_by_details(task, details)
+    if called is None:
+        return _called(task.sides, row["probability"])
+    return (
+        called,
+        f"T {details[PREDICTED_T_SCORE]:.1f}" if PREDICTED_T_SCORE in details else f"{max(details.values()):.0%}",
+    )
 
 
 def grad_cams(
@@ -207,9 +222,9 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
 
     manifest = best.read_manifest()
     used = manifest[manifest["split"] != "excluded"]
-    samples = []
-    for name in CLASS_NAMES:
-        ids = used.loc[used["class_name"] == name, "image_id"]
+    samples, task = [], TASKS[setting.task]
+    for label, name in enumerate(task.class_names):
+        ids = used.loc[used["label"] == label, "image_id"]
         samples.append((name, [Panel(picture(i), "") for i in ids.iloc[_spread(len(ids), SAMPLES)]]))
     original = picture(str(used["image_id"].iloc[0]))
     twins = paper_twins(setting.augment)
@@ -218,10 +233,10 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     test = predictions[predictions["split"] == "test"].reset_index(drop=True)
     chosen = test.iloc[_spread(len(test), PREDICTIONS)]
     predicted = []
-    for image_id, label, probability in chosen[["image_id", "label", "probability"]].itertuples(index=False, name=None):
-        called = call(probability)
-        title = f"{called} {_confidence(probability)}"
-        predicted.append(Panel(picture(image_id), title, called == CLASS_NAMES[int(label)]))
+    for _, row in chosen.iterrows():
+        called, why = called_by(task, row)
+        is_right = called == task.class_names[int(row["label"])]
+        predicted.append(Panel(picture(str(row["image_id"])), f"{called} {why}", is_right))
     rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]
     return dict(zip(RADIOGRAPHS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
 

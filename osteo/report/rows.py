@@ -10,9 +10,9 @@ from osteo.evaluation.bootstrap import Interval, bootstrap, format_interval
 from osteo.evaluation.calibration import calibration_error
 from osteo.evaluation.metrics import all_metrics, metric_intervals
 from osteo.evaluation.probes import PROBES
-from osteo.evaluation.systems import Experiment
+from osteo.evaluation.systems import Experiment, System
 from osteo.report.results import Result, Results, mean_over_repeats
-from osteo.task import POSITIVE, RULES, THRESHOLD
+from osteo.task import RULES, THRESHOLD
 
 SMALLEST = 10  # pictures of a subgroup that has a row
 MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgroup, and of the terminal
@@ -81,8 +81,7 @@ def methods_table(results: Results) -> pd.DataFrame:
             values = result.by_repeat[name]
             title, is_repeated = metrics[name].title, len(values) > 1 and result.system.kind == "model"
             row[f"{title}, by repeat"] = f"{values.min():.3f} to {values.max():.3f}" if is_repeated else "-"
-            runs = [run.read_metrics()[f"test/{name}"] for run in result.system.runs]
-            known = [value for value in runs if value is not None]
+            known = _by_run(results, result.system, name)
             row[f"{title}, by run"] = (
                 f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else "-"
             )
@@ -90,6 +89,15 @@ def methods_table(results: Results) -> pd.DataFrame:
         rows.append(row)
     table = pd.DataFrame(rows).fillna("-")
     return table.loc[:, (table != "-").any()]
+
+
+def _by_run(results: Results, system: System, name: str) -> list[float]:
+    """Accuracy or AUROC of each run of a model, those that are defined, of the positive class against the rest."""
+    if name == "accuracy" and results.experiment.task.kind != "binary":  # of which metrics.json has that of the task
+        right = system.right(results.experiment.labels)
+        return [float(right[system.networks == number].mean()) for number in range(len(system.runs))]
+    values = [run.read_metrics()[f"test/{name}"] for run in system.runs]
+    return [value for value in values if value is not None]
 
 
 def primary_table(results: Results) -> pd.DataFrame:
@@ -227,12 +235,12 @@ def subgroup_table(results: Results, result: Result, clinical: pd.DataFrame | No
                     "by": title,
                     "subgroup": name,
                     "pictures": int(inside.sum()),
-                    POSITIVE: int(labels.sum()),
+                    experiment.task.sides[1]: int(labels.sum()),
                     **{metrics[name].title: format_interval(interval) for name, interval in intervals.items()},
                 }
             )
     titles = [metrics[name].title for name in MAIN]
-    return pd.DataFrame(rows, columns=["by", "subgroup", "pictures", POSITIVE, *titles])
+    return pd.DataFrame(rows, columns=["by", "subgroup", "pictures", experiment.task.sides[1], *titles])
 
 
 def mistakes(results: Results, result: Result, count: int) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import shlex
 from datetime import timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,11 +15,13 @@ from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained
 from osteo.report.tables import as_table, terminal
-from osteo.task import THRESHOLD
+from osteo.task import BINARY, T_SCORE_CUTS, TASKS, THRESHOLD, Task
 
 if TYPE_CHECKING:
     from osteo.report.page import Report
 
+BEYOND = ("balanced_accuracy", "quadratic_weighted_kappa", "auroc_macro", "mean_absolute_error", "bias", "pearson_r")
+"""Metrics on the board of tasks that say more than of two classes."""
 FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
 
 
@@ -39,8 +42,8 @@ def show_runs(directory: Path) -> bool:
     if len(board):
         console.print(results_table(board))
         console.print(
-            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures at a"
-            f" threshold of {THRESHOLD}; precision, recall and F1 are macro averages",
+            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures"
+            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
@@ -72,26 +75,40 @@ def show_report(report: "Report") -> None:
 
     console, tables = terminal(), report.files
     console.print(as_table(tables["table1"], title="Table 1: pictures"))
-    console.print(as_table(tables["table2"], title="Table 2: ours, the paper's, and the difference"))
+    task = report.results.experiment.task
+    of_paper = ", the paper's, and the difference" if task == BINARY else ""
+    console.print(as_table(tables["table2"], title=f"Table 2: ours{of_paper}"))
     console.print(as_table(tables["costs"], title="cost"))
     main = ["system", *(all_metrics()[name].title for name in MAIN)]
     console.print(as_table(tables["comparison"][main], title="all folds, mean over repeats, with 95 % intervals"))
+    if report.section:
+        console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
         console.print(f"- {line}", soft_wrap=True)
     console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
 
 
 def results_table(board: pd.DataFrame) -> Table:
-    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out."""
-    from osteo.evaluation.metrics import all_metrics  # with SciPy, which `osteo status` need not wait for
+    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out.
 
-    metrics = all_metrics()
+    Where a task says more than of two classes, the metrics are the main ones, so that they stand side by side.
+    """
+    from osteo.evaluation.agreement import AGREEMENT  # with SciPy, which `osteo status` need not wait for
+    from osteo.evaluation.metrics import all_metrics
+    from osteo.evaluation.multiclass import class_metrics
+    from osteo.report.rows import MAIN
+
+    titles = {metric.name: metric.title for metric in AGREEMENT}
+    titles |= {name: metric.title for name, metric in class_metrics().items()}
+    titles = {name: fill(title, 12) for name, title in titles.items()}
+    titles |= {name: metric.title for name, metric in all_metrics().items()}
+    is_beyond = any(f"test/{name}" in board for name in BEYOND)
     columns = {key: key for key in FACTS if key in board}
     columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
     for key in board:
         kind, _, name = str(key).partition("/")
-        if kind == "test":
-            columns[str(key)] = metrics[name].title if name in metrics else name  # else of a plugin that is not here
+        if kind == "test" and (not is_beyond or name in (*BEYOND, *MAIN)):
+            columns[str(key)] = titles.get(name, name)  # else of a plugin that is not here
     columns["seconds"] = "seconds"
     for key in ("seed", "fold"):
         if key in columns and board[key].nunique(dropna=False) == 1:
@@ -102,6 +119,21 @@ def results_table(board: pd.DataFrame) -> Table:
     for _, row in board.iterrows():
         table.add_row(*(_cell(key, row[key]) for key in columns))
     return table
+
+
+def _footnote(task: Task) -> str:
+    """How the test pictures of a task are called, and of what its metrics are."""
+    positive = task.class_names[-1]
+    if task.kind == "regression":
+        return (
+            f"; errors and bias are in T-scores, and what tells two classes apart is of their cut at {T_SCORE_CUTS[-1]}"
+        )
+    if task.has_many_classes:
+        return (
+            f", each called the most probable of {len(task.class_names)} classes; AUROC, sensitivity and specificity"
+            f" are of {positive} against the rest"
+        )
+    return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
 
 
 def _cell(key: str, value: object) -> str:

@@ -11,7 +11,7 @@ from osteo.evaluation.probes import PROBES
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
-from osteo.task import CLASS_NAMES
+from osteo.task import BINARY
 
 APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
 
@@ -38,7 +38,9 @@ def verdict(
         fit: as `data.fit`.
     """
     lines = [*_headline(results, trials), *_doubts(results), *_ranking(results)]
-    lines += [_beside_shortcut(results), *_after_fit(probes or {}, fit), _beside_paper(results)]
+    lines += [_beside_shortcut(results), *_after_fit(probes or {}, fit)]
+    if results.experiment.task == BINARY:  # the only one that the paper has
+        lines.append(_beside_paper(results))
     if sanity:
         lines.append(sanity)
     if leaks:
@@ -112,7 +114,7 @@ def _doubts(results: Results) -> list[str]:
         lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
     if min(negatives, positives) == 0.0:
-        lines.append(f"It calls every picture {CLASS_NAMES[int(positives > 0)]}.")
+        lines.append(f"It calls every picture {experiment.task.sides[int(positives > 0)]}.")
     share = float(best.confusion.sum(axis=1).max() / best.confusion.sum())
     if accuracy.value <= share + 0.005:
         lines.append(f"Its accuracy is no better than always calling the larger class, which has {share:.2f}.")
@@ -130,7 +132,7 @@ def _too_few(results: Results) -> str:
     controls, cases = clusters_of(experiment.labels, number_clusters(experiment.groups))
     few = [
         f"{len(groups)} with {name}"
-        for groups, name in zip((controls, cases), CLASS_NAMES, strict=True)
+        for groups, name in zip((controls, cases), experiment.task.sides, strict=True)
         if len(groups) < FEWEST
     ]
     if not few:

@@ -9,12 +9,14 @@ import pandas as pd
 from osteo.files import sha256_of
 from osteo.records.record import Run
 from osteo.report.results import Results
+from osteo.task import Task
 
 
-def runs_table(board: pd.DataFrame) -> pd.DataFrame:
+def runs_table(board: pd.DataFrame, task: Task) -> pd.DataFrame:
     """One row per run of the leaderboard, those of one model beside each other."""
-    columns = ["run", "backbone", "seed", "fold", "best_epoch", "test/accuracy", "test/auroc", "seconds",
-               "peak_memory_mib"]  # fmt: skip
+    own = {"nominal": "test/balanced_accuracy", "ordinal": "test/balanced_accuracy",
+           "regression": "test/mean_absolute_error"}.get(task.kind, "test/accuracy")  # fmt: skip
+    columns = ["run", "backbone", "seed", "fold", "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]
     table = board[columns].copy()
     table["fold"] = table["fold"].astype("Int64")
     return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
