@@ -22,7 +22,7 @@ from osteo.evaluation.gradcam import grad_cam
 from osteo.evaluation.outcomes import check_run
 from osteo.inference.answer import answer
 from osteo.inference.card import KEY
-from osteo.inference.evaluate import ask
+from osteo.inference.evaluate import ask, intervals_of_task
 from osteo.inference.model import load_model, load_models, to_batch
 from osteo.networks.network import Network
 from osteo.networks.outputs import (
@@ -337,6 +337,19 @@ def test_a_checkpoint_says_the_same_wherever_it_is_asked(runs: dict[str, Run], s
     assert said["overlay"]
     heat = grad_cam(models[0].network, to_batch([models[0].prepare(grey)]))
     assert np.isfinite(np.asarray(heat)).all()
+    assert ("osteopenia" in models[0].card.intended_use) == (name not in ("binary", "t_score"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if TASKS[name].kind != "binary"])
+def test_evaluate_gives_intervals_of_what_the_task_is_measured_by(runs: dict[str, Run], name: str) -> None:
+    predictions, recorded = runs[name].read_predictions(), runs[name].read_metrics()
+    table = intervals_of_task(predictions[predictions["split"] == "test"], TASKS[name]).set_index("metric")
+    names = {"mean absolute error": "mean_absolute_error"} if name == "t_score" else {
+        "accuracy": "accuracy", "quadratic weighted kappa": "quadratic_weighted_kappa",
+        "AUROC, osteopenia": "auroc_osteopenia",
+    }  # fmt: skip
+    for title, metric in names.items():
+        assert table["95 % interval"][title].startswith(f"{recorded[f'test/{metric}']:.3f}")
 
 
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:

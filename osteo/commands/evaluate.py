@@ -22,7 +22,7 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     from osteo.evaluation.outcomes import against_rest, evaluate_task
     from osteo.files import display_path, write_table
     from osteo.inference.answer import combine
-    from osteo.inference.evaluate import ask, intervals, name_of
+    from osteo.inference.evaluate import ask, intervals, intervals_of_task, name_of
     from osteo.inference.model import load_models, names_of
     from osteo.records.record import Run
     from osteo.report.tables import as_table, terminal
@@ -54,12 +54,17 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     record.write_environment(**facts)
     table = intervals(against_rest(predictions, task), calibrated, models)
     write_table(job.directory / "intervals.csv", table)
+    beyond = intervals_of_task(predictions, task) if task.kind != "binary" else None
+    if beyond is not None:
+        write_table(job.directory / "intervals_of_task.csv", beyond)
     record.set_status("done")
     console = terminal()
+    if beyond is not None:
+        console.print(as_table(beyond, title=f"task={task.name}"))
     console.print(as_table(table))
     console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
     if task.kind != "binary":
-        console.print(f"{task.sides[1]} against the rest; metrics.json has all that task={task.name} is measured by")
+        console.print(f"the second table is of {task.sides[1]} against the rest")
     if predictions["label"].nunique() == 1:
         console.print("all are of one class: what compares the classes has no value (-)")
     console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)

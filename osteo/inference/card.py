@@ -28,7 +28,15 @@ KEY = "osteo"
 VERSION = 1
 ADVICE = "it is damaged or was tampered with: take another copy of it"
 LICENCE = "Apache-2.0 for the software; the pictures that it learnt from have licences of their own"
-INTENDED_USE = "research use only, not a medical device: knee radiographs, osteoporosis against normal bone density"
+INTENDED_USE = "research use only, not a medical device: knee radiographs, {asked}"
+ASKED = {
+    "binary": "osteoporosis against normal bone density",
+    "osteopenia_or_worse": "osteopenia or osteoporosis against normal bone density",
+    "three_class": "normal bone density, osteopenia or osteoporosis",
+    "ordinal": "normal bone density, osteopenia or osteoporosis",
+    "t_score": "the T-score",
+}
+"""What a network answers, by its task."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Card:
     osteo: str
     """version of osteo"""
     licence: str = LICENCE
-    intended_use: str = INTENDED_USE
+    intended_use: str = INTENDED_USE.format(asked=ASKED[BINARY.name])
     version: int = VERSION
     task: str = BINARY.name
     """what a picture is asked, see `osteo.task.TASKS`"""
@@ -193,6 +201,7 @@ def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: p
         fit=config.data.fit,
         class_names=list(task.class_names),
         task=task.name,
+        intended_use=INTENDED_USE.format(asked=ASKED[task.name]),
         temperature=validated.temperature,
         thresholds=validated.thresholds,
         data_hash=data_hash(list(used["sha256"]), list(used["split"])),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from osteo.config import EvaluateConfig
 from osteo.errors import UserError
-from osteo.task import FIXED
+from osteo.task import FIXED, T_SCORE, Task, details_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,24 @@ def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split
     learnt = set(of_training.loc[of_training["split"].isin(["train", "val"]), "sha256"])
     if seen := int(rows["sha256"].isin(learnt).sum()):
         log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))
+
+
+def intervals_of_task(predictions: "pd.DataFrame", task: Task) -> "pd.DataFrame":
+    """What a task is measured by beyond its positive class, with intervals: of three classes, or of T-scores."""
+    import pandas as pd
+
+    from osteo.evaluation.agreement import AGREEMENT, t_score_intervals
+    from osteo.evaluation.bootstrap import format_interval
+    from osteo.evaluation.multiclass import class_intervals, class_metrics
+
+    groups, details = list(predictions["group"]), predictions[details_columns(task)].to_numpy(float)
+    if task.kind == "regression":
+        found = t_score_intervals(predictions[T_SCORE].to_numpy(float), details.T, groups)
+        titles = {metric.name: metric.title for metric in AGREEMENT}
+    else:
+        found = class_intervals(predictions["label"].to_numpy(int), details[None], groups, class_names=task.class_names)
+        titles = {name: metric.title for name, metric in class_metrics(task.class_names).items()}
+    return pd.DataFrame({"metric": name, "95 % interval": format_interval(found[name])} for name in titles)
 
 
 def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequence[Model]") -> "pd.DataFrame":
