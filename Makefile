@@ -23,8 +23,8 @@ help: ## list the targets
 setup: .venv/ready ## make .venv with everything in it, osteo too
 
 .PHONY: run
-run: setup ## sweep three backbones on phantom radiographs and compare them
-	$(BIN)/osteo train -m experiment=quickstart
+run: setup ## sweep three backbones on phantom radiographs and compare them; TASK=three_class asks another question
+	$(BIN)/osteo train -m experiment=quickstart $(if $(TASK),task=$(TASK))
 
 .PHONY: test
 test: setup ## run the tests
