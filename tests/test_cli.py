@@ -40,7 +40,10 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
     ("overrides", "message"),
     [
         (["optimizer.lrr=1"], "key 'optimizer.lrr' is unknown; choose one of: name, lr, weight_decay"),
-        (["optimiser.lr=1"], "key 'optimiser' is unknown; choose one of: plugins, seed, output_dir, experiment, data"),
+        (
+            ["optimiser.lr=1"],
+            "key 'optimiser' is unknown; choose one of: plugins, seed, output_dir, experiment, task, ",
+        ),
         (["+extra=1"], "key 'extra' is unknown; choose one of: plugins, seed"),
         (["trainer.max_epochs=ten"], "trainer.max_epochs=ten: Value 'ten' of type 'str' could not be converted"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 is too small; the smallest allowed is 1"),

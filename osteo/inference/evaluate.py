@@ -93,11 +93,11 @@ def intervals_of_task(predictions: "pd.DataFrame", task: Task) -> "pd.DataFrame"
     groups, details = list(predictions["group"]), predictions[details_columns(task)].to_numpy(float)
     if task.kind == "regression":
         found = t_score_intervals(predictions[T_SCORE].to_numpy(float), details.T, groups)
-        titles = {metric.name: metric.title for metric in AGREEMENT}
+        names = [metric.name for metric in AGREEMENT]
     else:
         found = class_intervals(predictions["label"].to_numpy(int), details[None], groups, class_names=task.class_names)
-        titles = {name: metric.title for name, metric in class_metrics(task.class_names).items()}
-    return pd.DataFrame({"metric": name, "95 % interval": format_interval(found[name])} for name in titles)
+        names = list(class_metrics(task.class_names))
+    return pd.DataFrame({"metric": name, "95 % interval": format_interval(found[name])} for name in names)
 
 
 def intervals(predictions: "pd.DataFrame", calibrated: "Floats", models: "Sequence[Model]") -> "pd.DataFrame":
