@@ -54,13 +54,12 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     record.write_environment(**facts)
     table = intervals(against_rest(predictions, task), calibrated, models)
     write_table(job.directory / "intervals.csv", table)
-    beyond = intervals_of_task(predictions, task) if task.kind != "binary" else None
-    if beyond is not None:
-        write_table(job.directory / "intervals_of_task.csv", beyond)
-    record.set_status("done")
     console = terminal()
-    if beyond is not None:
+    if task.kind != "binary":
+        beyond = intervals_of_task(predictions, task)
+        write_table(job.directory / "intervals_of_task.csv", beyond)
         console.print(as_table(beyond, title=f"task={task.name}"))
+    record.set_status("done")
     console.print(as_table(table))
     console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
     if task.kind != "binary":

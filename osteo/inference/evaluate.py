@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH = 32  # pictures that are asked about at once
-
 
 def name_of(config: EvaluateConfig) -> str:
     """The split that is asked about, as the manifest names it: where all pictures are, they are all for the test."""
@@ -40,7 +38,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     from osteo.evaluation.metrics import check_finite
     from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
-    from osteo.inference.model import in_batches, mean_details
+    from osteo.inference.model import BATCH, in_batches, mean_details
 
     logits, seen = [], []
     prepared = {}

@@ -23,6 +23,8 @@ from osteo.records.sweep import best_of
 from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.types import Floats, Grey
 
+BATCH = 32  # pictures that a network is shown at once, where it is asked about many
+
 
 @dataclass(frozen=True)
 class Model:
@@ -54,7 +56,10 @@ class Model:
     def details(self, pictures: Sequence[Grey]) -> dict[str, Floats]:
         """What its task says of prepared pictures beyond the positive class, (N,) each; see `details_of`."""
         task = self.network.task
-        return details_of(task, self.outputs(pictures)) if task.kind != "binary" else {}
+        if task.kind == "binary":
+            return {}
+        batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        return details_of(task, torch.cat([self.outputs(batch) for batch in batches]))
 
     def outputs(self, pictures: Sequence[Grey]) -> Tensor:
         """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`."""
