@@ -121,18 +121,26 @@ def mcnemar(first_right: Floats, second_right: Floats, groups: Sequence[object])
 
 
 def drawn_for_pair(
-    labels: Labels, answers: Answers, groups: Sequence[object], *, side: int, draws: int = DRAWS, seed: int = 0
+    labels: Labels,
+    answers: Answers,
+    groups: Sequence[object],
+    *,
+    side: int,
+    names: Sequence[str] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, Bootstrapped]:
-    """The draws of one side of a pair, 0 or 1, of every metric."""
+    """The draws of one side of a pair, 0 or 1, of the metrics of these names; null for all."""
     return bootstrap_metrics(
         labels, answers.probabilities, groups, thresholds=answers.thresholds, networks=answers.networks,
-        draws=draws, seed=seed, side=side,
+        names=names, draws=draws, seed=seed, side=side,
     )  # fmt: skip
 
 
 def compare(first: Mapping[str, Bootstrapped], second: Mapping[str, Bootstrapped]) -> dict[str, Comparison]:
     """The difference of every metric, first less second, from the draws of side 0 and of side 1."""
-    return {name: (first[name] - second[name]).compare(0, metric.needs) for name, metric in all_metrics().items()}
+    metrics = all_metrics()
+    return {name: (first[name] - second[name]).compare(0, metrics[name].needs) for name in first}
 
 
 def paired_bootstrap(
@@ -141,6 +149,7 @@ def paired_bootstrap(
     second: Answers,
     groups: Sequence[object],
     *,
+    names: Sequence[str] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Comparison]:
@@ -151,6 +160,7 @@ def paired_bootstrap(
         first: a model.
         second: the other one.
         groups: (N,).
+        names: of the metrics; null for all.
         draws: how many.
         seed: of the draws.
     """
@@ -158,7 +168,7 @@ def paired_bootstrap(
     sides = [
         drawn_for_pair(
             labels, one._replace(probabilities=np.where(both, one.probabilities, np.nan)), groups,
-            side=side, draws=draws, seed=seed,
+            side=side, names=names, draws=draws, seed=seed,
         )
         for side, one in enumerate((first, second))
     ]  # fmt: skip

@@ -29,8 +29,8 @@ from sklearn.preprocessing import StandardScaler
 from osteo.evaluation.bootstrap import DRAWS, Comparison, Interval, bootstrap, number_clusters
 from osteo.evaluation.clinical.strata import auroc_interval
 from osteo.evaluation.curves import net_benefit
-from osteo.evaluation.metrics import bootstrap_metrics
-from osteo.evaluation.tests import NestedTest, centre, nested_test
+from osteo.evaluation.tests import Answers, NestedTest, centre, nested_test, paired_bootstrap
+from osteo.task import THRESHOLD
 from osteo.types import Floats, Labels
 
 IMAGE, CLINICAL, BOOSTED, BOTH = "image", "clinical", "clinical, boosted", "image and clinical"
@@ -149,14 +149,9 @@ def auroc_difference(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
-    """The AUROC of one model's probabilities (R, N) less that of another's; both tested the same pictures."""
-    one, other = (
-        bootstrap_metrics(
-            labels, of_model, groups, names=("auroc",), networks=networks, draws=draws, seed=seed, side=side
-        )["auroc"]
-        for side, of_model in enumerate((first, second))
-    )  # fmt: skip
-    return (one - other).compare(0, (0, 1))
+    """The AUROC of one model's probabilities (R, N) less that of another's."""
+    one, other = (Answers(of_model, np.full_like(of_model, THRESHOLD), networks) for of_model in (first, second))
+    return paired_bootstrap(labels, one, other, groups, names=("auroc",), draws=draws, seed=seed)["auroc"]
 
 
 def decision_curves(
