@@ -59,7 +59,8 @@ def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: l
     assert "test_resnut" in status["2"]["error"]
     assert "go on        osteo train resume=s" in output
     resumed = sweep(tmp_path, one_thread, "resume=s")
-    assert "going on after last.ckpt" in resumed.communicate(timeout=120)[0]
+    output, _ = resumed.communicate(timeout=120)
+    assert "going on after last.ckpt" in output, output
     assert differs(Run(tmp_path / "alone"), Run(tmp_path / "s/1")) == []
 
 

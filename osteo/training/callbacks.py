@@ -142,8 +142,9 @@ class Checkpoints(Checkpoint):
             if is_best:
                 with whole(best, durable=True) as twin:
                     link_or_copy(aside, twin)
-            if last.exists():
-                last.replace(self.folder / PREVIOUS)
+            if last.exists():  # a kill at any moment leaves a last.ckpt
+                with whole(self.folder / PREVIOUS) as twin:
+                    link_or_copy(last, twin)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and of how many epochs the run was told to end early."""
