@@ -66,6 +66,8 @@ def check(config: Any, prefix: str = "") -> None:
     if isinstance(config, Config):
         _check_task(config)
         _check_model(config.model, config.data.image_size)
+        if config.model.fusion == "late" and not config.covariates:
+            raise UserError("model.fusion=late needs covariates to fuse, as in covariates=[age,sex,bmi]")
         _check_training(config)
 
 

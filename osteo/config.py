@@ -167,6 +167,9 @@ class ModelConfig:
         " what a plugin has registered",
     )
     head_args: dict[str, Any] = option({}, "arguments of a registered head")
+    fusion: str = option(
+        "none", "late: the classifier is given the covariates beside the picture's features", choices=("none", "late")
+    )
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from osteo.errors import UserError, counted
+from osteo.types import Floats
 
 
 class Limits(NamedTuple):
@@ -87,6 +88,25 @@ def lowered(cell: str) -> str:
     return re.sub(r"[\s:]+", " ", cell).strip().lower()
 
 
+def as_number(name: str, value: float | str) -> float:
+    """A known value of a covariate as a number: of a word, 0 or 1."""
+    return float(value) if name in NUMBERS else float(value == list(WORDS[name])[1])
+
+
+def as_numbers(names: Sequence[str], table: pd.DataFrame) -> Floats:
+    """Covariates as they are, words as 0 and 1, NaN where one is not known, (N, C).
+
+    Args:
+        names: of the covariates.
+        table: one row per picture; a column of floats or words per covariate, missing where not known.
+    """
+    columns = [
+        [np.nan if value is None or pd.isna(value) else as_number(name, value) for value in table[name]]
+        for name in names
+    ]
+    return np.array(columns, np.float64).reshape(len(names), len(table)).T
+
+
 @dataclass(frozen=True)
 class Covariates:
     """What has been learnt of the covariates of training pictures, and how it makes features of those of any patient.
@@ -151,15 +171,12 @@ class Covariates:
         """float32 (N, F), finite.
 
         Args:
-            table: one row per picture; a column of floats or words per covariate, missing where not known.
+            table: as `as_numbers` takes it.
         """
         columns: list[npt.NDArray[Any]] = []
-        for name in self.names:
-            filled = table[name].astype(float if name in NUMBERS else "string").fillna(self.fills[name])
-            if name in NUMBERS:
-                columns.append((filled.to_numpy(float) - self.means[name]) / self.deviations[name])
-            else:
-                columns.append((filled == list(WORDS[name])[1]).to_numpy(float))
+        for name, values in zip(self.names, as_numbers(self.names, table).T, strict=True):
+            filled = np.where(np.isnan(values), as_number(name, self.fills[name]), values)
+            columns.append((filled - self.means.get(name, 0.0)) / self.deviations.get(name, 1.0))
         columns += [table[name].isna().to_numpy(float) for name in self.flagged]
         return np.column_stack(columns).astype(np.float32)
 

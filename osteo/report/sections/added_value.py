@@ -13,12 +13,12 @@ from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
-from osteo.reading.covariates import NUMBERS, WORDS
+from osteo.reading.covariates import as_numbers
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.plots import LIMITS, SOFT, line
 from osteo.report.results import Results
 from osteo.report.rows import SMALLEST, p_value, subgroups
-from osteo.types import Floats, Mask
+from osteo.types import Mask
 
 FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
@@ -76,15 +76,6 @@ def measure(results: Results, names: Sequence[str], clinical: pd.DataFrame) -> A
         experiment.labels, logits, as_numbers(names, clinical), system.networks, experiment.groups,
         draws=results.draws, seed=results.seed,
     )  # fmt: skip
-
-
-def as_numbers(names: Sequence[str], clinical: pd.DataFrame) -> Floats:
-    """Covariates as they are, words as 0 and 1, NaN where one is not known, (N, F)."""
-    columns = [
-        clinical[name] if name in NUMBERS else clinical[name].map(dict(zip(WORDS[name], (0.0, 1.0), strict=True)))
-        for name in names
-    ]
-    return np.column_stack([column.to_numpy(float, na_value=np.nan) for column in columns])
 
 
 def _listed(names: Sequence[str]) -> str:
