@@ -15,6 +15,7 @@ from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Inspection, inspect
 from osteo.inference.model import Model, mean_details, to_batch
+from osteo.reading.covariates import Patient
 from osteo.reading.framing import NOT_FOUND
 from osteo.task import call_by_details
 from osteo.types import Floats, Grey
@@ -74,28 +75,48 @@ def threshold_of(models: Sequence[Model], rule: str) -> float:
     return float(np.mean([model.card.thresholds[rule] for model in models]))
 
 
-def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, interval: bool = True) -> list[Answer]:
+def answer(
+    models: Sequence[Model],
+    pictures: Sequence[Grey],
+    *,
+    rule: str,
+    interval: bool = True,
+    patients: Sequence[Patient] | None = None,
+) -> list[Answer]:
     """Answers for decoded pictures, each (H, W) of any size.
 
     An answer does not depend on which other pictures are answered with it.
+
+    Args:
+        models: one or several, which answer together.
+        pictures: decoded.
+        rule: by which the threshold was chosen on validation.
+        interval: whether the answers have a range over models and harmless changes of the picture.
+        patients: what is known of the patient of each picture; None where nothing is.
+
+    Raises:
+        UserError: a model has no threshold by this rule, or a covariate cannot be; its value is not said.
     """
+    patients = [{}] * len(pictures) if patients is None else patients
     threshold, class_names = threshold_of(models, rule), models[0].card.class_names
     framed = [[model.frame(grey) for grey in pictures] for model in models]
     prepared = [[picture for picture, _ in of_model] for of_model in framed]
     variants = VARIANTS if interval else VARIANTS[:1]
+    outputs = []  # of each model, of each variant
+    for model, of_model in zip(models, prepared, strict=True):
+        features = model.features(patients)
+        outputs.append([model.outputs([change(picture, v) for picture in of_model], features) for v in variants])
     logits = np.stack(
-        [
-            np.stack([model.logits([change(picture, v) for picture in of_model]) for v in variants])
-            for model, of_model in zip(models, prepared, strict=True)
-        ]
+        [np.stack([model.positive(of) for of in of_model]) for model, of_model in zip(models, outputs, strict=True)]
     )  # (models, variants, pictures)
     is_finite = np.asarray(np.isfinite(logits).all((0, 1)))
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
-    details = mean_details(models, prepared)
     first = models[0]
     task = first.network.task
+    details = mean_details(task, [of_model[0] for of_model in outputs])
+    is_found = [all(of_model[n].is_found for of_model in framed) for n in range(len(pictures))]
     inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
     answers = []
     for n in range(len(pictures)):
@@ -112,10 +133,21 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             inspection=inspections[n],
             prepared=prepared[0][n],
             details=of_picture,
-            notes=() if all(of_model[n].is_found for of_model in framed) else (NOT_FOUND,),
+            notes=(*not_known(models, patients[n]), *(() if is_found[n] else (NOT_FOUND,))),
             error="" if is_finite[n] else NOT_FINITE,
         ))  # fmt: skip
     return answers
+
+
+def not_known(models: Sequence[Model], patient: Patient) -> list[str]:
+    """What the models would take of a patient and is not known, in one sentence; none where nothing is missing."""
+    missing: dict[str, None] = {}
+    for fitted in (model.covariates for model in models if model.covariates is not None):
+        read = fitted.read({name: cell for name, cell in patient.items() if name in fitted.accepted})
+        missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
+    if not missing:
+        return []
+    return [f"not known of the patient: {', '.join(missing)}; what is usual in training stands for it"]
 
 
 def temperatures(models: Sequence[Model]) -> Floats:

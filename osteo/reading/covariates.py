@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,10 @@ UNKNOWN = ("", "-", "?", "na", "n/a", "nan", "null", "unknown", "unbekannt")
 """What stands for a value that is not known."""
 
 
+Patient: TypeAlias = Mapping[str, object]
+"""Covariates of one patient by name, as the cells of a sheet hold them; those that are left out are not known."""
+
+
 class ImpossibleError(ValueError):
     """A cell that cannot be; the text says what is allowed, and nothing of the cell."""
 
@@ -86,6 +90,13 @@ def read_cell(name: str, cell: object) -> float | str | None:
 def lowered(cell: str) -> str:
     """Text in lower case, with single blanks and without colons, as headings have them."""
     return re.sub(r"[\s:]+", " ", cell).strip().lower()
+
+
+def described(name: str) -> str:
+    """In what a covariate is given as a number, such as (years), or (female 0, male 1)."""
+    if name in NUMBERS:
+        return f"({NUMBERS[name].unit.partition(';')[0]})"
+    return "(" + ", ".join(f"{word} {number}" for number, word in enumerate(WORDS[name])) + ")"
 
 
 def as_number(name: str, value: float | str) -> float:
@@ -180,18 +191,22 @@ class Covariates:
         columns += [table[name].isna().to_numpy(float) for name in self.flagged]
         return np.column_stack(columns).astype(np.float32)
 
-    def of_patient(self, values: Mapping[str, object]) -> npt.NDArray[np.float32]:
-        """float32 (F,) of one patient; BMI follows from height and weight where it is not given.
+    def of_patient(self, values: Patient) -> npt.NDArray[np.float32]:
+        """float32 (F,) of one patient; arguments and errors as of `read`."""
+        features: npt.NDArray[np.float32] = self.features(pd.DataFrame([self.read(values)]))[0]
+        return features
 
-        Args:
-            values: by covariate, as a cell of a sheet holds them; those that are left out are missing.
+    def read(self, values: Patient) -> dict[str, Any]:
+        """The covariates of one patient as numbers and words, None where one is not known.
+
+        BMI follows from height and weight where it is not given.
 
         Raises:
             UserError: there is no such covariate, or a value cannot be; the value is not said.
         """
-        known = {*self.names, *(("height", "weight") if "bmi" in self.names else ())}
-        if strange := sorted(values.keys() - known):
-            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(self.names)}")
+        known = self.accepted
+        if strange := sorted(values.keys() - set(known)):
+            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(known)}")
         read: dict[str, Any] = dict.fromkeys(known)
         name = ""
         try:
@@ -202,8 +217,13 @@ class Covariates:
                 read[name] = read_cell(name, read["weight"] / read["height"] ** 2)
         except ImpossibleError as error:
             raise UserError(f"covariate {name} {error}") from None
-        features: npt.NDArray[np.float32] = self.features(pd.DataFrame([read]))[0]
-        return features
+        return read
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """What of a patient is of use: the covariates, and height and weight, from which BMI follows."""
+        further = ("height", "weight") if "bmi" in self.names else ()
+        return *self.names, *(name for name in further if name not in self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint or a JSON file holds them."""
