@@ -2,6 +2,7 @@
 
 PICTURE is grey, as a binary PGM (P5, eight bits) or a .npy array, uint8 (H, W). A square one of the model's size is used
 as it is; from any other the square of training is made by means over areas, within a grey level or two of OpenCV's.
+A model that takes covariates is told what is known of the patient, as in age=71 sex=0; osteo export says what it takes.
 """
 import json, re, sys
 from pathlib import Path
@@ -26,4 +27,7 @@ side, longest, square = card["image_size"], max(grey.shape), np.zeros((1, card["
 height, width = [side if card["fit"] == "resize" else max(1, round(n * side / longest)) for n in grey.shape]
 top, left = (side - height) // 2, (side - width) // 2
 square[0, top:top + height, left:left + width] = np.rint(shrink(shrink(grey, height).T, width).T)
-print("%.6f" % session.run(["probability"], {"picture": square})[0][0], card["class_names"][1], card["intended_use"], sep="; ")
+inputs, known = {"picture": square}, dict(word.split("=") for word in sys.argv[3:])
+if covariates := card.get("covariates"):
+    inputs["covariates"] = np.array([[known.get(name, "nan") for name in covariates["names"]]], np.float32)
+print("%.6f" % session.run(["probability"], inputs)[0][0], card["class_names"][-1], card["intended_use"], sep="; ")

@@ -202,7 +202,7 @@ class KneeDataModule(LightningDataModule):
                 self.table[T_SCORE if T_SCORE in self.table else "label"].to_numpy(float), dtype=torch.float32
             ),
             torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]]),
-            None if self._covariates is None else self._covariates[torch.from_numpy(is_used.to_numpy(bool))],
+            None if self._covariates is None else self._covariates[torch.tensor(is_used.to_numpy(bool))],
             members | {"predict": torch.cat([members["val"], members["test"]])},
         )
         self._device = self._cpu  # the same where the batches are

@@ -147,7 +147,7 @@ def not_known(models: Sequence[Model], patient: Patient) -> list[str]:
         missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
     if not missing:
         return []
-    return [f"not known of the patient: {', '.join(missing)}; what is usual in training stands for it"]
+    return [f"not known of the patient: {', '.join(missing)}; typical values of training are used"]
 
 
 def temperatures(models: Sequence[Model]) -> Floats:

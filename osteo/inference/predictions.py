@@ -118,8 +118,8 @@ def read_patients(
     if clinical is None:
         if wanted:
             log.warning(
-                "the model takes %s of the patient too, and no sheet gives them (clinical=FILE): what is usual in"
-                " training stands for them", ", ".join(wanted),
+                "the model takes the patient's %s too, and no sheet gives them (clinical=FILE): typical values of"
+                " training are used", ", ".join(wanted),
             )  # fmt: skip
         return {}
     if not wanted:

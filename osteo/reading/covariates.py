@@ -122,7 +122,7 @@ def as_numbers(names: Sequence[str], table: pd.DataFrame) -> Floats:
 class Covariates:
     """What has been learnt of the covariates of training pictures, and how it makes features of those of any patient.
 
-    Missing values become the median of a number and the most frequent word; numbers are then scaled to mean 0 and
+    Missing values become the mean of a number and the most frequent word; numbers are then scaled to mean 0 and
     standard deviation 1 in training, and words are 0 or 1. Where a covariate was missing in training, a further feature
     is 1 where it is missing: whether a woman's menopause has an age says something itself. One that repeats another,
     as where whole rows are missing, is left out.
@@ -162,7 +162,7 @@ class Covariates:
                     " learnt from it; leave it out of covariates"
                 )
             if name in NUMBERS:
-                fills[name] = float(known.median())
+                fills[name] = float(known.mean())  # unlike the median, no patient's own value
                 filled = table[name].astype(float).fillna(fills[name]).to_numpy()
                 means[name], deviations[name] = float(filled.mean()), float(filled.std())
             else:

@@ -295,7 +295,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "details": found.details,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
-        "notes": list(found.notes),
+        "remarks": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
     }

@@ -309,7 +309,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
             sparse or not finite.
     """
     if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
+        raise UserError(f"there is no checkpoint {name_of(checkpoint)}")
     check_checksums(checkpoint)
     try:
         kept = torch.load(checkpoint, weights_only=True, map_location="cpu")

@@ -1,7 +1,7 @@
 """The section "Added value" of the report: what pictures add to a patient's characteristics, and whose lead it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
+from osteo.evaluation.systems import System
 from osteo.reading.covariates import as_numbers
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.plots import LIMITS, SOFT, line
@@ -24,6 +25,10 @@ FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
 CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 % band, at the share of cases here."
 THIRD = "third of age"
+ALL_FUSED = (
+    "Every model here takes the covariates itself (model.fusion=late), so what the image alone adds cannot be told;"
+    " a sweep of model.fusion=none,late tells it."
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     """Image alone, clinical data alone and both, and whether the image's lead vanishes within strata.
 
     Args:
-        results: of the sweep, of whose best model this is.
+        results: of the sweep; this is of the best model that sees pictures alone.
         names: of the covariates that were asked for.
         clinical: one row per tested picture, as `osteo.data.sources.clinical_rows` gives them; None where the sheets
             are out of reach.
@@ -50,11 +55,13 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     found = _within_strata(results, clinical, by_third=bool(names))
     if not names or clinical is None:
         return found
-    model = results.best.system.name
-    value = measure(results, names, clinical)
+    model = next((result.system for result in results.models if not result.system.is_fused), None)
+    if model is None:
+        return replace(found, lines=[ALL_FUSED])
+    value = measure(results, model, names, clinical)
     has_row = int(clinical["row"].notna().sum())
     of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
-    lines = [of_whom, _in_words(model, names, value)]
+    lines = [of_whom, _in_words(model.name, names, value)]
     tables, figures = {"nested": _nested_table(names, value)}, {}
     if np.isfinite(value.auroc[CLINICAL].value):
         tables["added_value"] = _models_table(value)
@@ -67,9 +74,9 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
 
 
-def measure(results: Results, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
-    """What the best model adds to covariates, over the tested pictures that have a row; arguments as of `find`."""
-    experiment, system = results.experiment, results.best.system
+def measure(results: Results, system: System, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
+    """What a model adds to covariates, over the tested pictures that have a row; other arguments as of `find`."""
+    experiment = results.experiment
     bounds = np.finfo(float).tiny, 1.0 - np.finfo(float).epsneg  # a probability that has been rounded to 0 or 1
     logits = np.where(clinical["row"].notna().to_numpy(bool), logit(np.clip(system.calibrated, *bounds)), np.nan)
     return models.added_value(
