@@ -80,7 +80,7 @@ class System:
     @property
     def is_fused(self) -> bool:
         """Whether a model takes covariates beside the picture."""
-        return self.runs[0].read_settings().model.fusion != "none"
+        return any(run.read_settings().model.fusion != "none" for run in self.runs[:1])
 
     @property
     def best_run(self) -> Run:

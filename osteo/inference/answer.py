@@ -16,7 +16,7 @@ from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Inspection, inspect
 from osteo.inference.model import Model, mean_details, to_batch
 from osteo.reading.covariates import Patient
-from osteo.reading.framing import NOT_FOUND
+from osteo.reading.framing import NOT_FOUND, Framed
 from osteo.task import call_by_details
 from osteo.types import Floats, Grey
 
@@ -102,21 +102,19 @@ def answer(
     framed = [[model.frame(grey) for grey in pictures] for model in models]
     prepared = [[picture for picture, _ in of_model] for of_model in framed]
     variants = VARIANTS if interval else VARIANTS[:1]
-    outputs = []  # of each model, of each variant
-    for model, of_model in zip(models, prepared, strict=True):
+    outputs, logits = [], np.empty((len(models), len(variants), len(pictures)))
+    for number, (model, of_model) in enumerate(zip(models, prepared, strict=True)):
         features = model.features(patients)
-        outputs.append([model.outputs([change(picture, v) for picture in of_model], features) for v in variants])
-    logits = np.stack(
-        [np.stack([model.positive(of) for of in of_model]) for model, of_model in zip(models, outputs, strict=True)]
-    )  # (models, variants, pictures)
+        of_variants = [model.outputs([change(picture, v) for picture in of_model], features) for v in variants]
+        logits[number] = [model.positive(found) for found in of_variants]
+        outputs.append(of_variants[0])
     is_finite = np.asarray(np.isfinite(logits).all((0, 1)))
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
     first = models[0]
     task = first.network.task
-    details = mean_details(task, [of_model[0] for of_model in outputs])
-    is_found = [all(of_model[n].is_found for of_model in framed) for n in range(len(pictures))]
+    details = mean_details(task, outputs)
     inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
     answers = []
     for n in range(len(pictures)):
@@ -133,21 +131,21 @@ def answer(
             inspection=inspections[n],
             prepared=prepared[0][n],
             details=of_picture,
-            notes=(*not_known(models, patients[n]), *(() if is_found[n] else (NOT_FOUND,))),
+            notes=notes_of(models, patients[n], [of_model[n] for of_model in framed]),
             error="" if is_finite[n] else NOT_FINITE,
         ))  # fmt: skip
     return answers
 
 
-def not_known(models: Sequence[Model], patient: Patient) -> list[str]:
-    """What the models would take of a patient and is not known, in one sentence; none where nothing is missing."""
+def notes_of(models: Sequence[Model], patient: Patient, framed: Sequence[Framed]) -> tuple[str, ...]:
+    """What a reader should know of an answer: covariates that are not known, and a joint that was not found."""
     missing: dict[str, None] = {}
     for fitted in (model.covariates for model in models if model.covariates is not None):
         read = fitted.read({name: cell for name, cell in patient.items() if name in fitted.accepted})
         missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
-    if not missing:
-        return []
-    return [f"not known of the patient: {', '.join(missing)}; typical values of training are used"]
+    not_known = f"not known of the patient: {', '.join(missing)}; typical values of training are used"
+    is_found = all(of_model.is_found for of_model in framed)
+    return (*([not_known] if missing else []), *([] if is_found else [NOT_FOUND]))
 
 
 def temperatures(models: Sequence[Model]) -> Floats:
