@@ -164,6 +164,10 @@ def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: bench
     found = section.find(results, NAMES, clinical)
     assert found.lines == [section.ALL_FUSED]
     assert set(found.tables) == {"strata"}
+    assert not any("tell the sources apart" in line for line in found.verdict)
+    clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
+    said = f"resnet50, late takes covariates, of which no picture of kaggle has any: {section.BY_ABSENCE}"
+    assert section.find(results, NAMES, clinical).verdict[-1] == said
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,12 @@ from osteo.inference.model import Model, load_model, size_to_read
 from osteo.inference.predictions import read_patients
 from osteo.networks.fusion import LateFusion, Scaling
 from osteo.networks.network import Network
-from osteo.reading.covariates import Covariates, as_numbers
+from osteo.reading.covariates import Covariates, as_numbers, sources_without
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run
 from osteo.serving import server
 from osteo.task import TASKS
+from osteo.training import fit
 from osteo.training.draws import Mixup
 from osteo.training.losses import best_outputs
 from osteo.training.module import Classifier
@@ -153,6 +154,23 @@ def test_proportional_odds_begin_beyond_the_shares() -> None:
     shares = torch.tensor(best_outputs(module.task, truth.tolist())).double().expand_as(outputs)
     losses = [module._losses(found, torch.from_numpy(truth).double(), 0.0).mean() for found in (outputs, shares)]
     assert losses[0] < 0.9 * losses[1]
+
+
+def test_covariates_that_one_source_has_alone_are_told_of(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    assert sources_without(["age"], PATIENTS, ["a"] * 90) == []
+    assert sources_without(["age"], PATIENTS.assign(age=np.nan), ["a"] * 90) == []
+    halves = ["a"] * 45 + ["b"] * 45
+    assert sources_without(["age", "bmi"], PATIENTS, halves) == []
+    without = PATIENTS.where(pd.Series(halves) == "b")
+    assert sources_without(["age", "bmi"], without, halves) == ["a"]
+    config = Config(covariates=["age", "bmi"], model=ModelConfig(backbone="test_resnet", fusion="late"))
+    names = [f"p{n}" for n in range(90)]
+    manifest = pd.DataFrame({"image_id": names, "source": halves, "split": "train", "patient": names})
+    known = {"b": SimpleNamespace(clinical=without.set_axis(pd.Index(names, name="image_id")))}
+    features = fit.learn_covariates(config, manifest, known, Classifier("test_resnet", image_size=32))
+    assert features is not None
+    assert features.shape == (90, 4), "age, BMI, and whether either is missing"
+    assert "no picture of a has any of the covariates: by that alone" in caplog.text
 
 
 def test_mixed_pictures_have_mixed_covariates(run: Run) -> None:

@@ -118,6 +118,18 @@ def as_numbers(names: Sequence[str], table: pd.DataFrame) -> Floats:
     return np.array(columns, np.float64).reshape(len(names), len(table)).T
 
 
+def sources_without(names: Sequence[str], table: pd.DataFrame, sources: Sequence[str]) -> list[str]:
+    """Sources of which no picture has any of these covariates, while another has: that one is missing tells them apart.
+
+    Args:
+        names: of the covariates.
+        table: as `as_numbers` takes it.
+        sources: of its rows.
+    """
+    has_any = table[list(names)].notna().any(axis=1).groupby(list(sources)).any()
+    return sorted(has_any.index[~has_any]) if has_any.any() else []
+
+
 @dataclass(frozen=True)
 class Covariates:
     """What has been learnt of the covariates of training pictures, and how it makes features of those of any patient.

@@ -31,7 +31,7 @@ from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
-from osteo.reading.covariates import Covariates
+from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
@@ -126,7 +126,13 @@ def learn_covariates(
     if config.model.fusion != "late":
         return None
     module.fuse(learnt)
-    return torch.from_numpy(learnt.features(clinical_rows(manifest, sources)))
+    rows, used = clinical_rows(manifest, sources), (manifest["split"] != "excluded").to_numpy(bool)
+    if without := sources_without(config.covariates, rows[used], list(manifest["source"][used])):
+        log.warning(
+            "no picture of %s has any of the covariates: by that alone the network can tell the sources apart; train on"
+            " those that have them, or set data.missing_covariates=exclude", " and ".join(without),
+        )  # fmt: skip
+    return torch.from_numpy(learnt.features(rows))
 
 
 def make_datamodule(

@@ -14,7 +14,7 @@ from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
 from osteo.evaluation.systems import System
-from osteo.reading.covariates import as_numbers
+from osteo.reading.covariates import as_numbers, sources_without
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.plots import LIMITS, SOFT, line
 from osteo.report.results import Results
@@ -25,6 +25,7 @@ FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
 CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 % band, at the share of cases here."
 THIRD = "third of age"
+BY_ABSENCE = "it can tell the sources apart by that alone, and so what is more frequent in one of them."
 ALL_FUSED = (
     "Every model here takes the covariates itself (model.fusion=late), so what the image alone adds cannot be told;"
     " a sweep of model.fusion=none,late tells it."
@@ -55,6 +56,11 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     found = _within_strata(results, clinical, by_third=bool(names))
     if not names or clinical is None:
         return found
+    if (fused := [result.system.name for result in results.models if result.system.is_fused]) and (
+        without := sources_without(names, clinical, list(results.experiment.pictures["source"]))
+    ):
+        told = f"{fused[0]} takes covariates, of which no picture of {' and '.join(without)} has any: {BY_ABSENCE}"
+        found = replace(found, verdict=[*found.verdict, told])
     model = next((result.system for result in results.models if not result.system.is_fused), None)
     if model is None:
         return replace(found, lines=[ALL_FUSED])
