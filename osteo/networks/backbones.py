@@ -14,6 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from osteo import parts
 from osteo.errors import UserError, unknown
+from osteo.networks.composites import KINDS, PLAIN, Composite, PlainCnn, bases_of, make_composite
 from osteo.networks.stages import use_stages
 from osteo.networks.torchvision import TORCHVISION, Shape, TorchvisionBackbone, torchvision_names, usual_side
 from osteo.networks.weights import differing, fill, read_weights
@@ -28,8 +29,11 @@ def known_backbones(name: str = "") -> list[str]:
     """All names; those with a tag of weights, such as resnet50.a1_in1k, only where `name` has one."""
     if name.startswith(TORCHVISION):
         return torchvision_names()
+    if bases := bases_of(name):
+        least = KINDS[name.partition("/")[0]][1]
+        return [name] if len(bases) >= least and all(base in known_backbones(base) for base in bases) else []
     known = timm.list_pretrained() if "." in name else timm.list_models()
-    return [*parts.backbones, *known]
+    return [*parts.backbones, PLAIN, *known]
 
 
 def usual_size(name: str) -> int | None:
@@ -38,9 +42,17 @@ def usual_size(name: str) -> int | None:
     Raises:
         UserError: nobody knows the name.
     """
+    if bases := bases_of(name):
+        kind, least = name.partition("/")[0], KINDS[name.partition("/")[0]][1]
+        if len(bases) < least:
+            raise UserError(
+                f"model.backbone={name} names one backbone, and {kind}/ joins two: {kind}/resnet50+densenet121"
+            )
+        sizes = [usual_size(base) for base in bases]  # all of which must be known
+        return sizes[0]
     if name not in known_backbones(name):
         raise unknown("model.backbone", name, known_backbones(name))
-    if name in parts.backbones:
+    if name in parts.backbones or name == PLAIN:
         return None
     if name.startswith(TORCHVISION):
         return usual_side(name)
@@ -69,6 +81,13 @@ def create_backbone(name: str, shape: Shape, *, pretrained: bool = False, weight
         return use_stages(
             body, name, shape.image_size, channels=shape.channels, classes=shape.num_classes, drop_rate=shape.drop_rate
         )
+    if bases := bases_of(name):
+        of_bases = [create_backbone(base, shape._replace(num_classes=0), pretrained=pretrained) for base in bases]
+        return _with_weights(make_composite(name, of_bases, shape), name, weights_file)
+    if name == PLAIN:
+        if pretrained:
+            raise UserError(f"model.backbone={PLAIN} has no pretrained weights; set model.pretrained=false")
+        return _with_weights(PlainCnn(shape), name, weights_file)
     if name in parts.backbones:
         if pretrained:
             raise UserError(f"model.backbone={name} is a plugin's and has no pretrained weights; give a weights_file")
@@ -169,6 +188,12 @@ def _with_weights(network: nn.Module, name: str, weights_file: str | None) -> nn
     weights: Mapping[str, Tensor] = read_weights(Path(weights_file).expanduser())
     if isinstance(network, TorchvisionBackbone) and not any(key.startswith("network.") for key in weights):
         weights = {f"network.{key}": value for key, value in weights.items() if "aux" not in key.lower()}
+    if isinstance(network, Composite) and not any(key.startswith("bases.") for key in weights):
+        fitting = [base for base in network.bases if not differing(base, weights)]
+        for base in fitting:  # of a file for one of its parts
+            fill(base, weights, name, weights_file)
+        if fitting:
+            return network
     return fill(network, weights, name, weights_file)
 
 
