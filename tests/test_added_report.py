@@ -63,8 +63,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     (nested,) = found.tables["nested"].to_dict("records")
     assert nested == {
         "image beyond": "age, sex and BMI", "log odds per SD of its logit": pytest.approx(value.nested.log_odds),
-        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio), "p": p_value(value.nested.p),
-        "pictures": value.nested.pictures, "adds": "no",
+        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio),
+        "one-sided p": p_value(value.nested.p), "pictures": value.nested.pictures, "adds": "no",
     }  # fmt: skip
     age, sources = covariates[:, 0], results.experiment.pictures["source"]
     within = strata.leads(
@@ -93,7 +93,7 @@ def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet
     results, clinical = told(of_age)
     found = section.find(results, NAMES, clinical)
     beyond, lead = found.verdict
-    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, p = 0.")
+    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, one-sided p = 0.")
     assert "clinical data alone reach an AUROC of 0.9" in beyond
     assert "its lead vanishes among those alike in" in lead
     assert "age within 5 years" in lead.split("vanishes")[1].split(";")[0]
@@ -104,7 +104,7 @@ def test_bone_beyond_age_is_found_and_no_lead_vanishes() -> None:
     results, clinical = told(of_bone._replace(logits=of_bone.logits + 1.5 * of_bone.labels))
     found = section.find(results, NAMES, clinical)
     (beyond,) = found.verdict
-    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, p ")
+    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, one-sided p ")
     assert found.tables["nested"]["adds"].tolist() == ["yes"]
 
 

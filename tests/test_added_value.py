@@ -116,7 +116,8 @@ def test_the_p_value_is_that_of_the_score_that_is_robust_to_clusters() -> None:
         for columns in ((age, image), (age,))
     ]
     expected = models[0].compare_score_test(models[1].fit())["p-value"]
-    assert found.p == pytest.approx(float(expected), rel=0.15)
+    assert found.log_odds > 0.0
+    assert found.p == pytest.approx(float(expected) / 2, rel=0.15)  # that is of both sides
     alone = nested_test(labels, image[None], age[:, None], once, range(1200), draws=4000)
     assert alone.p < found.p / 3  # as if every picture were another patient
 
@@ -162,9 +163,11 @@ def test_a_logit_that_leans_the_wrong_way_adds_nothing(of_age: benchmark.Sheet) 
     labels, _, covariates, networks, groups = of_age
     against = 0.4 * np.random.default_rng(0).normal(size=(1, 400)) - labels
     found = nested_test(labels, against, covariates, networks, groups)
-    assert found.p < 0.001
+    assert found.p > 0.999
     assert not found.adds
-    assert nested_test(labels, -against, covariates, networks, groups).adds
+    towards = nested_test(labels, -against, covariates, networks, groups)
+    assert towards.p < 0.001
+    assert towards.adds
     assert not NestedTest(np.nan, np.nan, np.nan, 10).adds
 
 
@@ -280,12 +283,13 @@ def test_net_benefit_of_calling_all_and_none_is_known(of_age: benchmark.Sheet) -
     assert curves["image"][0].value == pytest.approx(expected)
 
 
-def test_added_value_is_found_where_it_is_and_seldom_where_it_is_not() -> None:
-    found = dict.fromkeys(COLUMN, 0)
+@pytest.mark.parametrize(("mix", "often"), [("osteoporosis or not", 0.4), ("osteoporosis or normal", 0.24)])
+def test_added_value_is_found_where_it_is_and_seldom_where_it_is_not(mix: str, often: float) -> None:
+    """Also where age all but separates the classes; `python -m benchmarks added_value` takes more sheets."""
+    sheets, found = 100, dict.fromkeys(COLUMN, 0)
     for follows in COLUMN:
-        for seed in range(40):
-            of_seed = benchmark.draw(np.random.default_rng([seed, 9]), MIX, COLUMN[follows])
-            labels, logits, covariates, networks, groups = of_seed
-            found[follows] += nested_test(labels, logits, covariates, networks, groups, draws=400).adds
-    assert found["age"] <= 5
-    assert found["image"] >= 12
+        for seed in range(sheets):
+            of_seed = benchmark.draw(np.random.default_rng([seed, 9]), benchmark.MIXES[mix], COLUMN[follows])
+            found[follows] += nested_test(*of_seed, draws=400).adds
+    assert found["age"] / sheets <= 0.08
+    assert found["image"] / sheets >= often

@@ -98,7 +98,7 @@ def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:
         return f"Whether {model} adds to {beyond} could not be tested."
     p = p_value(nested.p)
     verb = "adds to" if nested.adds else "is not found to add to"
-    said = f"{model} {verb} {beyond} (nested logistic models, p {p if p.startswith('<') else f'= {p}'})"
+    said = f"{model} {verb} {beyond} (nested logistic models, one-sided p {p if p.startswith('<') else f'= {p}'})"
     if not np.isfinite(value.auroc[CLINICAL].value):
         return f"{said}."
     clinical, both = (format_interval(value.auroc[name], 2) for name in (CLINICAL, BOTH))
@@ -124,7 +124,7 @@ def _nested_table(names: Sequence[str], value: AddedValue) -> pd.DataFrame:
             "image beyond": [_listed(names)],
             "log odds per SD of its logit": nested.log_odds,
             "likelihood ratio": nested.likelihood_ratio,
-            "p": p_value(nested.p),
+            "one-sided p": p_value(nested.p),
             "pictures": nested.pictures,
             "adds": ("yes" if nested.adds else "no") if np.isfinite(nested.p) else "-",
         }
