@@ -47,11 +47,12 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
         clinical: one row per tested picture, as `osteo.data.sources.clinical_rows` gives them; None where the sheets
             are out of reach.
     """
-    found = _within_strata(results, clinical, by_third=bool(names))
     if not names or clinical is None:
-        return found
+        return _within_strata(results, clinical, names)
     model = results.best.system.name
     value = measure(results, names, clinical)
+    adds = value.nested.adds if np.isfinite(value.nested.p) else None
+    found = _within_strata(results, clinical, names, adds=adds)
     has_row = int(clinical["row"].notna().sum())
     of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
     lines = [of_whom, _in_words(model, names, value)]
@@ -154,19 +155,23 @@ def _decision(results: Results, value: AddedValue) -> Figure:
         return figure
 
 
-def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third: bool) -> Findings:
+def _within_strata(
+    results: Results, clinical: pd.DataFrame | None, names: Sequence[str], *, adds: bool | None = None
+) -> Findings:
     """The AUROC of pairs that are alike in source, sex and age, and the sentence where a lead vanishes.
 
     Args:
         results: of the sweep.
         clinical: as `find` takes it.
-        by_third: strata of age are its thirds, and pairs are matched on age, too; else as those of the subgroups.
+        names: of the covariates; with some, strata of age are its thirds, and pairs are matched on age, too, else they
+            are those of the subgroups.
+        adds: whether the model adds to the covariates; None where nothing was found out.
     """
     experiment, system = results.experiment, results.best.system
     tested: Mask = np.asarray(np.isfinite(system.probabilities).any(axis=0))
     divisions: dict[str, pd.Series[str]] = subgroups(experiment, clinical)
     ages = None
-    if by_third and clinical is not None:
+    if names and clinical is not None:
         ages = np.where(tested, clinical["age"].to_numpy(float), np.nan)
         divisions["age"] = pd.Series(thirds(ages)).map({0.0: "lowest", 1.0: "middle", 2.0: "highest"}).fillna("")
     titles = {"source": "source", "sex": "sex", "age": "age" if ages is None else THIRD}
@@ -194,7 +199,8 @@ def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third:
         for title, interval in intervals.items()
     )
     lost = any(is_lost(intervals[ALL_PICTURES], interval) for interval in intervals.values())
-    sentences = [describe_lead(system.name, intervals)] if lost else []
+    of_covariates = [title for name, title in (("sex", "sex"), ("age", THIRD), ("age", SAME_AGE)) if name in names]
+    sentences = [describe_lead(system.name, intervals, adds=adds, known=of_covariates)] if lost else []
     return Findings(verdict=sentences, tables={"strata": table.astype({"strata": "Int64"})})
 
 
