@@ -204,10 +204,8 @@ def describe_lead(
             " what it adds is too little for these pairs to show"
         )
     if vanished:
-        what = ", which the covariates do not hold, so what it adds" if adds else ", so it"
-        parts.append(
-            f"its lead vanishes among those alike in {' and '.join(vanished)}{what} may tell this and not bone"
-        )
+        so = ", which the covariates do not hold, so what it adds" if adds else ", so it"
+        parts.append(f"its lead vanishes among those alike in {' and '.join(vanished)}{so} may tell this and not bone")
     if kept:
         doubt = ", which nested models do not confirm" if adds is False else ""
         parts.append(f"it leads among those alike in {' and '.join(kept)}{doubt}")
