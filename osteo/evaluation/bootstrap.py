@@ -286,8 +286,8 @@ def bootstrap_classes(
 
     Clusters weigh as there, and each class as often as it is. The prior counts for two clusters of mean size in all, as
     with two classes, shared among the classes. The recall of each is Beta(1/2, 1/2) in it, Jeffreys' prior of a
-    proportion; a wrong call k classes off has a share of 1 / k^3, so that a quadratic kappa is moved by far calls no more
-    than by near ones: k^2 as far by each, and k^4 as much in its variance.
+    proportion; a wrong call k classes off has a share of 1 / k^3, between the 1 / k^2 that gives each k as much of the
+    mean of a quadratic kappa, and the 1 / k^4 that gives it as much of the variance.
 
     Args:
         statistic: of weighted rows, see `class_rows`.
