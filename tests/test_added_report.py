@@ -162,7 +162,7 @@ def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: bench
     results, clinical = told(of_age)
     results.models = results.models[:1]
     found = section.find(results, NAMES, clinical)
-    assert found.lines == [section.ALL_FUSED]
+    assert found.lines == [section.ALL_FUSED.format(names="age, sex and BMI")]
     assert set(found.tables) == {"strata"}
     assert not any("tell the sources apart" in line for line in found.verdict)
     clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
