@@ -20,9 +20,9 @@ from osteo.config import (
     SplitConfig,
 )
 from osteo.errors import UserError, counted, unknown
-from osteo.task import CLASSES, LAST_EPOCH, LOSSES, TASKS
+from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
 
-LABEL_COLUMNS = ("picture", "class", "split")
+LABEL_COLUMNS = ("picture", "class", "split", T_SCORE)
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
 CHARACTERISTICS = (
     "age", "sex", "menopause_age", "height", "weight", "bmi", "smoker", "diabetic", "fracture", "family_history",

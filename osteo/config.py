@@ -91,7 +91,7 @@ class DataConfig:
         None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
     )
     columns: list[str] = option(
-        [], "what columns of other names hold, as in [Datei:picture,Befund:class,Gruppe:split] (data.labels)"
+        [], "what columns of other names hold, as in [Datei:picture,Befund:class,T-Wert:t_score] (data.labels)"
     )
     patient: str | None = option(
         None,

@@ -23,6 +23,7 @@ from osteo.data.sources import (
     Source,
     attach_sheet,
     check_sources,
+    check_t_scores,
     clinical_rows,
     read_folder,
     read_kaggle,
@@ -120,7 +121,8 @@ def _manifest(config: DataConfig, sources: dict[str, Source], cache: Path, *, re
     if not (known := t_scores(manifest, sources)):
         raise UserError(
             "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet that has them, as the"
-            " Mendeley archive does, or data.clinical=FILE data.clinical_columns=[COLUMN:t_score]"
+            " Mendeley archive does, data.clinical=FILE data.clinical_columns=[COLUMN:t_score], or a column of"
+            " data.labels: data.columns=[COLUMN:t_score]"
         )
     return table.exclude(manifest, ~manifest["image_id"].isin(list(known)), table.NO_T_SCORE)
 
@@ -177,6 +179,7 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     sources = _read_archives(config, cache)
     if sheet:
         attach_sheet(sources, sheet)
+    check_t_scores(sources)
     if config.covariates and all(source.clinical is None for source in sources.values()):
         raise UserError(
             f"covariates=[{','.join(config.covariates)}] need a clinical sheet, and data={config.name} has none; give"
