@@ -414,3 +414,24 @@ def test_t_scores_of_labels_serve_the_task_and_stay_out_of_the_manifest(tmp_path
     }
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*.csv"))
     assert b"2.5625" not in kept
+
+
+def test_a_t_score_counts_whatever_its_folder_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = [-2.6, -2.7, -2.8, -2.3, -1.2, -1.7, 0.8, 0.7, 0.6]
+    classes = ["osteoporosis"] * 4 + ["osteopenia"] * 2 + ["normal"] * 3
+    root = write(tmp_path / "data", **{f"{name}/{i}.png": png(i) for i, name in enumerate(classes)})
+    labels_file = tmp_path / "L.csv"
+    labels_file.write_text(
+        "file,class,t_score\n" + "".join(f"{i},{c},{t}\n" for i, (c, t) in enumerate(zip(classes, values, strict=True)))
+    )
+    settings = {"labels": str(labels_file), "task": "t_score", "image_size": 16, "cache": str(tmp_path / "cache")}
+    table = prepare(configured(root, settings | {"split": SplitConfig(train=0.34, val=0.34)})).manifest
+    assert ((table["label"] == 2) == (table["t_score"] <= -2.5)).all()
+    rows = table.set_index("image_id")
+    assert rows.loc["folder/osteoporosis/3.png", ["label", "class_name"]].tolist() == [1, "osteopenia"]
+    assert (
+        "the T-score of 1 picture (folder/osteoporosis/3.png first) is of another class than the folder: the T-score"
+        " counts"
+    ) in caplog.messages
+    three = prepare(configured(root, settings | {"task": "three_class"}), split=False).manifest.set_index("image_id")
+    assert three.loc["folder/osteoporosis/3.png", "label"] == 2

@@ -18,6 +18,7 @@ from osteo.cli import main
 from osteo.config import EvaluateConfig, LossConfig, ServeConfig
 from osteo.data.phantom import write_archives
 from osteo.errors import UserError
+from osteo.evaluation.agreement import AGREEMENT
 from osteo.evaluation.gradcam import grad_cam
 from osteo.evaluation.outcomes import check_run
 from osteo.inference.answer import answer
@@ -347,6 +348,53 @@ def test_evaluate_gives_intervals_of_what_the_task_is_measured_by(runs: dict[str
     of_classes = ["accuracy", "quadratic_weighted_kappa", "auroc_osteopenia"]
     for metric in ["mean_absolute_error"] if name == "t_score" else of_classes:
         assert table["95 % interval"][metric].startswith(f"{recorded[f'test/{metric}']:.3f}")
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A phantom archive without osteopenia, and without a sheet."""
+    root = tmp_path_factory.mktemp("two") / "archives"
+    write_archives(root, seed=4, kaggle={"normal": 5, "osteoporosis": 5}, mendeley={})
+    return ["data=kaggle", f"data.kaggle={root / 'kaggle'}", "data.clean=false"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_without_osteopenia_measure_what_they_can(
+    osteo: Callable, runs: dict[str, Run], two_classes: list[str], name: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *two_classes, "split=all", "output_dir=two")
+    assert done.code == 0, done.err
+    record = Run(Path("two"))
+    found, rows = record.read_metrics(), pd.read_csv("two/predictions.csv")
+    truth = rows["image_id"].str.contains("osteoporosis", case=False)
+    assert found["test/auroc"] == pytest.approx(sklearn.roc_auc_score(truth, rows["logit"]), abs=1e-6)
+    assert len(rows) == 10
+    counts = np.array(found["test/confusion_matrix"])
+    if name == "osteopenia_or_worse":
+        assert "no value" not in done.out
+        return
+    assert done.out.count("no value") == 1, done.out
+    if name == "t_score":
+        assert "no test picture has a T-score: errors, bias, limits of agreement and r have no value (-)" in done.out
+        assert [found[f"test/{metric.name}"] for metric in AGREEMENT] == [None] * len(AGREEMENT)
+        assert counts.tolist() == sklearn.confusion_matrix(truth, rows["predicted_t_score"] <= -2.5).tolist()
+        return
+    assert "no test picture is of class osteopenia: its AUROC and the means over the classes have no value" in done.out
+    undefined = ["auroc_osteopenia", "auroc_macro", "precision_macro", "recall_macro", "f1_macro"]
+    assert {metric for metric, value in found.items() if value is None} == {f"test/{metric}" for metric in undefined}
+    assert counts.sum(axis=1).tolist() == [5, 0, 5]
+    table = pd.read_csv("two/intervals_of_task.csv").set_index("metric")["95 % interval"]
+    assert [table[metric] for metric in undefined] == ["-"] * 5
+    assert table["auroc_osteoporosis"].startswith(f"{found['test/auroc']:.3f} (")
+
+
+@pytest.mark.parametrize(("name", "task"), [("three_class", "binary"), ("ordinal", "three_class")])
+def test_evaluate_asks_what_the_model_was_trained_for(
+    osteo: Callable, runs: dict[str, Run], data: list[str], name: str, task: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *data, f"data.task={task}", "output_dir=other")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert f"data.task={task} is not what {name}/checkpoints/best.ckpt was trained for, task={name}" in done.err
 
 
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:

@@ -157,7 +157,7 @@ def audit_dataset(
     cache = cache_dir(config.cache)
     sources = prepare.read_sources(config, cache)
     read = prepare.reader(sources)
-    task = TASKS[config.task]
+    task = TASKS[str(config.task)]
     recorded = read_split(against, table.build_manifest(sources, cache, task=task)) if against else None
     manifest, small = prepare.with_manifest(
         lambda m: (m, prepare.open_thumbnails(m, read, cache)), config, sources, cache

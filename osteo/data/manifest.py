@@ -19,10 +19,10 @@ from scipy.sparse.csgraph import connected_components
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_sealed, read_table, write_sealed
-from osteo.reading.labels import SPLIT_NAMES
+from osteo.reading.labels import SPLIT_NAMES, warn_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
-from osteo.task import BINARY, Task, who_class
+from osteo.task import BINARY, T_SCORE, TASKS, Task, who_class
 from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_valu
 
 
 def build_manifest(
-    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False
+    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False, complete: bool = True
 ) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
 
@@ -72,6 +72,7 @@ def build_manifest(
         cache: folder in which the table is kept, whatever the task.
         task: that says which label a class has.
         renew: read all files again.
+        complete: refuse sources that lack one of several classes.
 
     Returns:
         One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
@@ -79,7 +80,7 @@ def build_manifest(
     Raises:
         UserError: a source has no pictures, or lacks a class.
     """
-    _check_classes(sources, task)
+    _check_classes(sources, task, complete=complete)
     stamps = [source.stamp for source in sources.values()]
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
@@ -107,6 +108,33 @@ def _with_labels(manifest: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The manifest with the labels of a task; what has none is set aside."""
     labelled = manifest.assign(label=manifest["class_name"].map(task.labels).astype("Int64"))
     return exclude(labelled, labelled["label"].isna(), OSTEOPENIA)
+
+
+def follow_t_scores(manifest: pd.DataFrame, known: Mapping[str, float], *, complete: bool) -> pd.DataFrame:
+    """The manifest with the class of each T-score, whatever a folder says; a picture without one is set aside.
+
+    Args:
+        manifest: with the labels of three classes.
+        known: T-scores by image_id.
+        complete: there must be some; else, where there are none at all, the classes of the folders stay.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not known and not complete:
+        return manifest
+    if not known:
+        raise UserError(
+            "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet that has them, as the"
+            " Mendeley archive does, data.clinical=FILE data.clinical_columns=[COLUMN:t_score], or a column of"
+            " data.labels: data.columns=[COLUMN:t_score]"
+        )
+    manifest = exclude(manifest, ~manifest["image_id"].isin(list(known)), NO_T_SCORE)
+    measured = manifest["image_id"].map({image_id: who_class(t_score) for image_id, t_score in known.items()})
+    classes = measured.fillna(manifest["class_name"]).astype("string")
+    other = manifest.loc[(classes != manifest["class_name"]) & (manifest["split"] != "excluded"), "image_id"]
+    warn_of(list(other), "the T-score of {} is of another class than the folder: the T-score counts")
+    return _with_labels(manifest.assign(class_name=classes), TASKS[T_SCORE])
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -147,8 +175,11 @@ def exclude(manifest: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> pd.
     return changed
 
 
-def _check_classes(sources: Mapping[str, Source], task: Task) -> None:
-    """Refuses a source that cannot tell any two classes apart, and sources that lack a class together."""
+def _check_classes(sources: Mapping[str, Source], task: Task, *, complete: bool) -> None:
+    """Refuses a source that cannot tell any two classes apart, and, where these are all of the task's, lacks one.
+
+    Several classes are all needed where they must be complete, in all sources together.
+    """
     found: dict[str, set[str]] = {}
     for name, source in sources.items():
         found[name] = present = {picture.class_name for picture in source.pictures}
@@ -160,7 +191,8 @@ def _check_classes(sources: Mapping[str, Source], task: Task) -> None:
             )
         if not task.has_many_classes:
             _check_present(f"source {name} has", present, task)
-    _check_present(f"task={task.name} cannot be served: the data have", set().union(*found.values()), task)
+    if complete or not task.has_many_classes:
+        _check_present(f"task={task.name} cannot be served: the data have", set().union(*found.values()), task)
 
 
 def _check_present(what_has: str, present: set[str], task: Task) -> None:

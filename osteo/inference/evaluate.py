@@ -36,17 +36,23 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
     from osteo.data.prepare import prepare
     from osteo.evaluation.metrics import check_finite
+    from osteo.evaluation.outcomes import warn_of_absent
     from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
     from osteo.inference.model import BATCH, in_batches, mean_details
 
+    task = models[0].network.task
+    if config.data.task not in (None, task.name):
+        raise UserError(
+            f"data.task={config.data.task} is not what {models[0].name} was trained for, task={task.name}; leave it out"
+        )
     logits, seen = [], []
     prepared = {}
     for model in models:
         size, fit = model.card.image_size, model.card.fit
         if (size, fit) not in prepared:
-            data = replace(config.data, image_size=size, fit=fit, task=model.card.task)
-            prepared[size, fit] = prepare(data, split=config.split != "all")
+            data = replace(config.data, image_size=size, fit=fit, task=task.name)
+            prepared[size, fit] = prepare(data, split=config.split != "all", complete=False)
             prepared[size, fit].store.confirm()
         manifest, store = prepared[size, fit]
         rows = manifest[manifest["split"] == name_of(config)]
@@ -60,6 +66,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         check_finite(of_model, rows["image_id"], model.name)
         logits.append(join_ties(of_model))
         seen.append(pictures)
+    warn_of_absent(rows, task, name_of(config))
     return manifest, np.stack(logits), mean_details(models, seen)
 
 
@@ -89,6 +96,8 @@ def intervals_of_task(predictions: "pd.DataFrame", task: Task) -> "pd.DataFrame"
     from osteo.evaluation.multiclass import class_intervals, class_metrics
 
     groups, details = list(predictions["group"]), predictions[details_columns(task)].to_numpy(float)
+    if task.kind == "regression" and T_SCORE not in predictions:
+        return pd.DataFrame({"metric": metric.name, "95 % interval": "-"} for metric in AGREEMENT)
     if task.kind == "regression":
         found = t_score_intervals(predictions[T_SCORE].to_numpy(float), details.T, groups)
         names = [metric.name for metric in AGREEMENT]
