@@ -287,12 +287,12 @@ def clean(
     t_scores: Mapping[str, float] | None = None,
     task: Task = BINARY,
 ) -> pd.DataFrame:
-    """Keeps one of every set of copies, and none where their labels contradict and no T-score decides.
+    """Keeps one of every set of copies, and none where their labels, or T-scores, contradict and nothing decides.
 
     Args:
         manifest: rows that are excluded stay so.
         pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
-        t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-offs.
+        t_scores: by image_id, where measured; those of a set decide, by the WHO's cut-offs, where they agree.
         task: that says which label a class has.
     """
     same, contradictory = copies(manifest, pairs)
@@ -300,10 +300,11 @@ def clean(
     pixels = rows["width"] * rows["height"]
     known = t_scores or {}
     wrong: set[str] = set()
-    for members in contradictory:
-        scores = [known[image_id] for image_id in members if image_id in known]
-        right = task.labels[who_class(scores[0])] if scores else None
-        wrong |= {image_id for image_id in members if rows["label"][image_id] != right}
+    for members in same if task.kind == "regression" else contradictory:
+        measured = {known[image_id] for image_id in members if image_id in known}
+        right = {task.labels[who_class(t_score)] for t_score in measured}
+        is_known = len(measured if task.kind == "regression" else right) == 1
+        wrong |= {image_id for image_id in members if not (is_known and rows["label"][image_id] in right)}
     manifest = exclude(manifest, manifest["image_id"].isin(wrong), CONTRADICTORY)
     spare: set[str] = set()
     for members in same:  # the largest is kept, the first by name where several are

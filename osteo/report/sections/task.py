@@ -115,8 +115,8 @@ def _classes(results: Results) -> TaskSection:
             f" {reached['quadratic_weighted_kappa']}; 95 % intervals."
             if absent
             else f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the"
-            f" classes, each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted"
-            f" kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
+            f" classes, each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic"
+            f" weighted kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
             _elsewhere(task, "Three classes"),
         ],
         tables=tables,
