@@ -358,7 +358,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["data=kaggle", f"data.kaggle={root / 'kaggle'}", "data.clean=false"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["three_class", "t_score"])
 def test_data_without_osteopenia_measure_what_they_can(
     osteo: Callable, runs: dict[str, Run], two_classes: list[str], name: str
 ) -> None:
@@ -370,9 +370,6 @@ def test_data_without_osteopenia_measure_what_they_can(
     assert found["test/auroc"] == pytest.approx(sklearn.roc_auc_score(truth, rows["logit"]), abs=1e-6)
     assert len(rows) == 10
     counts = np.array(found["test/confusion_matrix"])
-    if name == "osteopenia_or_worse":
-        assert "no value" not in done.out
-        return
     assert done.out.count("no value") == 1, done.out
     if name == "t_score":
         assert "no test picture has a T-score: errors, bias, limits of agreement and r have no value (-)" in done.out
@@ -475,6 +472,7 @@ def test_mistakes_are_one_line(osteo: Callable, data: list[str], arguments: list
     [
         ("three_class", "task=three_class cannot be served: the data have no pictures of class osteopenia"),
         ("t_score", "no pictures of class osteopenia"),
+        ("osteopenia_or_worse", "task=osteopenia_or_worse cannot be served: the data have no pictures of class osteop"),
     ],
 )
 def test_data_that_cannot_serve_a_task_are_refused(osteo: Callable, tiny: list[str], task: str, message: str) -> None:

@@ -72,7 +72,7 @@ def build_manifest(
         cache: folder in which the table is kept, whatever the task.
         task: that says which label a class has.
         renew: read all files again.
-        complete: refuse sources that lack one of several classes.
+        complete: refuse sources that together lack a class that has a part in the task.
 
     Returns:
         One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
@@ -176,9 +176,9 @@ def exclude(manifest: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> pd.
 
 
 def _check_classes(sources: Mapping[str, Source], task: Task, *, complete: bool) -> None:
-    """Refuses a source that cannot tell any two classes apart, and, where these are all of the task's, lacks one.
+    """Refuses a source that cannot tell two classes apart, and sources that together lack one of the task.
 
-    Several classes are all needed where they must be complete, in all sources together.
+    Several classes need not all be in one source; where pictures are merely asked about, none has to be anywhere.
     """
     found: dict[str, set[str]] = {}
     for name, source in sources.items():
@@ -191,15 +191,21 @@ def _check_classes(sources: Mapping[str, Source], task: Task, *, complete: bool)
             )
         if not task.has_many_classes:
             _check_present(f"source {name} has", present, task)
-    if complete or not task.has_many_classes:
-        _check_present(f"task={task.name} cannot be served: the data have", set().union(*found.values()), task)
+    present = set().union(*found.values())
+    if complete and (absent := [name for name in _classes_of(task) if name not in present]):
+        raise _without(f"task={task.name} cannot be served: the data have", absent[0], present)
 
 
 def _check_present(what_has: str, present: set[str], task: Task) -> None:
     for label in range(len(task.class_names)):
         if not any(task.labels[name] == label for name in present):
-            missing = " or ".join(name for name, its_label in task.labels.items() if its_label == label)
-            raise UserError(f"{what_has} no pictures of class {missing}; found only: {', '.join(sorted(present))}")
+            raise _without(
+                what_has, " or ".join(name for name, its_label in task.labels.items() if its_label == label), present
+            )
+
+
+def _without(what_has: str, missing: str, present: set[str]) -> UserError:
+    return UserError(f"{what_has} no pictures of class {missing}; found only: {', '.join(sorted(present))}")
 
 
 def _classes_of(task: Task) -> list[str]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -15,7 +14,7 @@ import pandas as pd
 
 from osteo import parts
 from osteo.checks import check, check_data, named_pairs
-from osteo.config import DATA_SETS, DataConfig, PhantomConfig, SplitConfig
+from osteo.config import DATA_SETS, DataConfig, SplitConfig
 from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
@@ -33,7 +32,7 @@ from osteo.data.sources import (
 from osteo.data.splits import assign_splits, check_test_source
 from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
-from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
+from osteo.files import cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
 from osteo.reading.labels import read_labels, warn_of
 from osteo.task import CLASSES, T_SCORE, TASKS
 from osteo.types import ReadFile, Transform
@@ -210,8 +209,9 @@ def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
     kaggle, mendeley = config.kaggle, config.mendeley
     used = DATA_SETS[config.name] or ("kaggle", "mendeley")
     if config.name == "phantom":
-        drawn = phantom_archives(config.phantom, cache)
+        drawn = phantom.archives(config.phantom, cache)
         kaggle, mendeley = str(drawn / "kaggle"), str(drawn / "mendeley")
+        used = tuple(name for name in ("kaggle", "mendeley") if (drawn / name).is_dir())
     if config.download and "kaggle" in used:
         kaggle = kaggle or str(download.kaggle())
     if config.download and "mendeley" in used:
@@ -222,25 +222,6 @@ def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
     if "mendeley" in used:
         found["mendeley"] = read_mendeley(str(mendeley), config.mendeley or "mendeley", covariates=wanted)
     return found
-
-
-def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
-    """The folder with the phantom archives of this seed and these counts, drawn where it is missing or damaged."""
-    ages = [config.age_slope] if config.age_slope != phantom.AGE_SLOPE else []  # what was drawn before it keeps its key
-    recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley, *ages], sort_keys=True)
-    root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    if phantom.is_intact(root):
-        return root
-    log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
-    with alone(root, "drawing them"):
-        if not phantom.is_intact(root):
-            if root.exists():
-                log.warning("the phantom radiographs in the cache are damaged or of an older version: drawn anew")
-                shutil.rmtree(root)
-            phantom.write_archives(
-                root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley, age_slope=config.age_slope
-            )
-    return root
 
 
 def reader(sources: dict[str, Source]) -> ReadFile:
