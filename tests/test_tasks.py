@@ -1,5 +1,6 @@
 """Tasks end to end: what a network's outputs say, and a training of each through all that its checkpoint serves."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -479,6 +480,35 @@ def test_data_that_cannot_serve_a_task_are_refused(osteo: Callable, tiny: list[s
     done = osteo("train", *tiny, f"task={task}", "logger.wandb.mode=disabled")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("loss", "task", "message"),
+    [
+        (lambda outputs, targets: (outputs - targets) ** 2, "three_class",
+         "loss=mine with task=three_class gives shape (4, 3) for 4 pictures, not (4,); see osteo.parts.MakeLoss"),
+        (lambda outputs, targets: (outputs - targets) ** 2, "ordinal", "with task=ordinal cannot be computed (Ru"),
+        (lambda outputs, targets: ((outputs - targets) ** 2).mean(), "binary", "gives shape () for 4 pictures"),
+        (lambda outputs, targets: 0.5, "t_score", "gives a float for 4 pictures, not (4,)"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_fit_the_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, loss: Callable, task: str, message: str
+) -> None:
+    monkeypatch.setitem(parts.losses._parts, "mine", lambda: loss)
+    network = {"backbone": "test_resnet", "image_size": 32, "task": task}
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        Classifier(network, loss={"name": "mine"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_of_one_number_per_picture_fits_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        parts.losses._parts, "mine", lambda: lambda outputs, targets: outputs.flatten(1).sum(1) * targets.sum()
+        if outputs.ndim > 1 else outputs * targets,
+    )  # fmt: skip
+    for kind in ("binary", "nominal", "ordinal", "regression"):
+        assert make_loss("mine", {}, kind)
 
 
 def test_t_scores_need_a_sheet(osteo: Callable, sheeted: Path) -> None:
