@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy.special import expit
 
 from benchmarks import added_value as benchmark
@@ -202,7 +203,12 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
         run.write_environment(**ENVIRONMENT | {"fold": fold, "precision": "32"})
         run.set_status("done")
     report = read_report(ReportConfig(runs=str(tmp_path / "sweep"), draws=100, pictures=False))
-    monkeypatch.setattr(figures, "save", lambda _, folder, name: [write_text(folder / f"{name}.png", "")])
+
+    def save(_: Figure, folder: Path, name: str) -> list[Path]:
+        write_text(folder / f"{name}.png", "")
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(figures, "save", save)
     (tmp_path / "sweep/figures").mkdir()
     report.write()
     html, markdown = (tmp_path / "sweep/report.html").read_text(), (tmp_path / "sweep/report.md").read_text()
