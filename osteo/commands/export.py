@@ -29,6 +29,7 @@ def export(config: ExportConfig, job: Job) -> bool:
     checkpoint = checkpoint_of(str(config.ckpt))
     output = formats.output_path(config, checkpoint)
     model = load_model(checkpoint)
+    outputs = formats.outputs_of(model.network.task)
     pictures, labels = formats.check_pictures(config.check, model)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"exact{formats.SUFFIXES[config.format]}"
@@ -38,9 +39,9 @@ def export(config: ExportConfig, job: Job) -> bool:
         batches = " and ".join(map(str, formats.BATCHES))
         measured = f"{largest:.2g} ({counted(len(pictures), 'picture')}, batches of {batches})"
         if not largest <= formats.TOLERANCE:
-            print(f"osteo export: logits differ from PyTorch's by up to {measured}; no file is left", file=sys.stderr)
+            print(f"osteo export: outputs differ from PyTorch's by up to {measured}; no file is left", file=sys.stderr)
             return False
-        print(f"largest difference of a logit from PyTorch's: {measured}")
+        print(f"largest difference of {' or '.join(outputs)} from PyTorch's: {measured}")
         if config.int8:
             exact_file, made = made, Path(folder) / "small.onnx"
             calibration = pictures[:: -(-len(pictures) // formats.CALIBRATION)]
@@ -51,9 +52,7 @@ def export(config: ExportConfig, job: Job) -> bool:
         with whole(output) as aside:
             shutil.copyfile(made, aside)
         checksum = formats.write_checksum(output)
-    side = model.card.image_size
-    print(
-        f"{printable(output)}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB"
-    )
+    side, size = model.card.image_size, f"{output.stat().st_size / 1e6:.1f} MB"
+    print(f"{printable(output)}: uint8 (N, {side}, {side}) to {', '.join(outputs)}, {size}")
     print(f"{printable(checksum)}: its checksum, for sha256sum -c")
     return True

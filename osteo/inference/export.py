@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ class Exported:
     def logits(self, pictures: Sequence[Grey]) -> Floats:
         """The logits of prepared pictures, (N,), as `Model.logits`."""
         return np.asarray(self.run(np.stack(pictures))[0], np.float64)
+
+    def outputs(self, pictures: Sequence[Grey]) -> Floats:
+        """Everything that it gives for prepared pictures, one row each, (N, K)."""
+        return np.column_stack([np.asarray(values, np.float64) for values in self.run(np.stack(pictures))])
 
 
 def check_choices(config: ExportConfig) -> None:
@@ -195,27 +200,31 @@ def open_exported(path: Path) -> Exported:
         else:
             network = torch.jit.load(path, map_location="cpu", _extra_files=card)
 
-    def run(pictures: Grey) -> Sequence[Any]:
-        with torch.inference_mode():
-            return [values.numpy() for values in network(torch.from_numpy(pictures))]
+    return Exported(json.loads(card[KEY]), partial(_run, network))
 
-    return Exported(json.loads(card[KEY]), run)
+
+def _run(network: Callable[[Tensor], Sequence[Tensor]], pictures: Grey) -> list[Floats]:
+    with torch.inference_mode():
+        return [values.numpy() for values in network(torch.from_numpy(pictures))]
 
 
 def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> float:
-    """The largest absolute difference of a logit from PyTorch's, in batches of each of `BATCHES`.
+    """The largest absolute difference of an output from PyTorch's, in batches of each of `BATCHES`.
+
+    That is of a logit, a probability or a T-score.
 
     Raises:
         UserError: the file does not take batches of these sizes.
     """
-    wanted = in_batches(model.logits, pictures, 16)
+    network = CalibratedNetwork(model.network, model.card.temperature).eval()
+    wanted = in_batches(Exported({}, partial(_run, network)).outputs, pictures, 16)
     try:
-        found = [in_batches(exported.logits, pictures, size) for size in BATCHES]
+        found = [in_batches(exported.outputs, pictures, size) for size in BATCHES]
     except Exception as error:  # of onnxruntime or of torch
         raise UserError(
             f"model.backbone={model.card.backbone} was exported, but the file does not run ({_first_line(error)})"
         ) from error
-    return max(float(np.abs(logits - wanted).max()) for logits in found)
+    return max(float(np.abs(outputs - wanted).max()) for outputs in found)
 
 
 def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:

@@ -31,6 +31,7 @@ from osteo.config import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
+from osteo.inference.card import ASKED
 from osteo.inference.model import Model, size_to_read
 from osteo.reading.pictures import Unusable, is_dicom
 from osteo.reading.reader import read_picture
@@ -110,6 +111,7 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
         "serve.html.jinja",
         models=[model.card.facts() for model in models],
         notes=notes,
+        asked=ASKED[models[0].card.task],
         most=settings.most_mib,
         kinds=KINDS,
     )
@@ -256,7 +258,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "details": found.details,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
-        "notes": list(found.notes),
+        "remarks": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
     }

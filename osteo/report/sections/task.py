@@ -1,6 +1,6 @@
 """What a task says beyond the positive class against the rest: metrics, paired differences, matrices, figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ from osteo.evaluation.systems import System
 from osteo.report.figures import COLOURS, INK, MOST, STYLE, confusion, grid_of_panels
 from osteo.report.results import Results, mean_over_repeats
 from osteo.report.rows import p_value
-from osteo.task import Task
+from osteo.task import THRESHOLD, Task
 from osteo.types import Floats, Labels
 
 POINTS = ("bland_altman", "t_scores")
@@ -48,7 +48,8 @@ class TaskSection:
     sentences: list[str]
     """of the verdict"""
     tables: dict[str, pd.DataFrame]
-    """of the page, also files: first the metrics, one row per model; then, where there are several, their pairs"""
+    """of the page, also files: first the metrics, one row per model, in tables that fit a page; then, where there are
+    several, their pairs"""
     numbers: dict[str, pd.DataFrame]
     """the same as numbers"""
     notes: dict[str, tuple[str, str]]
@@ -62,9 +63,9 @@ class TaskSection:
 
     @property
     def by_metric(self) -> pd.DataFrame:
-        """The first table turned: metrics down, models across."""
-        table = next(iter(self.tables.values())).set_index("system").T
-        return table.rename_axis("metric").rename_axis(None, axis=1).reset_index()
+        """The metrics turned: metrics down, models across."""
+        tables = [table.set_index("system") for table in self.tables.values() if "system" in table]
+        return pd.concat(tables, axis=1).T.rename_axis("metric").rename_axis(None, axis=1).reset_index()
 
     def of_model(self, name: str) -> pd.DataFrame:
         """The metrics of one model, one row each."""
@@ -97,17 +98,19 @@ def _classes(results: Results) -> TaskSection:
         networks = first.networks, second.networks
         return compare_classes(labels, _details(first), _details(second), groups, networks=networks, **options)
 
-    titles = {name: metric.title for name, metric in class_metrics(names).items() if name != "auroc"}
+    titles = {name: metric.title for name, metric in class_metrics(names).items()}
     titles |= {name: f"{titles[name]}, {names[-1]}" for name in ("sensitivity", "specificity")}
     compared = ("auroc_macro", "balanced_accuracy", "quadratic_weighted_kappa", "accuracy")
-    titles = {name: titles[name] for name in dict.fromkeys((*compared, *titles))}  # these first
+    of_each = (*(f"auroc_{name}" for name in names), "sensitivity", "specificity")
+    shown = {"classes": (*compared, "precision_macro", "f1_macro"), "each_class": of_each}
     matrices = {r.system.name: class_confusion(labels, _details(r.system)) for r in results.models}
-    tables, numbers = _tables("classes", intervals, _pairs(results, compare), titles, compared)
+    tables, numbers = _tables(shown, intervals, _pairs(results, compare), titles, compared)
     best = results.best.system.name
-    reached = {name: format_interval(intervals[best][name], 2) for name in titles}
+    reached = {name: format_interval(intervals[best][name], 2) for name in compared}
     return TaskSection(
         title="Three classes",
-        introduction=f"Each picture is called the most probable of {_listed(names)}.",
+        introduction=f"Here each picture is called the most probable of {_listed(names)}; elsewhere on this page it is"
+        f" called {names[-1]} where the probability of that is above {THRESHOLD}.",
         sentences=[
             f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the classes,"
             f" each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted"
@@ -118,9 +121,11 @@ def _classes(results: Results) -> TaskSection:
         numbers=numbers,
         notes=_notes(
             "classes",
-            "AUROC is of one class against the others, among the pictures that one network tested; precision, recall"
-            " and F1 are macro averages; kappa counts a call two classes off as four times as wrong as one class off",
-        ),
+            "AUROC is among the pictures that one network tested; balanced accuracy is the macro average of recall, and"
+            " precision and F1 are macro averages, too; kappa counts a call two classes off as four times as wrong as"
+            " one class off",
+        )
+        | {"each_class": ("One class against the others", "With 95 % intervals")},
         class_names=names,
         matrices=matrices,
         figures={"confusion_classes": confusion(dict(list(matrices.items())[:MOST]), names)},
@@ -169,7 +174,7 @@ def _t_scores(results: Results) -> TaskSection:
         for name in ("auroc", "accuracy", "sensitivity", "specificity")
     }
     tables, numbers = _tables(
-        "agreement", intervals, _pairs(results, compare), titles,
+        {"agreement": tuple(titles)}, intervals, _pairs(results, compare), titles,
         ("mean_absolute_error", "bias", "pearson_r", "auroc"),
     )  # fmt: skip
     best = results.best.system.name
@@ -271,17 +276,24 @@ def _pairs(results: Results, compare: Callable[[System, System], Comparisons]) -
 
 
 def _tables(
-    name: str,
+    shown: Mapping[str, Sequence[str]],
     intervals: Mapping[str, Intervals],
     pairs: list[Pair],
     titles: Mapping[str, str],
     compared: tuple[str, ...],
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
-    """The tables NAME and NAME_tests as text, the second of some metrics alone, and as numbers, of all."""
-    texts = [
-        {"system": model} | {title: format_interval(of_model[metric]) for metric, title in titles.items()}
-        for model, of_model in intervals.items()
-    ]
+    """The metrics of each table that is shown, and the pairs, NAME_tests, of those that are compared; both as text.
+
+    The same as numbers, of all metrics, under the name of the first table.
+    """
+    name = next(iter(shown))
+    texts = {
+        table: pd.DataFrame(
+            {"system": model} | {titles[metric]: format_interval(of_model[metric]) for metric in metrics}
+            for model, of_model in intervals.items()
+        )
+        for table, metrics in shown.items()
+    }
     numbers = [
         {"system": model}
         | {
@@ -292,7 +304,7 @@ def _tables(
         for model, of_model in intervals.items()
     ]
     if not pairs:
-        return {name: pd.DataFrame(texts)}, {name: pd.DataFrame(numbers)}
+        return texts, {name: pd.DataFrame(numbers)}
     tests = [
         {"first": pair.first, "second": pair.second}
         | dict(
@@ -313,7 +325,7 @@ def _tables(
         for metric, (difference, p) in pair.by_metric.items()
     ]  # fmt: skip
     return (
-        {name: pd.DataFrame(texts), f"{name}_tests": pd.DataFrame(tests)},
+        texts | {f"{name}_tests": pd.DataFrame(tests)},
         {name: pd.DataFrame(numbers), f"{name}_tests": pd.DataFrame(differences)},
     )
 
@@ -329,10 +341,7 @@ def _notes(name: str, note: str) -> dict[str, tuple[str, str]]:
 
 
 def _elsewhere(task: Task, title: str) -> str:
-    return (
-        f'This and the section "{title}" are of the whole task; everything else on this page is of'
-        f" {task.class_names[-1]} against the rest."
-    )
+    return f'This and the section "{title}" are of the whole task; everything else on this page is of {task.contrast}.'
 
 
 def _listed(names: tuple[str, ...]) -> str:
