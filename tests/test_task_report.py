@@ -16,7 +16,6 @@ from matplotlib.text import Annotation
 from omegaconf import OmegaConf
 
 from osteo.config import Config
-from osteo.data.clinical import who_class
 from osteo.evaluation.agreement import AGREEMENT, compare_t_scores, t_score_intervals
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.multiclass import class_intervals, compare_classes
@@ -29,7 +28,7 @@ from osteo.report.radiographs import _mistakes, called_by
 from osteo.report.rows import p_value
 from osteo.report.sections.task import POINTS, class_confusion
 from osteo.report.summary import show_runs
-from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS
+from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS, who_class
 from osteo.training.fit import measure
 from osteo.training.tracking import WandbLogger
 

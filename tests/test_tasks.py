@@ -27,7 +27,6 @@ from osteo.inference.model import load_model, load_models, to_batch
 from osteo.networks.network import Network
 from osteo.networks.outputs import (
     Cuts,
-    call_classes,
     columns_of,
     details_of,
     log_probabilities,
@@ -37,7 +36,16 @@ from osteo.reading.pictures import decode
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.serving.server import as_json
-from osteo.task import T_SCORE_CUTS, TASKS, cut_logits, probability_columns
+from osteo.task import (
+    CLASSES,
+    PREDICTED_T_SCORE,
+    T_SCORE_CUTS,
+    TASKS,
+    call_by_details,
+    cut_logits,
+    probability_columns,
+    who_class,
+)  # fmt: skip
 from osteo.training import fit
 from osteo.training.losses import balanced_weights, best_outputs, make_loss, targets_of
 from osteo.training.module import Classifier, read_checkpoint
@@ -139,13 +147,15 @@ def test_cuts_are_in_order_whatever_is_learnt(first: float, gap: float) -> None:
 def test_a_t_score_at_a_cut_is_called_as_the_who_does() -> None:
     normal, osteoporosis = T_SCORE_CUTS
     scores = torch.tensor([0.0, -0.99, normal, -2.49, osteoporosis, -4.0])
-    assert call_classes("regression", scores).tolist() == [0, 0, 1, 1, 2, 2]
+    called = [call_by_details(TASKS["t_score"], {PREDICTED_T_SCORE: float(score)}) for score in scores]
+    assert called == [name for name in CLASSES for _ in range(2)]
     logits = positive_logit("regression", scores)
     assert (logits.sigmoid() > 0.5).tolist() == [False] * 4 + [True] * 2  # in float32, too
     assert logits.numpy() == pytest.approx(cut_logits(scores.double().numpy()), abs=1e-6)
     assert columns_of(TASKS["t_score"], scores)["probability"][4] > 0.5
-    assert call_classes("nominal", torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [1]
-    assert call_classes("binary", torch.tensor([0.0, 0.1])).tolist() == [0, 1]
+    probabilities = dict(zip(probability_columns(TASKS["ordinal"]), [0.1, 0.5, 0.4], strict=True))
+    assert call_by_details(TASKS["ordinal"], probabilities) == "osteopenia"
+    assert call_by_details(TASKS["binary"], {}) is None
 
 
 def test_details_are_what_predictions_csv_has() -> None:
@@ -361,8 +371,8 @@ def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run
         assert len(table) >= COUNTS["osteopenia"]
         called = table[table["call"].isin(["normal", "osteopenia", "osteoporosis"])]
         scores = called[columns].to_numpy()
-        labels = scores.argmax(1) if name == "ordinal" else call_classes("regression", torch.tensor(scores[:, 0]))
-        assert called["call"].tolist() == [TASKS[name].class_names[label] for label in labels]
+        expected = [[*CLASSES][row.argmax()] if name == "ordinal" else who_class(row[0]) for row in scores]
+        assert called["call"].tolist() == expected
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("ordinal", ".onnx"), ("t_score", ".ts.pt"), ("three_class", ".ts.pt")])
@@ -378,7 +388,7 @@ def test_an_exported_file_says_the_same(runs: dict[str, Run], tmp_path: Path, na
     assert exported.card["task"] == name
     assert logits == pytest.approx(model.logits(pictures), abs=1e-4)
     assert probabilities == pytest.approx(1 / (1 + np.exp(-logits / model.card.temperature)), abs=1e-5)
-    expected = np.stack(list(model.details(pictures).values()), axis=-1)
+    expected = np.stack(list(model.ask(pictures).details.values()), axis=-1)
     assert third.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
     assert len(export.outputs_of(model.network.task)) == 3
 

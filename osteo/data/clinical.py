@@ -24,11 +24,10 @@ from osteo.reading.tables import (
     read_sheets,
     read_users_table,
 )
-from osteo.task import CLASSES
+from osteo.task import who_class
 
 log = logging.getLogger(__name__)
 
-NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
 
 COLUMNS = {  # by our name: how Mendeley's heading begins, in lower case, without stray blanks and colons
     "patient": "patient id",
@@ -303,13 +302,6 @@ def read_clinical(data: DataConfig) -> ClinicalFile:
     cells = table[list(columns.values())].set_axis(list(columns), axis=1).fillna("")
     wanted = frozenset({*data.covariates, *pairs.values()})
     return ClinicalFile(option, cells, columns, tuple(table.columns), wanted)
-
-
-def who_class(t_score: float) -> str:
-    """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
-    if t_score <= -2.5:
-        return OSTEOPOROSIS
-    return NORMAL if t_score > -1.0 else OSTEOPENIA
 
 
 def mismatches(sheet: pd.DataFrame, patients: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

@@ -16,14 +16,13 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from osteo.data.clinical import who_class
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_sealed, read_table, write_sealed
 from osteo.reading.labels import SPLIT_NAMES
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
-from osteo.task import BINARY, Task
+from osteo.task import BINARY, Task, who_class
 from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)

@@ -83,17 +83,16 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
     framed = [[model.frame(grey) for grey in pictures] for model in models]
     prepared = [[picture for picture, _ in of_model] for of_model in framed]
     variants = VARIANTS if interval else VARIANTS[:1]
-    logits = np.stack(
-        [
-            np.stack([model.logits([change(picture, v) for picture in of_model]) for v in variants])
-            for model, of_model in zip(models, prepared, strict=True)
-        ]
-    )  # (models, variants, pictures)
+    said = [
+        [model.ask([change(picture, v) for picture in of_model]) for v in variants]
+        for model, of_model in zip(models, prepared, strict=True)
+    ]
+    logits = np.stack([[of_variant.logits for of_variant in of_model] for of_model in said])  # (models, variants, N)
     is_finite = np.asarray(np.isfinite(logits).all((0, 1)))
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
-    details = mean_details(models, prepared)
+    details = mean_details([of_model[0] for of_model in said])
     first = models[0]
     task = first.network.task
     inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]

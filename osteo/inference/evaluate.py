@@ -38,10 +38,9 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     from osteo.evaluation.metrics import check_finite
     from osteo.evaluation.ties import join_ties
     from osteo.inference.card import data_hash
-    from osteo.inference.model import BATCH, in_batches, mean_details
+    from osteo.inference.model import mean_details
 
-    logits, seen = [], []
-    prepared = {}
+    asked, prepared = [], {}
     for model in models:
         size, fit = model.card.image_size, model.card.fit
         if (size, fit) not in prepared:
@@ -56,11 +55,9 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
         pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
-        of_model = in_batches(model.logits, pictures, BATCH)
-        check_finite(of_model, rows["image_id"], model.name)
-        logits.append(join_ties(of_model))
-        seen.append(pictures)
-    return manifest, np.stack(logits), mean_details(models, seen)
+        asked.append(model.ask(pictures))
+        check_finite(asked[-1].logits, rows["image_id"], model.name)
+    return manifest, np.stack([join_ties(said.logits) for said in asked]), mean_details(asked)
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:

@@ -27,6 +27,7 @@ from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError
+from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
@@ -216,8 +217,8 @@ def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> fl
     Raises:
         UserError: the file does not take batches of these sizes.
     """
-    network = CalibratedNetwork(model.network, model.card.temperature).eval()
-    wanted = in_batches(Exported({}, partial(_run, network)).outputs, pictures, 16)
+    logits, details = model.ask(pictures)
+    wanted = np.column_stack([logits, calibrate(logits, model.card.temperature), *details.values()])
     try:
         found = [in_batches(exported.outputs, pictures, size) for size in BATCHES]
     except Exception as error:  # of onnxruntime or of torch

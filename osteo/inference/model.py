@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.types import Floats, Grey
 
 BATCH = 32  # pictures that a network is shown at once, where it is asked about many
+
+
+class Said(NamedTuple):
+    """What a network says of N pictures."""
+
+    logits: Floats
+    """of the positive class, (N,)"""
+    details: dict[str, Floats]
+    """what its task says beyond, (N,) each; see `osteo.networks.outputs.details_of`"""
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,17 @@ class Model:
         """The same, and whether the joint was found where its fit needs it."""
         return frame(grey, self.card.image_size, self.card.fit)
 
-    def logits(self, pictures: Sequence[Grey]) -> Floats:
-        """The logits of the positive class of prepared pictures, (N,)."""
-        return np.asarray(positive_logit(self.network.task.kind, self.outputs(pictures)).double().numpy(), np.float64)
-
-    def details(self, pictures: Sequence[Grey]) -> dict[str, Floats]:
-        """What its task says of prepared pictures beyond the positive class, (N,) each; see `details_of`."""
+    def ask(self, pictures: Sequence[Grey]) -> Said:
+        """What it says of prepared pictures, which the network sees once, `BATCH` at a time."""
         task = self.network.task
-        if task.kind == "binary":
-            return {}
-        batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        return details_of(task, torch.cat([self.outputs(batch) for batch in batches]))
-
-    def outputs(self, pictures: Sequence[Grey]) -> Tensor:
-        """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`."""
         with torch.inference_mode():
-            outputs: Tensor = self.network(to_batch(pictures))
-            return outputs
+            batches = [to_batch(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+            outputs = torch.cat([self.network(batch) for batch in batches])
+        return Said(positive_logit(task.kind, outputs).double().numpy(), details_of(task, outputs))
+
+    def logits(self, pictures: Sequence[Grey]) -> Floats:
+        """The logits of the positive class alone, (N,)."""
+        return self.ask(pictures).logits
 
 
 def size_to_read(models: Sequence[Model]) -> int:
@@ -149,12 +152,6 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     return models
 
 
-def mean_details(models: Sequence[Model], pictures: Sequence[Sequence[Grey]]) -> dict[str, Floats]:
-    """What the models' task says beyond the positive class, (N,) each, on average over the models.
-
-    Args:
-        models: of one task.
-        pictures: as each of them sees them, (models, N).
-    """
-    of_models = [model.details(of_model) for model, of_model in zip(models, pictures, strict=True)]
-    return {name: np.mean([details[name] for details in of_models], axis=0) for name in of_models[0]}
+def mean_details(said: Sequence[Said]) -> dict[str, Floats]:
+    """What the task of one or several models says beyond the positive class, (N,) each, on average over the models."""
+    return {name: np.mean([of_model.details[name] for of_model in said], axis=0) for name in said[0].details}
