@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from osteo.config import Config
 from osteo.evaluation.agreement import AGREEMENT, compare_t_scores, t_score_intervals
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.multiclass import class_intervals, compare_classes
 from osteo.networks.outputs import columns_of
 from osteo.records.record import Run
@@ -26,7 +26,7 @@ from osteo.report.html import inline
 from osteo.report.page import Report
 from osteo.report.radiographs import _mistakes, called_by
 from osteo.report.rows import p_value
-from osteo.report.sections.task import POINTS, class_confusion
+from osteo.report.sections.task import POINTS, _doubts, class_confusion
 from osteo.report.summary import show_runs
 from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS, who_class
 from osteo.training.fit import measure
@@ -203,6 +203,15 @@ def test_a_report_of_ordered_classes(report_of: Callable[[str], Report]) -> None
     assert page_of(report)[0].count('<table class="matrix">') == 2
 
 
+def test_a_class_that_is_never_called_and_no_lead_over_the_largest_are_said() -> None:
+    matrix = np.array([[0.0, 9.0, 0.0], [0.0, 30.0, 1.0], [0.0, 8.0, 2.0]])
+    assert _doubts(matrix, tuple(CLASSES), Interval(0.64, 0.55, 0.72)) == [
+        "It calls no picture normal.",
+        "Its accuracy, 0.64 (0.55 to 0.72), is not significantly above that of always calling osteopenia, 0.62.",
+    ]
+    assert _doubts(np.eye(3) * 20, tuple(CLASSES), Interval(1.0, 0.95, 1.0)) == []
+
+
 def test_calls_are_averaged_over_the_repeats_that_tested_a_picture() -> None:
     sure = np.eye(3)
     first, second = sure[[0, 1, 2]], sure[[1, 1, 0]]
@@ -222,7 +231,8 @@ def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: p
     first, second = best.details[..., 0], other.details[..., 0]
     options = {"draws": DRAWS, "seed": 0}
     expected = t_score_intervals(experiment.truth, first, experiment.groups, networks=best.networks, **options)
-    shown = section.tables["agreement"].set_index("system").loc[best.name]
+    shown = section.by_metric.set_index("metric")[best.name]
+    assert list(section.tables) == ["agreement", "cut", "agreement_tests"]
     for metric in AGREEMENT:
         assert shown[metric.title] == format_interval(expected[metric.name])
     assert shown["AUROC, cut at -2.5"] == format_interval(expected["auroc"])
@@ -240,6 +250,8 @@ def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: p
     for text in (html, markdown):
         assert f"predicts T-scores with a mean absolute error of {expected['mean_absolute_error'].value:.2f}" in text
         assert text.count("everything else on this page is of osteoporosis against the rest") == 1
+        baseline = np.abs(experiment.truth - np.median(experiment.truth)).mean()
+        assert f"given to every picture, would have a mean absolute error of {baseline:.2f}." in text
         assert "folder/" not in text
     assert html.count("<svg") == 7
     assert "of osteoporosis against the rest, and the T-score." in card

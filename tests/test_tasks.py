@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sklearn
+from starlette.testclient import TestClient
 
 from osteo import parts
 from osteo.cli import main
@@ -35,7 +37,7 @@ from osteo.networks.outputs import (
 from osteo.reading.pictures import decode
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
-from osteo.serving.server import as_json
+from osteo.serving.server import as_json, make_app
 from osteo.task import (
     CLASSES,
     PREDICTED_T_SCORE,
@@ -51,6 +53,13 @@ from osteo.training.losses import balanced_weights, best_outputs, make_loss, tar
 from osteo.training.module import Classifier, read_checkpoint
 
 NAMES = ("three_class", "ordinal", "t_score", "osteopenia_or_worse")
+ON_PAGES = {
+    "three_class": ("normal bone density, osteopenia or osteoporosis", "the most probable class"),
+    "ordinal": ("normal bone density, osteopenia or osteoporosis", "the most probable class"),
+    "t_score": ("the T-score", "by the WHO&#39;s cuts of its T-score"),
+    "osteopenia_or_worse": ("osteopenia or osteoporosis against normal bone density", ""),
+}
+"""What the page of `osteo serve` asks, and how it says that pictures are called, where it says so."""
 COUNTS = {"normal": 9, "osteopenia": 10, "osteoporosis": 9}
 QUICK = [
     "data.image_size=32", "data.batch_size=6", "data.split.train=0.4", "data.split.val=0.3",
@@ -322,9 +331,9 @@ def test_a_value_that_was_tampered_with_is_named(runs: dict[str, Run], name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_says_the_same_wherever_it_is_asked(runs: dict[str, Run], sheeted: Path, name: str) -> None:
     task, record = TASKS[name], runs[name]
-    settings, predictions = record.read_settings(), record.read_predictions()
+    data, predictions = record.read_settings().data, record.read_predictions()
     models = load_models([str(record.directory)])
-    manifest, logits, details = ask(models, EvaluateConfig(ckpt=str(record.directory), data=settings.data))
+    manifest, logits, details = ask(models, EvaluateConfig(ckpt=str(record.directory), data=data))
     columns = list(details_of(task, some(name, 1)))
     asked = pd.DataFrame({"logit": logits[0], **details}, index=manifest.loc[manifest["split"] == "test", "image_id"])
     trained = predictions[predictions["split"] == "test"].set_index("image_id").loc[asked.index]
@@ -342,7 +351,13 @@ def test_a_checkpoint_says_the_same_wherever_it_is_asked(runs: dict[str, Run], s
         else:
             expected = task.class_names[int(found.calibrated > 0.5)]
         assert found.call == expected
-    said = as_json(models, grey, found, ServeConfig(ckpt=str(record.directory)))
+    settings = ServeConfig(ckpt=str(record.directory))
+    page = TestClient(make_app(models, settings), base_url="http://127.0.0.1").get("/").text
+    heading, called = ON_PAGES[name]
+    assert f"<h1>Knee radiograph: {heading}</h1>" in page
+    say = f"<li>A picture is called {called}; the threshold is for osteoporosis against the rest alone"
+    assert (say in page) == bool(called)
+    said = as_json(models, grey, found, settings)
     assert (said["positive"], said["details"]) == (task.class_names[-1], found.details)
     assert said["overlay"]
     heat = grad_cam(models[0].network, to_batch([models[0].prepare(grey)]))
@@ -366,6 +381,8 @@ def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run
             "predict", str(runs[name].directory), f"input={osteopenia}", "interval=false", f"output_dir={name}"
         )
         assert (done.code, done.err) == (0, ""), done.err
+        assert "calibrated, low and high: the probability for osteoporosis against the rest" in done.out
+        assert ("predicted t score" if name == "t_score" else "│ osteopenia │") in done.out.replace("┃", "│")
         table = pd.read_csv(Path(name) / "predictions.csv")
         assert list(table)[-len(columns) :] == columns
         assert len(table) >= COUNTS["osteopenia"]
@@ -391,6 +408,9 @@ def test_an_exported_file_says_the_same(runs: dict[str, Run], tmp_path: Path, na
     expected = np.stack(list(model.ask(pictures).details.values()), axis=-1)
     assert third.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
     assert len(export.outputs_of(model.network.task)) == 3
+    assert export.difference(exported, model, pictures) < 1e-4
+    spoilt = replace(exported, run=lambda given: [*exported.run(given)[:2], np.asarray(exported.run(given)[2]) + 0.5])
+    assert export.difference(spoilt, model, pictures) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_killed_run_goes_on_with_its_t_scores(osteo: Callable, runs: dict[str, Run], tmp_path: Path) -> None:

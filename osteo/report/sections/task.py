@@ -115,6 +115,7 @@ def _classes(results: Results) -> TaskSection:
             f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the classes,"
             f" each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted"
             f" kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
+            *_doubts(matrices[best], names, intervals[best]["accuracy"]),
             _elsewhere(task, "Three classes"),
         ],
         tables=tables,
@@ -131,6 +132,18 @@ def _classes(results: Results) -> TaskSection:
         figures={"confusion_classes": confusion(dict(list(matrices.items())[:MOST]), names)},
         captions={},
     )
+
+
+def _doubts(matrix: Floats, names: Sequence[str], accuracy: Interval) -> list[str]:
+    """What makes these figures less than they seem: a class that is never called, calls no better than the largest."""
+    lines = [f"It calls no picture {name}." for name, calls in zip(names, matrix.sum(axis=0), strict=True) if not calls]
+    shares = matrix.sum(axis=1) / matrix.sum()
+    if accuracy.low <= shares.max():
+        lines.append(
+            f"Its accuracy, {format_interval(accuracy, 2)}, is not significantly above that of always calling"
+            f" {names[int(shares.argmax())]}, {shares.max():.2f}."
+        )
+    return lines
 
 
 def class_confusion(labels: Labels, probabilities: Floats) -> Floats:
@@ -169,17 +182,14 @@ def _t_scores(results: Results) -> TaskSection:
         )
 
     titles = {metric.name: metric.title for metric in AGREEMENT}
-    titles |= {
-        name: f"{all_metrics()[name].title}, cut at {CUT}"
-        for name in ("auroc", "accuracy", "sensitivity", "specificity")
-    }
-    tables, numbers = _tables(
-        {"agreement": tuple(titles)}, intervals, _pairs(results, compare), titles,
-        ("mean_absolute_error", "bias", "pearson_r", "auroc"),
-    )  # fmt: skip
+    shown = {"agreement": tuple(titles), "cut": ("auroc", "accuracy", "sensitivity", "specificity")}
+    titles |= {name: f"{all_metrics()[name].title}, cut at {CUT}" for name in shown["cut"]}
+    compared = ("mean_absolute_error", "bias", "pearson_r", "auroc")
+    tables, numbers = _tables(shown, intervals, _pairs(results, compare), titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in titles}
     drawn = dict(list(predicted.items())[:MOST])
+    of_median = np.abs(true - np.median(true)).mean()
     return TaskSection(
         title="T-scores",
         introduction=f"T-scores are in standard deviations of young adults; {task.class_names[-1]} is a T-score at or"
@@ -187,7 +197,8 @@ def _t_scores(results: Results) -> TaskSection:
         sentences=[
             f"{best} predicts T-scores with a mean absolute error of {reached['mean_absolute_error']} and a bias of"
             f" {reached['bias']}, predicted less measured; the limits of agreement are {reached['agreement_low']} and"
-            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals.",
+            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals. The median T-score,"
+            f" given to every picture, would have a mean absolute error of {of_median:.2f}.",
             _elsewhere(task, "T-scores"),
         ],
         tables=tables,
@@ -196,7 +207,8 @@ def _t_scores(results: Results) -> TaskSection:
             "agreement",
             "Bias is the mean of predicted less measured, and the limits of agreement lie 1.96 standard deviations of"
             " these differences from it (Bland and Altman 1986)",
-        ),
+        )
+        | {"cut": (f"The cut at {CUT}", "With 95 % intervals")},
         class_names=task.class_names,
         matrices={},
         figures={"bland_altman": bland_altman(true, drawn, intervals), "t_scores": against_measured(true, drawn)},
