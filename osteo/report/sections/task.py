@@ -84,27 +84,17 @@ def task_section(results: Results) -> TaskSection | None:
 
 
 def _classes(results: Results) -> TaskSection:
-    experiment, task = results.experiment, results.experiment.task
-    labels, groups, names = _truth(results).astype(int), experiment.groups, task.class_names
-    options: dict[str, Any] = {"class_names": names, "draws": results.draws, "seed": results.seed}
-    intervals = {
-        result.system.name: class_intervals(
-            labels, _details(result.system), groups, networks=result.system.networks, **options
-        )
-        for result in results.models
-    }
-
-    def compare(first: System, second: System) -> Comparisons:
-        networks = first.networks, second.networks
-        return compare_classes(labels, _details(first), _details(second), groups, networks=networks, **options)
-
+    task = results.experiment.task
+    labels, names = _truth(results).astype(int), task.class_names
+    probabilities = {result.system.name: _details(result.system) for result in results.models}
+    intervals, pairs = _measured(results, labels, probabilities, class_intervals, compare_classes, class_names=names)
     titles = {name: metric.title for name, metric in class_metrics(names).items()}
     titles |= {name: f"{titles[name]}, {names[-1]}" for name in ("sensitivity", "specificity")}
     compared = ("auroc_macro", "balanced_accuracy", "quadratic_weighted_kappa", "accuracy")
     of_each = (*(f"auroc_{name}" for name in names), "sensitivity", "specificity")
     shown = {"classes": (*compared, "precision_macro", "f1_macro"), "each_class": of_each}
-    matrices = {r.system.name: class_confusion(labels, _details(r.system)) for r in results.models}
-    tables, numbers = _tables(shown, intervals, _pairs(results, compare), titles, compared)
+    matrices = {name: class_confusion(labels, of_model) for name, of_model in probabilities.items()}
+    tables, numbers = _tables(shown, intervals, pairs, titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in compared}
     return TaskSection(
@@ -164,28 +154,14 @@ def class_confusion(labels: Labels, probabilities: Floats) -> Floats:
 
 
 def _t_scores(results: Results) -> TaskSection:
-    experiment, task = results.experiment, results.experiment.task
-    true, groups = _truth(results), experiment.groups
+    task, true = results.experiment.task, _truth(results)
     predicted = {result.system.name: _details(result.system)[..., 0] for result in results.models}
-    options = {"draws": results.draws, "seed": results.seed}
-    intervals = {
-        result.system.name: t_score_intervals(
-            true, predicted[result.system.name], groups, networks=result.system.networks, **options
-        )
-        for result in results.models
-    }
-
-    def compare(first: System, second: System) -> Comparisons:
-        networks = first.networks, second.networks
-        return compare_t_scores(
-            true, predicted[first.name], predicted[second.name], groups, networks=networks, **options
-        )
-
+    intervals, pairs = _measured(results, true, predicted, t_score_intervals, compare_t_scores)
     titles = {metric.name: metric.title for metric in AGREEMENT}
     shown = {"agreement": tuple(titles), "cut": ("auroc", "accuracy", "sensitivity", "specificity")}
     titles |= {name: f"{all_metrics()[name].title}, cut at {CUT}" for name in shown["cut"]}
     compared = ("mean_absolute_error", "bias", "pearson_r", "auroc")
-    tables, numbers = _tables(shown, intervals, _pairs(results, compare), titles, compared)
+    tables, numbers = _tables(shown, intervals, pairs, titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in titles}
     drawn = dict(list(predicted.items())[:MOST])
@@ -279,12 +255,33 @@ def _details(system: System) -> Floats:
     return system.details
 
 
-def _pairs(results: Results, compare: Callable[[System, System], Comparisons]) -> list[Pair]:
-    """The pairs of models that the page compares elsewhere, too."""
-    systems = {result.system.name: result.system for result in results.models}
-    return [
-        Pair(pair.first, pair.second, compare(systems[pair.first], systems[pair.second])) for pair in results.between
-    ]
+def _measured(
+    results: Results,
+    truth: Floats | Labels,
+    details: Mapping[str, Floats],
+    measure: Callable[..., Intervals],
+    compare: Callable[..., Comparisons],
+    **options: Any,
+) -> tuple[dict[str, Intervals], list[Pair]]:
+    """Each model's metrics, and the pairs of models that the page compares elsewhere, too.
+
+    Args:
+        results: of the sweep.
+        truth: of every picture, (N,).
+        details: what each model says, by its name, (R, N) or (R, N, C).
+        measure: of one model.
+        compare: two of them.
+        options: of both.
+    """
+    networks = {result.system.name: result.system.networks for result in results.models}
+    groups, options = results.experiment.groups, {"draws": results.draws, "seed": results.seed, **options}
+    intervals = {name: measure(truth, details[name], groups, networks=networks[name], **options) for name in networks}
+    pairs = []
+    for first, second in ((pair.first, pair.second) for pair in results.between):
+        both = networks[first], networks[second]
+        found = compare(truth, details[first], details[second], groups, networks=both, **options)
+        pairs.append(Pair(first, second, found))
+    return intervals, pairs
 
 
 def _tables(
