@@ -314,8 +314,12 @@ class ReportConfig(PluginsConfig):
     seed: int = option(0, "seed of the draws", low=0, high=2**32 - 1)
     primary: str = option("auroc", "the metric that is the primary endpoint; everything else is exploratory")
     sensitivity: float = option(0.9, "sensitivity that a threshold is to keep on validation", above=0.0, high=1.0)
-    prevalence: float = option(
-        0.126, "share with osteoporosis among those examined; US adults of 50 or more: 0.126", above=0.0, high=0.999
+    prevalence: float | None = option(
+        None,
+        "share with the positive class among those examined; null for that of US adults of 50 or more: osteoporosis"
+        " 0.126, osteopenia or worse 0.557",
+        above=0.0,
+        high=0.999,
     )
     mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
     pictures: bool = option(True, "show radiographs on the page; false where it will be shared")

@@ -63,6 +63,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     value = av.added_value(labels, logits, covariates, networks, groups, **options)
     table = found.tables["added_value"].set_index("model")
     assert table["AUROC"].to_dict() == {name: format_interval(interval) for name, interval in value.auroc.items()}
+    beyond = format_interval(value.differences[av.CLINICAL].difference, 2)
+    assert found.lines[1].endswith(f"; the difference is {beyond}.")
     for name, comparison in value.differences.items():
         expected = [format_interval(comparison.difference), p_value(comparison.p)]
         assert table.loc[name, ["both less this", "p"]].tolist() == expected
@@ -228,6 +230,8 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
         assert (tables / f"{name}.tex").exists()
     assert drawn.exists()
     assert any("add to age" in line for line in report.verdict)
+    card = (report.results.best.system.best_run.directory / "model_card.md").read_text()
+    assert "".join(f"\n{line}" for line in report.added) in card
     written = [path.read_text() for path in (tmp_path / "sweep").rglob("*.*") if path.suffix in {".md", ".tex", ".csv"}]
     assert not [age for age in ages if any(age in text for text in [html, *written])]
 

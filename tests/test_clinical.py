@@ -26,7 +26,7 @@ def test_the_sheet_of_an_archive_is_read(archives: Path) -> None:
     assert set(source.clinical["sex"]) == {"female", "male"}
     assert source.clinical.loc["OS1", "t_score"] <= -2.5
     lines = sheet_mismatches({"mendeley": source})
-    assert lines == ["mendeley: 1 rows without a picture: N15"]
+    assert lines == ["mendeley: 1 row without a picture: N15"]
 
 
 def test_patients_that_do_not_fit_are_listed(archives: Path) -> None:

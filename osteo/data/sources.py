@@ -308,9 +308,16 @@ def sheet_mismatches(sources: Mapping[str, Source]) -> list[str]:
     for name, source in sources.items():
         if source.clinical is None or source.clinical.index.name == IMAGE:
             continue
-        kinds = ("pictures without a row in the clinical sheet", "rows without a picture", "rows against the cut-offs")
+        kinds = (
+            ("picture", "without a row in the clinical sheet"), ("row", "without a picture"),
+            ("row", "against the cut-offs"),
+        )  # fmt: skip
         found = mismatches(source.clinical, {picture.patient for picture in source.pictures})
-        lines += [f"{name}: {len(p)} {kind}: {', '.join(p[:10])}" for kind, p in zip(kinds, found, strict=True) if p]
+        lines += [
+            f"{name}: {counted(len(p), noun)} {what}: {', '.join(p[:10])}"
+            for (noun, what), p in zip(kinds, found, strict=True)
+            if p
+        ]
     return lines
 
 

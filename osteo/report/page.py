@@ -34,13 +34,14 @@ from osteo.report.sections import added_value, record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
 from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
+from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
 from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
 
 CAPTIONS = {
-    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
+    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red{paper}.",
     "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
     "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
@@ -122,7 +123,9 @@ class Report:
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        drawn, captions, titles = self.figures, CAPTIONS, list(SECTIONS.items())
+        drawn, titles = self.figures, list(SECTIONS.items())
+        paper = ", the paper grey" if self.results.experiment.task == BINARY else ""
+        captions = CAPTIONS | {"forest": CAPTIONS["forest"].format(paper=paper)}
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
@@ -172,7 +175,8 @@ class Report:
         write_text(self.directory / "report.html", self.html())
         write_text(self.directory / "report.md", self.markdown())
         for result in self.results.models:
-            card = model_card(self.results, result, self.section, self.audit, self.limits)
+            added = self.added if result is self.results.best else []
+            card = model_card(self.results, result, self.section, self.audit, self.limits, added)
             write_text(result.system.best_run.directory / "model_card.md", card)
         return {name: paths[0] for name, paths in saved.items() if name not in POINTS}
 
@@ -216,8 +220,8 @@ def read_report(config: ReportConfig) -> Report:
     experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
-        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity,
-        primary=config.primary,
+        experiment, draws=config.draws, seed=config.seed, sensitivity=config.sensitivity, primary=config.primary,
+        prevalence=config.prevalence or PREVALENCE[experiment.task.class_names[-1]],
     )  # fmt: skip
     setting = results.best.system.best_run.read_settings()
     return compose(directory, setting, board, results, inspect_pictures(setting, results, config))

@@ -59,8 +59,9 @@ def verdict(
 def _headline(results: Results, trials: str) -> list[str]:
     best, experiment, primary = results.best, results.experiment, all_metrics()[results.primary]
     parts = [_reached(best, name) for name in _leading(results)]
+    asked = "" if experiment.task == BINARY else f" for {experiment.task.contrast}"
     lines = [
-        f"{best.system.name} reaches {' and '.join(parts)} on {best.system.tested} test pictures"
+        f"{best.system.name} reaches {' and '.join(parts)}{asked} on {best.system.tested} test pictures"
         f" ({experiment.design}); 95 % intervals."
     ]
     tests = len(results.family)

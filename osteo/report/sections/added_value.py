@@ -107,7 +107,11 @@ def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:
     if not np.isfinite(value.auroc[CLINICAL].value):
         return f"{said}."
     clinical, both = (format_interval(value.auroc[name], 2) for name in (CLINICAL, BOTH))
-    return f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}."
+    difference = format_interval(value.differences[CLINICAL].difference, 2)
+    return (
+        f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}; the difference is"
+        f" {difference}."
+    )
 
 
 def _models_table(value: AddedValue) -> pd.DataFrame:
