@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_CACHE_DIR", str(folder / "wandb"))
         patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Iterator[None]:
+    """subprocess starts osteo without importing its libraries anew."""
+    from tests import warm
+
+    warm.Popen.server = warm.Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", warm.Popen)
+        yield
+    warm.Popen.server.close()
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +119,10 @@ def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, knees: Path, cache: Path) -> Path:
-    """A training of a few seconds, in float32."""
+    """A training of a few seconds, in float32, started cold as a user starts it."""
     folder = tmp_path_factory.mktemp("run")
     command = [
-        str(Path(sys.executable).with_name("osteo")), "train", "data=folder", f"data.root={knees}",
+        sys.executable, str(Path(sys.executable).with_name("osteo")), "train", "data=folder", f"data.root={knees}",
         "data.image_size=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true",
         "trainer.max_epochs=3", "model.backbone=test_resnet", "logger.wandb.mode=disabled", "output_dir=run",
     ]  # fmt: skip
