@@ -27,8 +27,9 @@ OSTEO = str(Path(sys.executable).with_name("osteo"))
 LIBRARIES = (
     "lightning.pytorch", "torchmetrics.classification", "timm", "kornia.augmentation", "pandas", "sklearn.metrics",
     "sklearn.model_selection", "scipy.stats", "cv2", "PIL.Image", "openpyxl", "hydra", "jinja2",
+    "wandb.sdk.launch",
 )  # fmt: skip
-AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "KMP_", "LD_", "CUDA_", "TORCH", "PYTORCH", "MPL", "HF_", "LANG", "LC_", "HOME")
+AT_IMPORT = ("PYTHON", "OMP_", "MKL_", "LD_PRELOAD", "CUDA_VISIBLE", "MPL", "HF_", "LANG", "LC_", "HOME")
 """How the names of variables begin that a library may read when it is imported."""
 
 
