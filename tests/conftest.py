@@ -22,11 +22,27 @@ if TYPE_CHECKING:
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {"kaggle": {"normal": 14, "osteoporosis": 14}, "mendeley": {"normal": 6, "osteopenia": 2, "osteoporosis": 6}}
 
+SLOWEST = (
+    "test_launchers", "test_duplicates", "test_resume", "test_plugins", "test_report", "test_distributed",
+    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_readme", "test_full_disk",
+    "test_wandb_trouble", "test_experiments", "test_lightning", "test_explain", "test_audit", "test_extending",
+)  # fmt: skip
+"""Files that take long, the longest first: one left for the end would have the other worker wait."""
+
 
 class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,7 +52,9 @@ class Server:
                 return command[len(start) :] if at_import(environment) == at_import(self._environment) else None
         return None
 
-    def start(self, arguments: list[str], folder: str, environment: Mapping[str, str], streams: list[int]) -> socket.socket:
+    def start(
+        self, arguments: list[str], folder: str, environment: Mapping[str, str], streams: list[int]
+    ) -> socket.socket:
         """What comes back on the socket are two lines: the process id and, when it has ended, its wait status."""
         address = f"{self._folder.name}/orders"
         if self._process is None:
