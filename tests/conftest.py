@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on
 from osteo.data.phantom import write_archives
 
 if TYPE_CHECKING:
+    from osteo.data.candidates import Candidate
     from osteo.inference.model import Model
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -85,6 +86,34 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "archives"
     write_archives(root, seed=3, kaggle=SMALL["kaggle"], mendeley=SMALL["mendeley"])
     return root
+
+
+@pytest.fixture(scope="module")
+def compared_once() -> Iterator[None]:
+    """Two pictures that are searched for copies again, among others, are compared as they were the first time."""
+    from osteo.data import duplicates
+
+    compare, lost_detail = duplicates.compare, duplicates.lost_detail
+    known: dict[tuple[object, ...], object] = {}
+
+    def compare_once(thumbnails: np.ndarray, described: object, candidate: "Candidate", *, blurred: bool) -> object:
+        pictures = [thumbnails[row].tobytes() for row in candidate[:2]]
+        key = (*map(hash, pictures), id(candidate.search), blurred)
+        if key not in known:
+            known[key] = compare(thumbnails, described, candidate, blurred=blurred)
+        found = known[key]
+        return found and found._replace(candidate=candidate)
+
+    def lost_once(picture: np.ndarray) -> object:
+        key = (hash(picture.tobytes()),)
+        if key not in known:
+            known[key] = lost_detail(picture)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "compare", compare_once)
+        patch.setattr(duplicates, "lost_detail", lost_once)
+        yield
 
 
 @pytest.fixture
