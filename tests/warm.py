@@ -81,10 +81,10 @@ class Popen(subprocess.Popen[Any]):
     """subprocess.Popen, with osteo started warm where it can be."""
 
     server: Server
+    _order: Any = None
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
                        env: Any, startupinfo: Any, creationflags: Any, shell: Any, *more: Any) -> None:  # fmt: skip
-        self._order: Any = None
         environment = os.environ if env is None else env
         arguments = self.server.takes(args, environment)
         if arguments is None or shell or pass_fds or preexec_fn:
