@@ -16,6 +16,7 @@ from osteo.evaluation.metrics import evaluate
 from osteo.records.record import Run
 from osteo.training import fit
 from osteo.training.augment import Augmentation
+from osteo.training.ranks import quieten
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
@@ -24,7 +25,7 @@ def measure() -> list[dict]:
     """One row per share of the training pictures."""
     for repeat in range(CONFIGURATIONS[PROBE_OF_ALL][0]):
         train(PROBE_OF_ALL, repeat)
-    fit.quieten()
+    quieten()
     warnings.filterwarnings("ignore")
     runs = runs_of_repeats(PROBE_OF_ALL)
     store = prepare(runs[0].read_settings().data).store

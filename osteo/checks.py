@@ -16,6 +16,7 @@ from osteo.config import (
     DataConfig,
     EvaluateConfig,
     ModelConfig,
+    PredictConfig,
     PrepareConfig,
     SplitConfig,
 )
@@ -59,6 +60,8 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
+    if isinstance(config, PredictConfig):
+        _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
         raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")
     if isinstance(config, Config) and config.data.covariates != config.covariates:
@@ -66,6 +69,8 @@ def check(config: Any, prefix: str = "") -> None:
     if isinstance(config, Config):
         _check_task(config)
         _check_model(config.model, config.data.image_size)
+        if config.model.fusion == "late" and not config.covariates:
+            raise UserError("model.fusion=late needs covariates to fuse, as in covariates=[age,sex,bmi]")
         _check_training(config)
 
 
@@ -104,11 +109,15 @@ def _check_clinical(data: DataConfig) -> None:
             raise unknown("covariate", name, CHARACTERISTICS)
         if name in data.covariates[:place]:
             raise UserError(f"covariates names {name} twice; name each once")
-    named_pairs(data.clinical_columns, "data.clinical_columns", "COLUMN:MEANING with a meaning", CLINICAL_COLUMNS)
-    if data.clinical_columns and not data.clinical:
-        raise UserError("data.clinical_columns goes with data.clinical=FILE")
-    if data.clinical and not Path(data.clinical).expanduser().is_file():
-        raise UserError(f"data.clinical={data.clinical}: no such file")
+    _check_sheet(data.clinical, data.clinical_columns, "data.clinical")
+
+
+def _check_sheet(clinical: str | None, columns: Sequence[str], key: str) -> None:
+    named_pairs(columns, f"{key}_columns", "COLUMN:MEANING with a meaning", CLINICAL_COLUMNS)
+    if columns and not clinical:
+        raise UserError(f"{key}_columns goes with {key}=FILE")
+    if clinical and not Path(clinical).expanduser().is_file():
+        raise UserError(f"{key}={clinical}: no such file")
 
 
 def _check_archives(data: DataConfig) -> None:

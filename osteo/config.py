@@ -167,6 +167,9 @@ class ModelConfig:
         " what a plugin has registered",
     )
     head_args: dict[str, Any] = option({}, "arguments of a registered head")
+    fusion: str = option(
+        "none", "late: the classifier is given the covariates beside the picture's features", choices=("none", "late")
+    )
 
 
 @dataclass
@@ -349,6 +352,8 @@ class PredictConfig(PluginsConfig):
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
     output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
+    clinical: str | None = option(None, "CSV or Excel file with the covariates of a model that takes any")
+    clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Bild:picture]")
     rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
     interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
     overlay: bool = option(True, "a picture with its Grad-CAM beside every answer, and a sheet with all of them")

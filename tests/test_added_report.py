@@ -35,9 +35,15 @@ def told(of: benchmark.Sheet) -> tuple[SimpleNamespace, pd.DataFrame]:
     pictures = pd.DataFrame({"source": np.where(np.arange(count) % 3, "kaggle", "mendeley"), **size})
     experiment = SimpleNamespace(labels=of.labels, groups=[str(group) for group in of.groups], pictures=pictures)
     system = SimpleNamespace(
-        name="resnet50", networks=of.networks, calibrated=expit(of.logits), probabilities=expit(of.logits * 2.0)
+        name="resnet50",
+        is_fused=False,
+        networks=of.networks,
+        calibrated=expit(of.logits),
+        probabilities=expit(of.logits * 2.0),
     )
-    results = SimpleNamespace(experiment=experiment, best=SimpleNamespace(system=system), draws=200, seed=3)
+    of_fusion = SimpleNamespace(system=SimpleNamespace(name="resnet50, late", is_fused=True))
+    best = SimpleNamespace(system=system)
+    results = SimpleNamespace(experiment=experiment, models=[of_fusion, best], best=best, draws=200, seed=3)
     age, male, bmi = of.covariates.T
     sex = pd.array([None if np.isnan(value) else ("female", "male")[int(value)] for value in male], "string")
     return results, pd.DataFrame({"age": age, "sex": sex, "bmi": bmi, "row": pd.array(range(count), "Int64")})
@@ -150,6 +156,18 @@ def test_without_covariates_there_are_strata_alone(of_age: benchmark.Sheet) -> N
     assert gone.tables["strata"]["pairs"].tolist() == ["all pictures", "alike in source"]
     results.experiment.pictures["source"] = "kaggle"
     assert section.find(results, [], None) == section.Findings()
+
+
+def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: benchmark.Sheet) -> None:
+    results, clinical = told(of_age)
+    results.models = results.models[:1]
+    found = section.find(results, NAMES, clinical)
+    assert found.lines == [section.ALL_FUSED]
+    assert set(found.tables) == {"strata"}
+    assert not any("tell the sources apart" in line for line in found.verdict)
+    clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
+    said = f"resnet50, late takes covariates, of which no picture of kaggle has any: {section.BY_ABSENCE}"
+    assert section.find(results, NAMES, clinical).verdict[-1] == said
 
 
 @pytest.fixture(scope="module")

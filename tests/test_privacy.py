@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
 from osteo.files import public
+from osteo.inference import export
+from osteo.inference.model import load_model
 from osteo.records.record import Run
 from osteo.training import tracking
 from osteo.training.fit import check_parts
@@ -30,7 +32,7 @@ from tests.test_wandb_trouble import WORDS, server
 
 __all__ = ["server"]
 PATIENT = "DOE^JANE"
-PLANTED = ("Q9ROE", "Seamstress", "Pott-wrist", "Great-aunt", "Zebra-note", "61.7291", "1.51937", "77.38264", "3.19482")
+PLANTED = ("Q9ROE", "Seamstress", "Pott-wrist", "Great-aunt", "Zebra-note", "1.51937", "77.38264", "3.19482")
 """In a clinical sheet: a name, in free columns, and the beginnings of numbers."""
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"<svg", b"data:image", b"iVBORw0", b"/9j/", b"\x93NUMPY")
 
@@ -53,10 +55,14 @@ def test_nothing_but_numbers_and_names_leaves(
     monkeypatch.setenv("WANDB_SAVE_CODE", "true")
     words = [*WORDS, f"data.root={patients}", "trainer.max_epochs=1", "seed=0,1", "data.split.fold=1"]
     words += [f"data.clinical={planted_sheet(patients, tmp_path)}", "covariates=[age,sex,bmi,fracture,family_history]"]
-    words.append("data.clinical_columns=[Vorname:diagnosis,Datei:picture]")
+    words += ["data.clinical_columns=[Vorname:diagnosis,Datei:picture]", "model.fusion=late"]
     done = osteo("train", "-m", *words, "output_dir=sweep")
     assert done.code == 0, done.err
-    assert osteo("predict", "sweep/0", f"input={patients}", "interval=false", "output_dir=answers").code == 0
+    sheet = [words[-4].removeprefix("data."), "clinical_columns=[Datei:picture]"]
+    answered = osteo("predict", "sweep/0", f"input={patients}", *sheet, "interval=false", "output_dir=answers")
+    assert answered.code == 0, answered.err
+    module = load_model(tmp_path / "sweep/0/checkpoints/best.ckpt")
+    export.write_exported(module, tmp_path / "answers/exported.ts.pt")
     assert len(server.runs) == 2
     assert osteo("report", "sweep", "draws=100").code == 0
     (first, second, report) = server.runs.values()
@@ -67,15 +73,18 @@ def test_nothing_but_numbers_and_names_leaves(
     sent = b"".join(server.heard)
     secrets = [PATIENT, PATIENT[:3], str(tmp_path), str(patients.parent), str(Path.home()) + "/", "radiology-7"]
     secrets += [f'"{name}"' for name in (getpass.getuser(), socket.gethostname())]
-    secrets += [*PLANTED, "Vorname", "Sheet-of-Roe"]
+    planted = [*PLANTED, *(age_of(n) for n in range(99))]
+    secrets += [*planted, "Vorname", "Sheet-of-Roe"]
     assert [secret for secret in secrets if secret.encode() in sent] == []
     assert [kind for kind in PICTURES if kind in sent] == []
     said = [done.out, done.err, *(path.read_text() for path in tmp_path.glob("sweep/**/*.log"))]
+    said += [answered.out, answered.err]
+    said += [path.read_bytes().decode("latin-1") for path in tmp_path.glob("answers/**/*.*") if path.is_file()]
     said += [path.read_text() for path in tmp_path.glob("sweep/*/manifest.csv")]
     said += [path.read_text() for path in (*tmp_path.glob("sweep/report.*"), *tmp_path.glob("sweep/tables/*"))]
     assert len(said) >= 4
     assert any("age, sex, BMI, fracture and family history" in text for text in said), "in aggregates alone"
-    assert [word for word in PLANTED if any(word in text for text in said)] == []
+    assert [word for word in planted if any(word in text for text in said)] == []
     files = {name for run in server.runs.values() for name in run.files}
     assert {name for name in files if not name.endswith(".table.json")} == {"config.yaml", "wandb-summary.json"}
     tables = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/wandb/*/files/media/table/**/*.json")]
@@ -92,11 +101,16 @@ def test_nothing_but_numbers_and_names_leaves(
     assert told["probability"].tolist() == pytest.approx(kept["probability"].tolist())
 
 
+def age_of(n: int) -> str:
+    """The age of the n-th patient: no two are alike, and none is the mean of all."""
+    return f"{50 + n}.729{n:03d}61"
+
+
 def planted_sheet(patients: Path, folder: Path) -> Path:
     """A clinical sheet of these pictures: words in free columns, values missing, a picture and a row left alone."""
     rows = ["Q9ROE.png;Q9ROE"]
     for n, name in enumerate(sorted(path.name for path in patients.rglob("*.*"))[1:]):
-        age, sex, fracture, family = f"61.7291{n}", "fm"[n % 2], f"Pott-wrist{n}", "Great-aunt"
+        age, sex, fracture, family = age_of(n), "fm"[n % 2], f"Pott-wrist{n}", "Great-aunt"
         if n % 7 == 3:
             age, fracture, family = "", "no", "no"
         facts = f"{age};{sex};1.51937{n};77.38264;{fracture};{family};-3.19482"

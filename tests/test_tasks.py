@@ -378,7 +378,7 @@ def test_an_exported_file_says_the_same(runs: dict[str, Run], tmp_path: Path, na
     assert exported.card["task"] == name
     assert logits == pytest.approx(model.logits(pictures), abs=1e-4)
     assert probabilities == pytest.approx(1 / (1 + np.exp(-logits / model.card.temperature)), abs=1e-5)
-    expected = np.stack(list(model.details(pictures).values()), axis=-1)
+    expected = np.stack(list(details_of(model.network.task, model.outputs(pictures)).values()), axis=-1)
     assert third.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
     assert len(export.outputs_of(model.network.task)) == 3
 

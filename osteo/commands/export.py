@@ -24,6 +24,7 @@ def export(config: ExportConfig, job: Job) -> bool:
     from osteo.files import whole
     from osteo.inference import export as formats
     from osteo.inference.model import checkpoint_of, load_model
+    from osteo.reading.covariates import described
 
     formats.check_choices(config)
     checkpoint = checkpoint_of(str(config.ckpt))
@@ -44,16 +45,18 @@ def export(config: ExportConfig, job: Job) -> bool:
         if config.int8:
             exact_file, made = made, Path(folder) / "small.onnx"
             calibration = pictures[:: -(-len(pictures) // formats.CALIBRATION)]
-            formats.quantise(exact_file, made, calibration)
+            formats.quantise(exact_file, made, calibration, model.covariates)
             print(f"int8: calibrated on {len(calibration)} of these pictures, without their labels")
             print("\n".join(formats.compare_int8(exact, formats.open_exported(made), pictures, labels)))
             log.warning("int8 is fast on CPUs with VNNI or the like; on others it may be slower than float32")
         with whole(output) as aside:
             shutil.copyfile(made, aside)
         checksum = formats.write_checksum(output)
-    side = model.card.image_size
-    print(
-        f"{printable(output)}: uint8 (N, {side}, {side}) to logit and probability, {output.stat().st_size / 1e6:.1f} MB"
-    )
+    taken = [f"uint8 (N, {model.card.image_size}, {model.card.image_size})"]
+    if model.covariates is not None:
+        names = [f"{name} {described(name)}" for name in model.covariates.names]
+        taken.append(f"float32 (N, {len(names)}), NaN where not known: {', '.join(names)};")
+    size = output.stat().st_size / 1e6
+    print(f"{printable(output)}: {' and '.join(taken)} to logit and probability, {size:.1f} MB")
     print(f"{printable(checksum)}: its checksum, for sha256sum -c")
     return True

@@ -18,7 +18,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
     from tqdm import tqdm
 
     from osteo.inference.model import load_models, names_of
-    from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures
+    from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
     from osteo.records.outputs import PREDICTIONS, replaced
     from osteo.report.predictions import show, write
 
@@ -26,7 +26,8 @@ def predict(config: PredictConfig, job: Job) -> bool:
         raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
     models = load_models(names_of(config.ckpt))
     archive, entries = list_pictures(config.input)
-    pictures = open_pictures(archive, entries, models)
+    patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
+    pictures = open_pictures(archive, entries, models, patients)
     answered = answer_pictures(models, pictures, rule=config.rule, interval=config.interval, overlay=config.overlay)
     progress = tqdm(answered, total=len(entries), unit="picture", disable=not sys.stderr.isatty())
     rows = [row for rows_of_picture in progress for row in rows_of_picture]

@@ -35,11 +35,11 @@ def train(config: Config, job: Job) -> None:
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
-    from osteo.training.ranks import rank, record_of, started
+    from osteo.training.ranks import quieten, rank, record_of, started
     from osteo.training.tracking import describe
 
     processes = started()  # Lightning forgets it at the end
-    fit.quieten()
+    quieten()
     log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)
     fit.check_parts(config)
@@ -49,9 +49,9 @@ def train(config: Config, job: Job) -> None:
     sources = read_sources(config.data, cache_dir(config.data.cache))
     prepared = prepare(config.data, sources)
     fit.check_classes(prepared.manifest, module.task)
-    fit.check_covariates(config.covariates, prepared.manifest, sources)
-    datamodule = fit.make_datamodule(config, prepared, augmentation, module)
-    fit.begin_at_share(module, config.loss, prepared.manifest)
+    covariates = fit.learn_covariates(config, prepared.manifest, sources, module)
+    datamodule = fit.make_datamodule(config, prepared, augmentation, module, covariates)
+    fit.begin_at_share(module, config.loss, prepared.manifest, covariates)
     hardware.reset_peak_memory(accelerator)
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)

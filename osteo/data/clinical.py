@@ -57,6 +57,8 @@ OTHER_NAMES = {
 """Headings of a user's sheet by what they hold, the first that is there counts; units in brackets do not matter."""
 PATIENT, IMAGE = "patient", "image_id"
 """What a table of ours may be indexed by."""
+KEY = "data.clinical"
+"""The key that names a sheet."""
 UNIT = re.compile(r"[(\[].*?[)\]]|:")
 SHEETS = {".xlsx", ".csv"}
 
@@ -112,13 +114,15 @@ def _table(rows: Iterator[list[str]], wanted: Collection[str], option: str) -> p
     return _one_row_each(table, keys[keys != ""].rename("patient"), columns, wanted, option)
 
 
-def _check_columns(columns: Mapping[str, str], wanted: Collection[str], option: str, titles: Sequence[str]) -> None:
+def _check_columns(
+    columns: Mapping[str, str], wanted: Collection[str], option: str, titles: Sequence[str], key: str = KEY
+) -> None:
     """Refuses a sheet that lacks a wanted column; BMI follows from height and weight too."""
     for name in wanted:
         if name not in columns and not (name == "bmi" and {"height", "weight"} <= columns.keys()):
             raise UserError(
-                f"{option} has no column for {name}; name it: data.clinical_columns=[COLUMN:{name}], with"
-                f" data.clinical=FILE; its columns are: {', '.join(filter(None, titles))}"
+                f"{option} has no column for {name}; name it: {key}_columns=[COLUMN:{name}], with"
+                f" {key}=FILE; its columns are: {', '.join(filter(None, titles))}"
             )
 
 
@@ -278,27 +282,31 @@ class ClinicalFile:
         )
 
 
-def read_clinical(data: DataConfig) -> ClinicalFile:
+def read_clinical(data: DataConfig, key: str = KEY) -> ClinicalFile:
     """Reads `data.clinical`.
+
+    Args:
+        data: whose `clinical`, `clinical_columns`, `covariates` and `patient` count.
+        key: that named the file, for messages.
 
     Raises:
         UserError: it is no table with headings, or a column that is asked for is missing.
     """
     path = Path(str(data.clinical)).expanduser()
-    option = f"data.clinical={path.name}"
+    option = f"{key}={path.name}"
     table = read_users_table(path, option)
     if any(NO_HEADING.fullmatch(heading) for heading in table.columns):
         raise UserError(f"{option}: {NUMBERS_ABOVE}")
     if table.empty:
         raise UserError(f"{option} has no row below its headings")
-    pairs = named_pairs(data.clinical_columns, "data.clinical_columns", "COLUMN:MEANING", CLINICAL_COLUMNS)
+    pairs = named_pairs(data.clinical_columns, f"{key}_columns", "COLUMN:MEANING", CLINICAL_COLUMNS)
     columns = labels.named_columns(pairs, labels.plain_headings(table, option), option)
     bare = {labels.plain(UNIT.sub("", heading)): heading for heading in reversed(table.columns)}
     for meaning, names in OTHER_NAMES.items():
         names = (data.patient or "", *names) if meaning == PATIENT else names
         if present := [bare[labels.plain(name)] for name in names if labels.plain(name) in bare]:
             columns.setdefault(meaning, present[0])
-    _check_columns(columns, data.covariates, option, list(table.columns))
+    _check_columns(columns, data.covariates, option, list(table.columns), key)
     log.info("%s: %s", option, ", ".join(f"{meaning} from column '{name}'" for meaning, name in columns.items()))
     cells = table[list(columns.values())].set_axis(list(columns), axis=1).fillna("")
     wanted = frozenset({*data.covariates, *pairs.values()})

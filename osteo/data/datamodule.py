@@ -40,6 +40,8 @@ class Batch(NamedTuple):
     """int64 (B,), row of each picture in the data module's `table`"""
     targets: Tensor | None = None
     """float32 (B,), share of osteoporosis in each picture where any are mixed; `labels` are of the larger part"""
+    covariates: Tensor | None = None
+    """float32 (B, F), features of the patients of a network that takes them"""
 
 
 class Index(NamedTuple):
@@ -49,6 +51,8 @@ class Index(NamedTuple):
     """float32 (N,)"""
     stored: Tensor
     """int64 (N,), row in the store"""
+    covariates: Tensor | None
+    """float32 (N, F)"""
     members: dict[str, Tensor]
     """int64, rows by split"""
 
@@ -131,6 +135,7 @@ class KneeDataModule(LightningDataModule):
         cpu_transform: applied to each training picture on the CPU before all else, in place of `augment`.
         features: float32 (N, V, F), what stands for the pictures of the store in place of their pixels.
         mix: which training pictures are mixed after augmentation, and how much; None mixes none.
+        covariates: float32 (M, F), features of the patient of each row of the manifest, for a network that takes them.
         settings: fields of `DataConfig` that replace those of a folder or a configuration, such as image_size=128.
 
     Raises:
@@ -149,6 +154,7 @@ class KneeDataModule(LightningDataModule):
         cpu_transform: Transform | None = None,
         mix: Mix | None = None,
         features: Tensor | None = None,
+        covariates: Tensor | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -156,7 +162,7 @@ class KneeDataModule(LightningDataModule):
         self.batch_size = batch_size or (self.config or DataConfig()).batch_size
         self.seed, self.variants, self.augment_val = seed, variants, augment_val
         self.augment = augment or (lambda pictures, *_: pictures)
-        self.cpu_transform, self.mix, self._features = cpu_transform, mix, features
+        self.cpu_transform, self.mix, self._features, self._covariates = cpu_transform, mix, features, covariates
         self._prepared: Prepared | None = None
         if isinstance(data, Prepared):
             self._use(data)
@@ -185,7 +191,8 @@ class KneeDataModule(LightningDataModule):
 
     def _use(self, prepared: Prepared) -> None:
         manifest, store = self._prepared = prepared
-        self.table = manifest[manifest["split"].isin(SPLITS)].reset_index(drop=True)
+        is_used = manifest["split"].isin(SPLITS)
+        self.table = manifest[is_used].reset_index(drop=True)
         self._store = torch.from_numpy(store.pictures[: 2 if self.variants > 1 else 1])  # uint8 (P, N, S, S)
         members = {
             split: torch.tensor(np.flatnonzero(self.table["split"] == split), dtype=torch.int64) for split in SPLITS
@@ -195,6 +202,7 @@ class KneeDataModule(LightningDataModule):
                 self.table[T_SCORE if T_SCORE in self.table else "label"].to_numpy(float), dtype=torch.float32
             ),
             torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]]),
+            None if self._covariates is None else self._covariates[torch.tensor(is_used.to_numpy(bool))],
             members | {"predict": torch.cat([members["val"], members["test"]])},
         )
         self._device = self._cpu  # the same where the batches are
@@ -282,6 +290,8 @@ class KneeDataModule(LightningDataModule):
         others, _ = self._gather(partners, split, None, augmented=True, epoch=epoch)
         of_picture = share.view(-1, *[1] * (batch.pictures.ndim - 1))
         mixed = torch.lerp(others.pictures, batch.pictures, of_picture)
+        if batch.covariates is not None and others.covariates is not None:
+            batch = batch._replace(covariates=torch.lerp(others.covariates, batch.covariates, share[:, None]))
         return batch._replace(pictures=mixed, targets=torch.lerp(others.labels, batch.labels, share))
 
     def _gather(
@@ -292,7 +302,9 @@ class KneeDataModule(LightningDataModule):
         variants, rows = items // len(members), members[items % len(members)]
         draw = (epoch * self.variants + variants) * len(self.table) + rows
         pictures = self._pictures(rows, variants, draw, pixels, augmented=augmented)
-        return Batch(pictures, self._device.labels[rows], rows), draw
+        known = self._device.covariates
+        of_patients = None if known is None else known[rows]
+        return Batch(pictures, self._device.labels[rows], rows, covariates=of_patients), draw
 
     def _pictures(
         self, rows: Tensor, variants: Tensor, draw: Tensor, pixels: Tensor | None, *, augmented: bool
@@ -320,9 +332,12 @@ class KneeDataModule(LightningDataModule):
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""
         if self._device.labels.device == device:
             return
-        labels, stored, members = self._cpu
+        labels, stored, covariates, members = self._cpu
         self._device = Index(
-            labels.to(device), stored.to(device), {split: rows.to(device) for split, rows in members.items()}
+            labels.to(device),
+            stored.to(device),
+            None if covariates is None else covariates.to(device),
+            {split: rows.to(device) for split, rows in members.items()},
         )
         if self._features is not None:
             self._features = self._features.to(device)

@@ -78,6 +78,11 @@ class System:
         return self.runs[0].read_settings().model.backbone
 
     @property
+    def is_fused(self) -> bool:
+        """Whether a model takes covariates beside the picture."""
+        return any(run.read_settings().model.fusion != "none" for run in self.runs[:1])
+
+    @property
     def best_run(self) -> Run:
         """The run with the best validation AUROC: its checkpoint is the one to use."""
         return max(self.runs, key=lambda run: run.read_metrics()["val/auroc"] or 0.0)

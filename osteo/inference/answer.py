@@ -15,7 +15,8 @@ from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
 from osteo.inference.guard import Inspection, inspect
 from osteo.inference.model import Model, mean_details, to_batch
-from osteo.reading.framing import NOT_FOUND
+from osteo.reading.covariates import Patient
+from osteo.reading.framing import NOT_FOUND, Framed
 from osteo.task import call_by_details
 from osteo.types import Floats, Grey
 
@@ -74,28 +75,46 @@ def threshold_of(models: Sequence[Model], rule: str) -> float:
     return float(np.mean([model.card.thresholds[rule] for model in models]))
 
 
-def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, interval: bool = True) -> list[Answer]:
+def answer(
+    models: Sequence[Model],
+    pictures: Sequence[Grey],
+    *,
+    rule: str,
+    interval: bool = True,
+    patients: Sequence[Patient] | None = None,
+) -> list[Answer]:
     """Answers for decoded pictures, each (H, W) of any size.
 
     An answer does not depend on which other pictures are answered with it.
+
+    Args:
+        models: one or several, which answer together.
+        pictures: decoded.
+        rule: by which the threshold was chosen on validation.
+        interval: whether the answers have a range over models and harmless changes of the picture.
+        patients: what is known of the patient of each picture; None where nothing is.
+
+    Raises:
+        UserError: a model has no threshold by this rule, or a covariate cannot be; its value is not said.
     """
+    patients = [{}] * len(pictures) if patients is None else patients
     threshold, class_names = threshold_of(models, rule), models[0].card.class_names
     framed = [[model.frame(grey) for grey in pictures] for model in models]
     prepared = [[picture for picture, _ in of_model] for of_model in framed]
     variants = VARIANTS if interval else VARIANTS[:1]
-    logits = np.stack(
-        [
-            np.stack([model.logits([change(picture, v) for picture in of_model]) for v in variants])
-            for model, of_model in zip(models, prepared, strict=True)
-        ]
-    )  # (models, variants, pictures)
+    outputs, logits = [], np.empty((len(models), len(variants), len(pictures)))
+    for number, (model, of_model) in enumerate(zip(models, prepared, strict=True)):
+        features = model.features(patients)
+        of_variants = [model.outputs([change(picture, v) for picture in of_model], features) for v in variants]
+        logits[number] = [model.positive(found) for found in of_variants]
+        outputs.append(of_variants[0])
     is_finite = np.asarray(np.isfinite(logits).all((0, 1)))
     over_variants = expit(logits / temperatures(models)[:, None, None])
     low, high = over_variants.min((0, 1)), over_variants.max((0, 1))
     logit, probability, calibrated = combine(models, logits[:, 0])
-    details = mean_details(models, prepared)
     first = models[0]
     task = first.network.task
+    details = mean_details(task, outputs)
     inspections = [inspect(first.guard, grey, first.prepare, first.card.image_size) for grey in pictures]
     answers = []
     for n in range(len(pictures)):
@@ -112,10 +131,21 @@ def answer(models: Sequence[Model], pictures: Sequence[Grey], *, rule: str, inte
             inspection=inspections[n],
             prepared=prepared[0][n],
             details=of_picture,
-            notes=() if all(of_model[n].is_found for of_model in framed) else (NOT_FOUND,),
+            notes=notes_of(models, patients[n], [of_model[n] for of_model in framed]),
             error="" if is_finite[n] else NOT_FINITE,
         ))  # fmt: skip
     return answers
+
+
+def notes_of(models: Sequence[Model], patient: Patient, framed: Sequence[Framed]) -> tuple[str, ...]:
+    """What a reader should know of an answer: covariates that are not known, and a joint that was not found."""
+    missing: dict[str, None] = {}
+    for fitted in (model.covariates for model in models if model.covariates is not None):
+        read = fitted.read({name: cell for name, cell in patient.items() if name in fitted.accepted})
+        missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
+    not_known = f"not known of the patient: {', '.join(missing)}; typical values of training are used"
+    is_found = all(of_model.is_found for of_model in framed)
+    return (*([not_known] if missing else []), *([] if is_found else [NOT_FOUND]))
 
 
 def temperatures(models: Sequence[Model]) -> Floats:

@@ -34,21 +34,27 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     """
     import numpy as np
 
-    from osteo.data.prepare import prepare
+    from osteo.data.prepare import prepare, read_sources
+    from osteo.data.sources import clinical_rows
     from osteo.evaluation.metrics import check_finite
     from osteo.evaluation.ties import join_ties
+    from osteo.files import cache_dir
     from osteo.inference.card import data_hash
-    from osteo.inference.model import BATCH, in_batches, mean_details
+    from osteo.inference.model import mean_details
 
-    logits, seen = [], []
-    prepared = {}
+    logits, outputs = [], []
+    sources, prepared = {}, {}
     for model in models:
         size, fit = model.card.image_size, model.card.fit
-        if (size, fit) not in prepared:
-            data = replace(config.data, image_size=size, fit=fit, task=model.card.task)
-            prepared[size, fit] = prepare(data, split=config.split != "all")
-            prepared[size, fit].store.confirm()
-        manifest, store = prepared[size, fit]
+        names = () if model.covariates is None else model.covariates.names
+        data = replace(config.data, image_size=size, fit=fit, task=model.card.task)
+        data = replace(data, covariates=list(names or config.data.covariates))
+        if names not in sources:
+            sources[names] = read_sources(data, cache_dir(data.cache))
+        if (size, fit, names) not in prepared:
+            prepared[size, fit, names] = prepare(data, sources[names], split=config.split != "all")
+            prepared[size, fit, names].store.confirm()
+        manifest, store = prepared[size, fit, names]
         rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:
             raise UserError(f"split={config.split} has no picture")
@@ -56,11 +62,12 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
         pictures = [store.pictures[0][store.rows[sha]] for sha in rows["sha256"]]
-        of_model = in_batches(model.logits, pictures, BATCH)
+        features = model.covariates.features(clinical_rows(rows, sources[names])) if model.covariates else None
+        outputs.append(model.outputs(pictures, features))
+        of_model = model.positive(outputs[-1])
         check_finite(of_model, rows["image_id"], model.name)
         logits.append(join_ties(of_model))
-        seen.append(pictures)
-    return manifest, np.stack(logits), mean_details(models, seen)
+    return manifest, np.stack(logits), mean_details(models[0].network.task, outputs)
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:

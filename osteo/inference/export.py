@@ -18,6 +18,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +31,11 @@ from osteo.errors import UserError
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
-from osteo.inference.model import Model, in_batches, size_to_read
+from osteo.inference.model import Features, Model, size_to_read
+from osteo.networks.fusion import Scaling
 from osteo.networks.network import Network
 from osteo.networks.outputs import log_probabilities, positive_logit
+from osteo.reading.covariates import NUMBERS, WORDS, Covariates, as_numbers
 from osteo.reading.pictures import describe_error
 from osteo.reading.reader import read_picture
 from osteo.task import CLASS_NAMES, CLASSES, Task
@@ -40,7 +44,7 @@ from osteo.types import Floats, Grey
 log = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts.pt", "torch_export": ".pt2"}
-INPUT, OUTPUTS = "picture", ["logit", "probability"]
+INPUT, COVARIATES, OUTPUTS = "picture", "covariates", ["logit", "probability"]
 TOLERANCE = 1e-4
 """of a logit: room for float32 sums in another order, and for nothing else"""
 BATCHES = (1, 7)
@@ -53,18 +57,24 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class CalibratedNetwork(nn.Module):
-    """Network and calibration as one."""
+    """Network and calibration as one, and what makes features of covariates where it takes any."""
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
         self.network, self.temperature, self.kind = network, temperature, network.task.kind
+        self.scaling = None if network.fusion is None else Scaling(network.fusion.covariates)
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, picture: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, ...]:
         """Maps uint8 (N, S, S) to what `outputs_of` its task names, float32.
 
         First the logits and calibrated probabilities of the positive class, both (N,).
+
+        Args:
+            picture: prepared.
+            covariates: of a network that takes them, float32 (N, C), as `osteo.reading.covariates.as_numbers` has them.
         """
-        outputs = self.network(picture.unsqueeze(1).float().div(255.0))
+        features = self.scaling(covariates) if self.scaling else None
+        outputs = self.network(picture.unsqueeze(1).float().div(255.0), features)
         logit = positive_logit(self.kind, outputs)
         found = logit, torch.sigmoid(logit / self.temperature)
         if self.kind == "regression":
@@ -84,12 +94,24 @@ class Exported:
 
     card: dict[str, Any]
     """the facts of the model's card"""
-    run: Callable[[Grey], Sequence[Any]]
-    """maps uint8 (N, S, S) to logits and probabilities of the positive class, both float32 (N,); see `outputs_of`"""
+    run: Callable[..., Sequence[Any]]
+    """maps uint8 (N, S, S) to logits and probabilities of the positive class, both float32 (N,); see `outputs_of`
 
-    def logits(self, pictures: Sequence[Grey]) -> Floats:
-        """The logits of prepared pictures, (N,), as `Model.logits`."""
-        return np.asarray(self.run(np.stack(pictures))[0], np.float64)
+    Where the card has covariates it takes them as a second array, float32 (N, C), NaN where one is not known.
+    """
+
+    def logits(self, pictures: Sequence[Grey], values: Floats | None = None) -> Floats:
+        """The logits of prepared pictures, (N,), as `Model.logits`.
+
+        Args:
+            pictures: uint8 (S, S).
+            values: of the covariates, (N, C), of a file that takes them; None where nothing is known of any patient.
+        """
+        covariates = []
+        if names := self.card.get(COVARIATES, {}).get("names"):
+            values = np.full((len(pictures), len(names)), np.nan) if values is None else values
+            covariates.append(np.asarray(values, np.float32))
+        return np.asarray(self.run(np.stack(pictures), *covariates)[0], np.float64)
 
 
 def check_choices(config: ExportConfig) -> None:
@@ -138,15 +160,19 @@ def write_exported(model: Model, path: Path) -> None:
         UserError: the exporter cannot follow this backbone.
     """
     calibrated = CalibratedNetwork(model.network, model.card.temperature).eval()
-    side, card, kind = model.card.image_size, json.dumps(model.card.facts()), kind_of(path)
-    example = (torch.zeros(2, side, side, dtype=torch.uint8),)
-    shapes = ({0: torch.export.Dim("batch")},)
+    side, facts, kind = model.card.image_size, model.card.facts(), kind_of(path)
+    example: tuple[Tensor, ...] = (torch.zeros(2, side, side, dtype=torch.uint8),)
+    if model.covariates is not None:
+        facts |= {COVARIATES: model.covariates.to_dict()}
+        example += (torch.zeros(2, len(model.covariates.names)),)
+    inputs, card = [INPUT, COVARIATES][: len(example)], json.dumps(facts)
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in example)
     try:
         with _silence_exporters(), torch.no_grad():
             if kind == "onnx":
                 made: Any = torch.onnx.export(
                     calibrated, example, dynamo=True, verbose=False, dynamic_shapes=shapes,
-                    input_names=[INPUT], output_names=outputs_of(model.network.task),
+                    input_names=inputs, output_names=outputs_of(model.network.task),
                 )  # fmt: skip
                 made.model.metadata_props[KEY] = card
                 made.save(path, external_data=False)
@@ -188,16 +214,22 @@ def open_exported(path: Path) -> Exported:
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         metadata = session.get_modelmeta().custom_metadata_map
-        return Exported(json.loads(metadata[KEY]), lambda pictures: session.run(None, {INPUT: pictures}))
+        names = [value.name for value in session.get_inputs()]
+
+        def answered(*inputs: npt.NDArray[Any]) -> Sequence[Any]:
+            found: Sequence[Any] = session.run(None, dict(zip(names, inputs, strict=True)))
+            return found
+
+        return Exported(json.loads(metadata[KEY]), answered)
     with _silence_exporters():
         if kind_of(path) == "torch_export":
             network: Any = torch.export.load(path, extra_files=card).module()
         else:
             network = torch.jit.load(path, map_location="cpu", _extra_files=card)
 
-    def run(pictures: Grey) -> Sequence[Any]:
+    def run(*inputs: npt.NDArray[Any]) -> Sequence[Any]:
         with torch.inference_mode():
-            return [values.numpy() for values in network(torch.from_numpy(pictures))]
+            return [values.numpy() for values in network(*map(torch.from_numpy, inputs))]
 
     return Exported(json.loads(card[KEY]), run)
 
@@ -205,12 +237,17 @@ def open_exported(path: Path) -> Exported:
 def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> float:
     """The largest absolute difference of a logit from PyTorch's, in batches of each of `BATCHES`.
 
+    Of a network that takes covariates, half of those of each patient are known.
+
     Raises:
         UserError: the file does not take batches of these sizes.
     """
-    wanted = in_batches(model.logits, pictures, 16)
+    values, features = None, None
+    if model.covariates is not None:
+        values, features = _made_up(model.covariates, len(pictures))
+    wanted = model.logits(pictures, features)
     try:
-        found = [in_batches(exported.logits, pictures, size) for size in BATCHES]
+        found = [in_batches(exported.logits, pictures, size, values) for size in BATCHES]
     except Exception as error:  # of onnxruntime or of torch
         raise UserError(
             f"model.backbone={model.card.backbone} was exported, but the file does not run ({_first_line(error)})"
@@ -218,15 +255,45 @@ def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> fl
     return max(float(np.abs(logits - wanted).max()) for logits in found)
 
 
-def quantise(source: Path, target: Path, pictures: Sequence[Grey]) -> None:
+def in_batches(
+    logits: Callable[..., Floats], pictures: Sequence[Grey], size: int, values: Floats | None = None
+) -> Floats:
+    """The logits of many pictures, `size` at a time, with the covariates of their patients; the last may be smaller."""
+    parts = [slice(start, start + size) for start in range(0, len(pictures), size)]
+    return np.concatenate([logits(pictures[part], None if values is None else values[part]) for part in parts])
+
+
+def _made_up(covariates: Covariates, count: int) -> tuple[Floats, Features]:
+    """Covariates of patients that there are not, (N, C), half of them not known, and their features, (N, F)."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            name: rng.normal(covariates.means[name], covariates.deviations[name], count)
+            if name in NUMBERS
+            else rng.choice(list(WORDS[name]), count)
+            for name in covariates.names
+        }
+    )
+    table = table.astype(object).mask(rng.random(table.shape) < 0.5, None)
+    return as_numbers(covariates.names, table), covariates.features(table)
+
+
+def quantise(source: Path, target: Path, pictures: Sequence[Grey], covariates: Covariates | None = None) -> None:
     """Writes an ONNX file in eight-bit integers: static, QDQ, one scale per channel, ranges from these pictures."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Pictures(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
-        batches = iter([{INPUT: np.stack(pictures[start : start + 8])} for start in range(0, len(pictures), 8)])
+    values = None if covariates is None else _made_up(covariates, len(pictures))[0].astype(np.float32)
 
-        def get_next(self) -> dict[str, Grey] | None:
+    def batch(start: int) -> dict[str, Any]:
+        chosen = slice(start, start + 8)
+        of_patients = {} if values is None else {COVARIATES: values[chosen]}
+        return {INPUT: np.stack(pictures[chosen]), **of_patients}
+
+    class Pictures(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+        batches = map(batch, range(0, len(pictures), 8))
+
+        def get_next(self) -> dict[str, Any] | None:
             return next(self.batches, None)
 
     with _silence_exporters():

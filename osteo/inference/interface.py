@@ -11,9 +11,10 @@ import pandas as pd
 from osteo import parts
 from osteo.checks import check
 from osteo.config import PredictConfig
-from osteo.errors import UserError
-from osteo.inference.model import Model, load_models
+from osteo.errors import UserError, counted
+from osteo.inference.model import Model, check_known, load_models
 from osteo.inference.predictions import Opened, answer_pictures, list_pictures, open_pictures, to_table
+from osteo.reading.covariates import Patient
 from osteo.types import Grey
 
 Picture: TypeAlias = str | Path | Grey
@@ -27,7 +28,12 @@ class Predictor:
     models: list[Model]
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], *, rule: str = "Youden", interval: bool = True
+        self,
+        pictures: Picture | Sequence[Picture],
+        *,
+        rule: str = "Youden",
+        interval: bool = True,
+        patients: Sequence[Patient] | None = None,
     ) -> pd.DataFrame:
         """Answers pictures as `osteo predict` does, and gives what it writes to predictions.csv.
 
@@ -35,27 +41,38 @@ class Predictor:
             pictures: a file, a folder, a zip or an array, or a list of them.
             rule: how the threshold was chosen on validation: 0.5, Youden or sensitivity.
             interval: a range over models and harmless changes of the picture, for eight times the time.
+            patients: what is known of the patient of each item of the list, as in [{"age": 71, "sex": "female"}], for a
+                model that takes covariates.
 
         Returns:
             One row per picture, and two more for one that shows two knees. `file` is the name of a file within what
             was given, or the position of an array in the list; `error` says why a file cannot be used.
 
         Raises:
-            UserError: a path holds no picture, an array is no radiograph, or the rule is unknown.
+            UserError: a path holds no picture, an array is no radiograph, the rule is unknown, or a covariate is not
+                what the model takes.
         """
         check(PredictConfig(rule=rule, interval=interval))
         given = [pictures] if isinstance(pictures, str | Path | np.ndarray) else list(pictures)
         if not given:
             raise UserError("there is no picture to predict: the list is empty")
-        answered = answer_pictures(self.models, self._open(given), rule=rule, interval=interval)
+        known = [{}] * len(given) if patients is None else self._check_patients(patients, len(given))
+        answered = answer_pictures(self.models, self._open(given, known), rule=rule, interval=interval)
         return to_table((row for rows in answered for row in rows), rule)
 
-    def _open(self, given: Sequence[Picture]) -> Iterator[Opened]:
-        for position, picture in enumerate(given):
+    def _check_patients(self, patients: Sequence[Patient], count: int) -> Sequence[Patient]:
+        if len(patients) != count:
+            raise UserError(f"there are {counted(count, 'picture')} and {len(patients)} patients; give one for each")
+        check_known(self.models, (name for patient in patients for name in patient))
+        return patients
+
+    def _open(self, given: Sequence[Picture], patients: Sequence[Patient]) -> Iterator[Opened]:
+        for position, (picture, patient) in enumerate(zip(given, patients, strict=True)):
             if isinstance(picture, str | Path):
-                yield from open_pictures(*list_pictures(str(picture)), self.models)
+                archive, entries = list_pictures(str(picture))
+                yield from open_pictures(archive, entries, self.models, {entry.name: patient for entry in entries})
             else:
-                yield Opened(str(position), _checked(picture, position))
+                yield Opened(str(position), _checked(picture, position), patient=patient)
 
 
 def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:

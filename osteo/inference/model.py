@@ -1,12 +1,13 @@
 """A checkpoint ready to answer, alone or as a member of an ensemble."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,14 +17,19 @@ from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
 from osteo.networks.outputs import details_of, positive_logit
+from osteo.reading.covariates import Covariates, Patient
 from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import best_of
+from osteo.task import Task
 from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.types import Floats, Grey
 
 BATCH = 32  # pictures that a network is shown at once, where it is asked about many
+
+Features: TypeAlias = npt.NDArray[np.float32]
+"""Of patients, as `osteo.reading.covariates.Covariates.features` makes them."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +55,51 @@ class Model:
         """The same, and whether the joint was found where its fit needs it."""
         return frame(grey, self.card.image_size, self.card.fit)
 
-    def logits(self, pictures: Sequence[Grey]) -> Floats:
-        """The logits of the positive class of prepared pictures, (N,)."""
-        return np.asarray(positive_logit(self.network.task.kind, self.outputs(pictures)).double().numpy(), np.float64)
+    @property
+    def covariates(self) -> Covariates | None:
+        """What the network takes of a patient beside the picture; None where that is nothing."""
+        return None if self.network.fusion is None else self.network.fusion.covariates
 
-    def details(self, pictures: Sequence[Grey]) -> dict[str, Floats]:
-        """What its task says of prepared pictures beyond the positive class, (N,) each; see `details_of`."""
-        task = self.network.task
-        if task.kind == "binary":
-            return {}
-        batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        return details_of(task, torch.cat([self.outputs(batch) for batch in batches]))
+    def features(self, patients: Sequence[Patient]) -> Features | None:
+        """Features of the patients of pictures, (N, F), of what the network takes; None where that is nothing.
 
-    def outputs(self, pictures: Sequence[Grey]) -> Tensor:
-        """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`."""
+        Raises:
+            UserError: a value cannot be.
+        """
+        if self.covariates is None:
+            return None
+        accepted = self.covariates.accepted
+        used = [{name: cell for name, cell in patient.items() if name in accepted} for patient in patients]
+        return np.stack([self.covariates.of_patient(patient) for patient in used])
+
+    def logits(self, pictures: Sequence[Grey], features: Features | None = None) -> Floats:
+        """The logits of the positive class, (N,); arguments as of `outputs`."""
+        return self.positive(self.outputs(pictures, features))
+
+    def positive(self, outputs: Tensor) -> Floats:
+        """The logits of the positive class that outputs of the network give, (N,)."""
+        return np.asarray(positive_logit(self.network.task.kind, outputs).double().numpy(), np.float64)
+
+    def outputs(self, pictures: Sequence[Grey], features: Features | None = None) -> Tensor:
+        """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`.
+
+        Args:
+            pictures: uint8 (S, S), as `prepare` gives them; `BATCH` are looked at together.
+            features: of their patients, (N, F), as `features` gives them; None where nothing is known of any.
+        """
+        found = []
         with torch.inference_mode():
-            outputs: Tensor = self.network(to_batch(pictures))
-            return outputs
+            for start in range(0, len(pictures), BATCH):
+                chosen = slice(start, start + BATCH)
+                of_patients = None if features is None else torch.from_numpy(features[chosen])
+                found.append(self.network(to_batch(pictures[chosen]), of_patients))
+            return torch.cat(found)
 
 
 def size_to_read(models: Sequence[Model]) -> int:
     """The size that a file is decoded at for all of these models, see `osteo.reading.reader.read_picture`."""
     sizes = [decoded_size(model.card.image_size, model.card.fit) for model in models]
     return max(sizes) if all(sizes) else 0
-
-
-def in_batches(logits: Callable[[Sequence[Grey]], Floats], pictures: Sequence[Grey], size: int) -> Floats:
-    """The logits of many pictures, `size` at a time; the last batch may be smaller."""
-    return np.concatenate([logits(pictures[start : start + size]) for start in range(0, len(pictures), size)])
 
 
 def to_batch(pictures: Sequence[Grey]) -> Tensor:
@@ -149,12 +172,19 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
     return models
 
 
-def mean_details(models: Sequence[Model], pictures: Sequence[Sequence[Grey]]) -> dict[str, Floats]:
-    """What the models' task says beyond the positive class, (N,) each, on average over the models.
+def check_known(models: Sequence[Model], names: Iterable[str]) -> None:
+    """Refuses what none of the models takes of a patient.
 
-    Args:
-        models: of one task.
-        pictures: as each of them sees them, (models, N).
+    Raises:
+        UserError: one of these names is no covariate of theirs.
     """
-    of_models = [model.details(of_model) for model, of_model in zip(models, pictures, strict=True)]
+    accepted = dict.fromkeys(name for model in models if model.covariates for name in model.covariates.accepted)
+    if strange := sorted(set(names) - accepted.keys()):
+        takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
+        raise UserError(f"{strange[0][:40]!r} is no covariate of this model; {takes}")
+
+
+def mean_details(task: Task, outputs: Sequence[Tensor]) -> dict[str, Floats]:
+    """What a task says beyond the positive class, (N,) each, on average over the outputs of models."""
+    of_models = [details_of(task, of_model) for of_model in outputs]
     return {name: np.mean([details[name] for details in of_models], axis=0) for name in of_models[0]}

@@ -1,25 +1,30 @@
 """Answers to the pictures of a file, a folder or a zip, as one table."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import pandas as pd
 
+from osteo.config import DataConfig
 from osteo.data.archives import Archive, Entry, Folder, open_archive
+from osteo.data.clinical import read_clinical
 from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
 from osteo.inference.model import Model, size_to_read
+from osteo.reading.covariates import Patient
 from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.reader import read_picture
 from osteo.types import Grey
 
 log = logging.getLogger(__name__)
 
+SOURCE = "input"
 BATCH = 16  # pictures that are answered at once
 COLUMNS = (
     *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
@@ -37,6 +42,8 @@ class Opened(NamedTuple):
     """the picture, (H, W); None where the file cannot be used"""
     reason: str = ""
     """why the file cannot be used, or empty"""
+    patient: Patient = MappingProxyType({})
+    """what is known of the patient"""
 
 
 class Row(NamedTuple):
@@ -72,21 +79,67 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     return archive, pictures
 
 
-def open_pictures(archive: Archive, entries: Iterable[Entry], models: Sequence[Model]) -> Iterator[Opened]:
-    """Reads one file after another, in the size that the models need."""
+def open_pictures(
+    archive: Archive, entries: Iterable[Entry], models: Sequence[Model], patients: Mapping[str, Patient] | None = None
+) -> Iterator[Opened]:
+    """Reads one file after another, in the size that the models need; patients are known by the names of pictures."""
     size = size_to_read(models)
     for entry in entries:
         if entry.refused:
             yield Opened(entry.name, None, entry.refused)
             continue
         try:
-            yield Opened(entry.name, read_picture(archive.read(entry.name), size))
+            grey = read_picture(archive.read(entry.name), size)
+            yield Opened(entry.name, grey, patient=(patients or {}).get(entry.name, {}))
         except Unusable as error:
             yield Opened(entry.name, None, str(error).splitlines()[0])
         except PermissionError as error:
             yield Opened(entry.name, None, describe_error(error))
         except (OSError, RuntimeError):
             yield Opened(entry.name, None, "cannot be read")
+
+
+def read_patients(
+    clinical: str | None, columns: Sequence[str], names: Sequence[str], models: Sequence[Model]
+) -> dict[str, Patient]:
+    """What a clinical sheet says of the patients of pictures, by the picture's name; what is missing is left out.
+
+    Args:
+        clinical: the file, with a column of the pictures' names, or of patients after whom they are named; None
+            where there is none.
+        columns: what its columns hold, as COLUMN:MEANING.
+        names: of the pictures, within the folder or zip that was given.
+        models: whose covariates are asked for.
+
+    Raises:
+        UserError: no model takes any; or the sheet cannot be used, or speaks of none of the pictures.
+    """
+    wanted = list(dict.fromkeys(name for model in models if model.covariates for name in model.covariates.names))
+    if clinical is None:
+        if wanted:
+            log.warning(
+                "the model takes the patient's %s too, and no sheet gives them (clinical=FILE): typical values of"
+                " training are used", ", ".join(wanted),
+            )  # fmt: skip
+        return {}
+    if not wanted:
+        raise UserError(f"clinical={Path(clinical).name} is of no use: the model takes no covariates; leave it out")
+    sheet = read_clinical(DataConfig(clinical=clinical, clinical_columns=list(columns), covariates=wanted), "clinical")
+    by_picture = "picture" in sheet.cells
+    stems = {name: PurePosixPath(name).stem for name in names}
+    keys = sheet.keys(dict.fromkeys(names, "") if by_picture else stems, SOURCE, SOURCE)
+    if keys.empty:
+        compared = f"column '{sheet.columns['picture']}' was" if by_picture else "patients were"
+        raise UserError(
+            f"{sheet.option} has a row for none of {counted(len(names), 'picture')}, such as {names[0]}; its {compared}"
+            " compared with their names"
+        )
+    table = sheet.table(keys)
+    rows = table[[name for name in table if name != "row"]].to_dict("index")
+    known: dict[str, Patient] = {
+        str(key): {str(name): cell for name, cell in row.items() if pd.notna(cell)} for key, row in rows.items()
+    }
+    return {name: known.get(f"{SOURCE}/{name}" if by_picture else stems[name], {}) for name in names}
 
 
 def answer_pictures(
@@ -101,18 +154,23 @@ def answer_pictures(
         interval: whether the answers have a range over models and harmless changes of the picture.
         overlay: whether the rows have heat maps, where the backbones allow them.
     """
+
+    def ask(pictures: Sequence[Grey], patients: Sequence[Patient]) -> list[Answer]:
+        return answer(models, pictures, rule=rule, interval=interval, patients=patients)
+
     remaining = iter(pictures)
     while batch := list(islice(remaining, BATCH)):
-        usable = [picture.grey for picture in batch if picture.grey is not None]
-        answers = iter(answer(models, usable, rule=rule, interval=interval) if usable else [])
-        for name, grey, reason in batch:
+        usable = [(picture.grey, picture.patient) for picture in batch if picture.grey is not None]
+        of_batch = [list(column) for column in zip(*usable, strict=True)]
+        answers = iter(ask(*of_batch) if usable else [])
+        for name, grey, reason, patient in batch:
             if grey is None:
                 yield [Row(name, reason, None, None)]
                 continue
             parts = [(name, grey, next(answers))]
             if halves := parts[0][2].inspection.halves:
                 names = (f"{name} (left half)", f"{name} (right half)")
-                of_halves = answer(models, halves, rule=rule, interval=interval)
+                of_halves = ask(halves, [patient] * 2)
                 parts += zip(names, halves, of_halves, strict=True)
             rows = []
             for part, pixels, found in parts:

@@ -15,10 +15,12 @@ from osteo import parts
 from osteo.checks import check_tiles
 from osteo.errors import UserError, first_line, unknown
 from osteo.networks.backbones import create_backbone, usual_size
+from osteo.networks.fusion import LateFusion
 from osteo.networks.outputs import Cuts, positive_logit
 from osteo.networks.torchvision import Shape
 from osteo.networks.views import Views, cut, join, separate
 from osteo.networks.weights import classifiers
+from osteo.reading.covariates import Covariates
 from osteo.task import BINARY, TASKS, Task
 
 LINEAR, STANDARDISED = "linear", "standardised"
@@ -47,6 +49,7 @@ class Network(nn.Module):
         patches: tiles on each side of a picture, of which each gets a logit; the picture's is their mean.
         tta: views beside the picture as it is, whose outputs are averaged in evaluation; see `Views`.
         task: name of what is asked; see `osteo.task.TASKS`.
+        covariates: what `Covariates.to_dict` gives, where they are fused with the picture; see `fuse`.
 
     Raises:
         UserError: a name is unknown, the size does not fit, or weights cannot be had.
@@ -72,6 +75,7 @@ class Network(nn.Module):
         patches: int = 1,
         tta: Sequence[str] = (),
         task: str = BINARY.name,
+        covariates: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.task = TASKS[task]
@@ -94,6 +98,9 @@ class Network(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(usual[name])
             self.register_buffer(name, values.mean() if channels == 1 else values.view(3, 1, 1))
+        self.fusion: LateFusion | None = None
+        if covariates is not None:
+            self.fuse(Covariates.from_dict(covariates))
         self._freeze = freeze
         for layer in self.frozen_layers():
             layer.eval().requires_grad_(False)
@@ -114,11 +121,23 @@ class Network(nn.Module):
         """Channels of the last feature map."""
         return int(self.backbone.num_features)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1] to the task's outputs: logits (B,) of a binary one, else (B,) or (B, K).
+    def fuse(self, covariates: Covariates) -> None:
+        """Has the network take covariates beside the picture, which change nothing until it learns."""
+        self._parts["covariates"] = covariates.to_dict()
+        self.fusion = LateFusion(covariates, self.task.outputs if self.task.kind == "nominal" else 1)
 
-        In place of pictures it takes what `pooled` gives for them: (B, F), or (B, V, F) of all views.
+    def forward(self, pictures: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """The task's outputs: logits (B,) of a binary one, else (B,) or (B, K).
+
+        Args:
+            pictures: float (B, 1, S, S) in [0, 1]; or what `pooled` gives for them, (B, F), or (B, V, F) of all views.
+            covariates: features of the patients, float (B, C), of a network that takes them; None for patients of whom
+                nothing is known.
         """
+        outputs = self._of_pictures(pictures)
+        return outputs if self.fusion is None else self.fusion(outputs, covariates)
+
+    def _of_pictures(self, pictures: Tensor) -> Tensor:
         if pictures.ndim == 2:
             return self._classify_pooled(pictures)
         if pictures.ndim == 3:
@@ -143,9 +162,11 @@ class Network(nn.Module):
         return join(tiles, self.patches, self.num_features)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Maps features to logits of the positive class (B,)."""
+        """Maps features to logits of the positive class (B,), of patients of whom nothing is known."""
         tiles = separate(features, self.patches, self.num_features)
         outputs = self._mean_of_tiles(self._to_outputs(self.backbone.forward_head(tiles)))
+        if self.fusion is not None:
+            outputs = self.fusion(outputs, None)
         return positive_logit(self.task.kind, outputs)
 
     def pooled(self, pictures: Tensor) -> Tensor:
@@ -155,7 +176,7 @@ class Network(nn.Module):
         return pooled.view(len(pictures), -1, pooled.shape[-1]).mean(1)
 
     def _classify_pooled(self, pooled: Tensor) -> Tensor:
-        (last,) = [layer for layer in self.classifier() if layer is not self.cuts]
+        (last,) = [layer for layer in self.classifier() if layer not in (self.cuts, self.fusion)]
         output: Tensor = last(dropout(pooled, self.drop_rate, self.training))
         return self._finish(output.flatten(1))
 
@@ -165,11 +186,11 @@ class Network(nn.Module):
     def classifier(self) -> nn.ModuleList:
         """What is new in a network that starts from weights: its last layers."""
         last = [self.head] if self.head else classifiers(self.backbone)
-        return nn.ModuleList([*last, *([self.cuts] if self.cuts else [])])
+        return nn.ModuleList([*last, *(layer for layer in (self.cuts, self.fusion) if layer is not None)])
 
     @torch.no_grad()
-    def begin_at(self, outputs: Sequence[float]) -> None:
-        """Has the network give these outputs (K,) for every picture, until it learns.
+    def begin_at(self, outputs: Sequence[float], of_covariates: Tensor | None = None) -> None:
+        """Has the network give these outputs (K,) for every picture, until it learns, and what covariates add to them.
 
         What makes logits gets no weights but a bias: timm draws the weights of some families so large that a training
         would begin with a loss of several times that of a guess, and spoil the backbone's weights.
@@ -184,6 +205,8 @@ class Network(nn.Module):
                 layer.bias.copy_(torch.zeros_like(bias) if layer is auxiliary else bias)
         if self.cuts:
             self.cuts.begin_at(outputs)
+        if self.fusion is not None and of_covariates is not None:
+            self.fusion.weight.copy_(of_covariates)
 
     def frozen_layers(self) -> list[nn.Module]:
         """Layers that are not trained, looked up anew since several devices replace batch norms by synchronised ones.

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from osteo.errors import UserError, counted
+from osteo.types import Floats
 
 
 class Limits(NamedTuple):
@@ -43,6 +44,10 @@ DESCRIBED = ("fracture", "family_history")
 """Columns of words in which any other text, such as the bone or the relative, means yes."""
 UNKNOWN = ("", "-", "?", "na", "n/a", "nan", "null", "unknown", "unbekannt")
 """What stands for a value that is not known."""
+
+
+Patient: TypeAlias = Mapping[str, object]
+"""Covariates of one patient by name, as the cells of a sheet hold them; those that are left out are not known."""
 
 
 class ImpossibleError(ValueError):
@@ -87,11 +92,49 @@ def lowered(cell: str) -> str:
     return re.sub(r"[\s:]+", " ", cell).strip().lower()
 
 
+def described(name: str) -> str:
+    """In what a covariate is given as a number, such as (years), or (female 0, male 1)."""
+    if name in NUMBERS:
+        return f"({NUMBERS[name].unit.partition(';')[0]})"
+    return "(" + ", ".join(f"{word} {number}" for number, word in enumerate(WORDS[name])) + ")"
+
+
+def as_number(name: str, value: float | str) -> float:
+    """A known value of a covariate as a number: of a word, 0 or 1."""
+    return float(value) if name in NUMBERS else float(value == list(WORDS[name])[1])
+
+
+def as_numbers(names: Sequence[str], table: pd.DataFrame) -> Floats:
+    """Covariates as they are, words as 0 and 1, NaN where one is not known, (N, C).
+
+    Args:
+        names: of the covariates.
+        table: one row per picture; a column of floats or words per covariate, missing where not known.
+    """
+    columns = [
+        [np.nan if value is None or pd.isna(value) else as_number(name, value) for value in table[name]]
+        for name in names
+    ]
+    return np.array(columns, np.float64).reshape(len(names), len(table)).T
+
+
+def sources_without(names: Sequence[str], table: pd.DataFrame, sources: Sequence[str]) -> list[str]:
+    """Sources of which no picture has any of these covariates, while another has: that one is missing tells them apart.
+
+    Args:
+        names: of the covariates.
+        table: as `as_numbers` takes it.
+        sources: of its rows.
+    """
+    has_any = table[list(names)].notna().any(axis=1).groupby(list(sources)).any()
+    return sorted(has_any.index[~has_any]) if has_any.any() else []
+
+
 @dataclass(frozen=True)
 class Covariates:
     """What has been learnt of the covariates of training pictures, and how it makes features of those of any patient.
 
-    Missing values become the median of a number and the most frequent word; numbers are then scaled to mean 0 and
+    Missing values become the mean of a number and the most frequent word; numbers are then scaled to mean 0 and
     standard deviation 1 in training, and words are 0 or 1. Where a covariate was missing in training, a further feature
     is 1 where it is missing: whether a woman's menopause has an age says something itself. One that repeats another,
     as where whole rows are missing, is left out.
@@ -131,7 +174,7 @@ class Covariates:
                     " learnt from it; leave it out of covariates"
                 )
             if name in NUMBERS:
-                fills[name] = float(known.median())
+                fills[name] = float(known.mean())  # unlike the median, no patient's own value
                 filled = table[name].astype(float).fillna(fills[name]).to_numpy()
                 means[name], deviations[name] = float(filled.mean()), float(filled.std())
             else:
@@ -151,30 +194,31 @@ class Covariates:
         """float32 (N, F), finite.
 
         Args:
-            table: one row per picture; a column of floats or words per covariate, missing where not known.
+            table: as `as_numbers` takes it.
         """
         columns: list[npt.NDArray[Any]] = []
-        for name in self.names:
-            filled = table[name].astype(float if name in NUMBERS else "string").fillna(self.fills[name])
-            if name in NUMBERS:
-                columns.append((filled.to_numpy(float) - self.means[name]) / self.deviations[name])
-            else:
-                columns.append((filled == list(WORDS[name])[1]).to_numpy(float))
+        for name, values in zip(self.names, as_numbers(self.names, table).T, strict=True):
+            filled = np.where(np.isnan(values), as_number(name, self.fills[name]), values)
+            columns.append((filled - self.means.get(name, 0.0)) / self.deviations.get(name, 1.0))
         columns += [table[name].isna().to_numpy(float) for name in self.flagged]
         return np.column_stack(columns).astype(np.float32)
 
-    def of_patient(self, values: Mapping[str, object]) -> npt.NDArray[np.float32]:
-        """float32 (F,) of one patient; BMI follows from height and weight where it is not given.
+    def of_patient(self, values: Patient) -> npt.NDArray[np.float32]:
+        """float32 (F,) of one patient; arguments and errors as of `read`."""
+        features: npt.NDArray[np.float32] = self.features(pd.DataFrame([self.read(values)]))[0]
+        return features
 
-        Args:
-            values: by covariate, as a cell of a sheet holds them; those that are left out are missing.
+    def read(self, values: Patient) -> dict[str, Any]:
+        """The covariates of one patient as numbers and words, None where one is not known.
+
+        BMI follows from height and weight where it is not given.
 
         Raises:
             UserError: there is no such covariate, or a value cannot be; the value is not said.
         """
-        known = {*self.names, *(("height", "weight") if "bmi" in self.names else ())}
-        if strange := sorted(values.keys() - known):
-            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(self.names)}")
+        known = self.accepted
+        if strange := sorted(values.keys() - set(known)):
+            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(known)}")
         read: dict[str, Any] = dict.fromkeys(known)
         name = ""
         try:
@@ -185,8 +229,13 @@ class Covariates:
                 read[name] = read_cell(name, read["weight"] / read["height"] ** 2)
         except ImpossibleError as error:
             raise UserError(f"covariate {name} {error}") from None
-        features: npt.NDArray[np.float32] = self.features(pd.DataFrame([read]))[0]
-        return features
+        return read
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """What of a patient is of use: the covariates, and height and weight, from which BMI follows."""
+        further = ("height", "weight") if "bmi" in self.names else ()
+        return *self.names, *(name for name in further if name not in self.names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint or a JSON file holds them."""

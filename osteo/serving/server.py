@@ -6,6 +6,7 @@ A picture arrives as the body of a request, without a name, is read in memory, a
 import asyncio
 import hashlib
 import ipaddress
+import json
 import logging
 import math
 import os
@@ -31,7 +32,8 @@ from osteo.config import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
-from osteo.inference.model import Model, size_to_read
+from osteo.inference.model import Model, check_known, size_to_read
+from osteo.reading.covariates import NUMBERS, WORDS, Patient
 from osteo.reading.pictures import Unusable, is_dicom
 from osteo.reading.reader import read_picture
 from osteo.report.html import embed, render
@@ -48,6 +50,8 @@ UPLOAD_SECONDS = 15.0  # in which a picture must have arrived
 GRACE_SECONDS, SLOWEST = 3.0, 2**15  # after the first it must have come at this rate, in bytes per second
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"RIFF", b"GIF8")
 """First bytes of PNG, JPEG, TIFF, BMP, WEBP and GIF; what else Pillow could read is refused."""
+PATIENT = "X-Patient"
+"""The header of a request with what is known of the patient, as a JSON object."""
 KINDS = "PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM (with DICM at byte 128)"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -112,6 +116,7 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
         notes=notes,
         most=settings.most_mib,
         kinds=KINDS,
+        fields=fields_of(models),
     )
     policy = policy_of(page)
 
@@ -138,8 +143,9 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
     async def post_answer(request: Request) -> Response:
         with gate.place(request.client.host if request.client else "") as turn:
             content = await body_of(request, settings.most_mib)
+            patient = patient_of(request)
             async with turn:
-                answers = await asyncio.to_thread(answer_file, models, content, settings)
+                answers = await asyncio.to_thread(answer_file, models, content, settings, patient)
         return JSONResponse(answers | {"notes": notes})
 
     return app
@@ -212,7 +218,38 @@ async def body_of(request: Request, most_mib: int) -> bytes:
     return bytes(content)
 
 
-def answer_file(models: Sequence[Model], content: bytes, settings: ServeConfig) -> dict[str, Any]:
+def patient_of(request: Request) -> Patient:
+    """What the request says of the patient: in a header, since an address is logged and kept by others.
+
+    Raises:
+        HTTPException: 400, it is no JSON object of numbers and words.
+    """
+    try:
+        found = json.loads(request.headers.get(PATIENT, "{}"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(cell, str | int | float) for cell in found.values()):
+        raise HTTPException(400, f"the header {PATIENT} must be a JSON object of numbers and words")
+    return found
+
+
+def fields_of(models: Sequence[Model]) -> list[dict[str, Any]]:
+    """What the page asks of the patient: numbers with their limits, or words to choose from."""
+    names = dict.fromkeys(name for model in models if model.covariates for name in model.covariates.names)
+    return [
+        {
+            "name": name,
+            "title": "BMI" if name == "bmi" else name.replace("_", " ").capitalize(),
+            "limits": NUMBERS.get(name),
+            "words": list(WORDS.get(name, {})),
+        }
+        for name in names
+    ]
+
+
+def answer_file(
+    models: Sequence[Model], content: bytes, settings: ServeConfig, patient: Patient | None = None
+) -> dict[str, Any]:
     """The answer to a file, ready for JSON; where it shows two knees, the answers to its halves are under `halves`.
 
     Raises:
@@ -220,14 +257,16 @@ def answer_file(models: Sequence[Model], content: bytes, settings: ServeConfig) 
     """
     try:
         grey = read_picture(content, size_to_read(models))
-        whole = answer(models, [grey], rule=settings.rule, interval=settings.interval)[0]
+        check_known(models, patient or {})
+        known = [patient or {}]
+        whole = answer(models, [grey], rule=settings.rule, interval=settings.interval, patients=known)[0]
         halves = []
         if parts := whole.inspection.halves:
-            of_parts = answer(models, parts, rule=settings.rule, interval=settings.interval)
+            of_parts = answer(models, parts, rule=settings.rule, interval=settings.interval, patients=known * 2)
             for side, part, of_part in zip(("left", "right"), parts, of_parts, strict=True):
                 halves.append({"side": side} | as_json(models, part, of_part, settings))
         return as_json(models, grey, whole, settings) | {"halves": halves}
-    except Unusable as error:
+    except (Unusable, UserError) as error:  # of the picture, or of a covariate
         raise HTTPException(400, str(error)) from None
     except Exception as error:  # noqa: BLE001 - its message may quote the file, so it reaches neither page nor log
         log.error("a picture could not be answered (%s)", type(error).__name__)
@@ -256,7 +295,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "details": found.details,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
-        "notes": list(found.notes),
+        "remarks": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
     }

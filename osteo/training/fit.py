@@ -4,8 +4,7 @@ import logging
 import os
 import statistics
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
@@ -31,7 +31,7 @@ from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
-from osteo.reading.covariates import Covariates
+from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
@@ -54,22 +54,6 @@ RESERVED = (
     "use_distributed_sampler",
 )  # fmt: skip
 """Arguments of Lightning's Trainer that have a key of their own, or that the run record takes care of."""
-
-
-def quieten() -> None:
-    """Keeps what libraries say of every training to themselves; only the first of several processes logs."""
-    if rank():
-        logging.disable(logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric", "timm"):  # timm tells the whole path of a file of weights
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # model.freeze
-    warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
-    # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
-    warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
 
 
 def check_parts(config: Config) -> None:
@@ -96,6 +80,7 @@ def make_module(config: Config) -> Classifier:
         UserError: one of them cannot be built, or the network cannot learn from such batches.
     """
     network = {**asdict(config.model), "image_size": config.data.image_size}
+    del network["fusion"]  # follows from data
     if config.task != BINARY.name:  # a binary checkpoint is as it was before there were others
         network["task"] = config.task
     loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
@@ -124,18 +109,38 @@ def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
             )
 
 
-def check_covariates(names: Sequence[str], manifest: pd.DataFrame, sources: Mapping[str, Source]) -> None:
-    """Refuses covariates of which the training pictures say nothing; no value is kept.
+def learn_covariates(
+    config: Config, manifest: pd.DataFrame, sources: Mapping[str, Source], module: Classifier
+) -> Tensor | None:
+    """Learns of the covariates of training pictures, and has the network take them where they are to be fused.
+
+    Returns:
+        Features of the patient of each row of the manifest, float32 (M, F), where the network takes them.
 
     Raises:
-        UserError: one is missing, or the same, in all of them.
+        UserError: one is missing, or the same, in all training pictures, be it fused or not.
     """
-    if names:
-        Covariates.fit(names, clinical_rows(manifest[manifest["split"] == "train"], sources))
+    if not config.covariates:
+        return None
+    learnt = Covariates.fit(config.covariates, clinical_rows(manifest[manifest["split"] == "train"], sources))
+    if config.model.fusion != "late":
+        return None
+    module.fuse(learnt)
+    rows, used = clinical_rows(manifest, sources), (manifest["split"] != "excluded").to_numpy(bool)
+    if without := sources_without(config.covariates, rows[used], list(manifest["source"][used])):
+        log.warning(
+            "no picture of %s has any of the covariates: by that alone the network can tell the sources apart; train on"
+            " those that have them, or set data.missing_covariates=exclude", " and ".join(without),
+        )  # fmt: skip
+    return torch.from_numpy(learnt.features(rows))
 
 
 def make_datamodule(
-    config: Config, prepared: Prepared, augmentation: Augmentation, module: Classifier
+    config: Config,
+    prepared: Prepared,
+    augmentation: Augmentation,
+    module: Classifier,
+    covariates: Tensor | None = None,
 ) -> KneeDataModule:
     """The batches of a training: pictures, or the kept features of a frozen backbone.
 
@@ -159,23 +164,29 @@ def make_datamodule(
         cpu_transform=make_cpu_twin(chosen) if chosen.name == "albumentations" else None,
         features=features,
         mix=Mixup(chosen.mixup, config.seed) if chosen.mixup else None,
+        covariates=covariates,
     )
 
 
-def begin_at_share(module: Classifier, settings: LossConfig, manifest: pd.DataFrame) -> None:
+def begin_at_share(
+    module: Classifier, settings: LossConfig, manifest: pd.DataFrame, covariates: Tensor | None = None
+) -> None:
     """Has the network begin with what is best without looking: the shares of the classes, or the mean T-score.
 
     Args:
         module: whose classes weigh the same afterwards, if so configured.
         settings: of the loss.
         manifest: with splits; its training pictures count.
+        covariates: features of the patient of each row, (M, F), of a network that takes them, which begins with them.
     """
-    training = manifest[manifest["split"] == "train"]
+    chosen = (manifest["split"] == "train").to_numpy(bool)
+    training = manifest[chosen]
     labels = [int(label) for label in training["label"]]
     if settings.class_weights == "balanced":
         module.class_weights = balanced_weights(labels)
     truth = training[T_SCORE].tolist() if T_SCORE in training else labels
-    module.network.begin_at(best_outputs(module.task, truth, settings.label_smoothing, module.class_weights))
+    best = best_outputs(module.task, truth, settings.label_smoothing, module.class_weights)
+    module.begin_at(best, torch.tensor(truth), None if covariates is None else covariates[torch.from_numpy(chosen)])
 
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:

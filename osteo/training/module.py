@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torchmetrics import MeanMetric
 
 from osteo.config import OptimizerConfig
@@ -21,6 +21,7 @@ from osteo.files import check_checksums
 from osteo.networks.network import Network
 from osteo.networks.outputs import call_classes, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
+from osteo.reading.covariates import Covariates
 from osteo.task import T_SCORE_CUTS, direction
 from osteo.training.losses import make_loss, targets_of
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
@@ -49,6 +50,10 @@ class Batch(Protocol):
     @property
     def targets(self) -> Tensor | None:
         """Float (B,) in [0, 1], the share of osteoporosis in each picture where pictures are mixed; else None."""
+
+    @property
+    def covariates(self) -> Tensor | None:
+        """Float (B, F), features of the patients where the network takes them; else None."""
 
 
 class Prediction(NamedTuple):
@@ -120,15 +125,49 @@ class Classifier(LightningModule):
             layer for layer in layers if layer not in frozen and not any(id(p) in last for p in layer.parameters())
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Maps float (B, 1, S, S) in [0, 1], or kept features, to the task's outputs: logits (B,), or (B, K)."""
+    def fuse(self, covariates: Covariates) -> None:
+        """Has the network take covariates beside the picture, as its checkpoints then do."""
+        self.network.fuse(covariates)
+        self.hparams["network"] = {**self.hparams["network"], "covariates": covariates.to_dict()}
+
+    def forward(self, pictures: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """The task's outputs: logits (B,), or (B, K); arguments as of `Network.forward`."""
         if pictures.ndim == 4:
             pictures = pictures.contiguous(memory_format=self.memory_format)
-        outputs: Tensor = self.network(pictures)
+        outputs: Tensor = self.network(pictures, covariates)
         return outputs
 
+    def begin_at(self, outputs: Sequence[float], labels: Tensor, covariates: Tensor | None) -> None:
+        """Has the network begin with what is best without looking at a picture, by its loss.
+
+        Args:
+            outputs: the best of those that are the same for all pictures.
+            labels: of the training pictures, float (N,); T-scores, where these are what is asked.
+            covariates: features of their patients, float (N, F), of a network that takes them; then it begins at a
+                linear model of them, with a penalty of half the sum of its squared weights.
+        """
+        if covariates is None:
+            self.network.begin_at(outputs)
+            return
+        assert self.network.fusion is not None
+        bias = torch.tensor(outputs, dtype=torch.float64, requires_grad=True)
+        weight = torch.zeros_like(self.network.fusion.weight, dtype=torch.float64, requires_grad=True)
+        optimizer = LBFGS([bias, weight], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            found = bias + covariates.double() @ weight.T
+            found = found.squeeze(1) if self.task.outputs == 1 else found
+            loss = self._losses(found, labels.double(), self.smoothing).sum() + weight.square().sum() / 2
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        self.network.begin_at(bias.tolist(), weight.detach())
+
     def _step(self, batch: Batch, stage: str) -> Tensor:
-        outputs = self(batch.pictures).float()
+        outputs = self(batch.pictures, batch.covariates).float()
         is_training, count = stage == "train", len(batch.labels)
         smoothing = self.smoothing if is_training else 0.0
         if is_training and batch.targets is not None:  # each part of a mixed picture counts as a picture of its class
@@ -207,7 +246,7 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """The outputs for a batch, float32 on the CPU."""
-        outputs = self(batch.pictures).float().cpu()
+        outputs = self(batch.pictures, batch.covariates).float().cpu()
         return Prediction(batch.rows.cpu(), positive_logit(self.task.kind, outputs), outputs)
 
     def on_train_epoch_end(self) -> None:
@@ -270,7 +309,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
             sparse or not finite.
     """
     if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {checkpoint.name} in {checkpoint.parent.parent.name}")
+        raise UserError(f"there is no checkpoint {name_of(checkpoint)}")
     check_checksums(checkpoint)
     try:
         kept = torch.load(checkpoint, weights_only=True, map_location="cpu")

@@ -1,7 +1,9 @@
 """Which of a training's processes this is; costs nothing to import."""
 
+import logging
 import os
 import time
+import warnings
 from functools import cache
 from multiprocessing import parent_process
 from pathlib import Path
@@ -41,6 +43,22 @@ class Follower(Run):
 
     start = go_on = clear = hold = release = set_status = _leave
     write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
+
+
+def quieten() -> None:
+    """Keeps what libraries say of every training to themselves; only the first of several processes logs."""
+    if rank():
+        logging.disable(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric", "timm"):  # timm tells the whole path of a file of weights
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # model.freeze
+    warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")
+    # torch 2.11 does not know the new name; a channels_last gradient of a 1 x 1 kernel has two ways to be contiguous
+    warnings.filterwarnings("ignore", message="(?s).*(`broadcast_buffers` is deprecated|Grad strides do not match).*")
 
 
 def record_of(directory: Path) -> Run:

@@ -1,7 +1,7 @@
 """The section "Added value" of the report: what pictures add to a patient's characteristics, and whose lead it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,23 @@ from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
-from osteo.reading.covariates import NUMBERS, WORDS
+from osteo.evaluation.systems import System
+from osteo.reading.covariates import as_numbers, sources_without
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.plots import LIMITS, SOFT, line
 from osteo.report.results import Results
 from osteo.report.rows import SMALLEST, p_value, subgroups
-from osteo.types import Floats, Mask
+from osteo.types import Mask
 
 FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
 CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 % band, at the share of cases here."
 THIRD = "third of age"
+BY_ABSENCE = "it can tell the sources apart by that alone, and so what is more frequent in one of them."
+ALL_FUSED = (
+    "Every model here takes the covariates itself (model.fusion=late), so what the image alone adds cannot be told;"
+    " a sweep of model.fusion=none,late tells it."
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     """Image alone, clinical data alone and both, and whether the image's lead vanishes within strata.
 
     Args:
-        results: of the sweep, of whose best model this is.
+        results: of the sweep; this is of the best model that sees pictures alone.
         names: of the covariates that were asked for.
         clinical: one row per tested picture, as `osteo.data.sources.clinical_rows` gives them; None where the sheets
             are out of reach.
@@ -50,11 +56,18 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     found = _within_strata(results, clinical, by_third=bool(names))
     if not names or clinical is None:
         return found
-    model = results.best.system.name
-    value = measure(results, names, clinical)
+    if (fused := [result.system.name for result in results.models if result.system.is_fused]) and (
+        without := sources_without(names, clinical, list(results.experiment.pictures["source"]))
+    ):
+        told = f"{fused[0]} takes covariates, of which no picture of {' and '.join(without)} has any: {BY_ABSENCE}"
+        found = replace(found, verdict=[*found.verdict, told])
+    model = next((result.system for result in results.models if not result.system.is_fused), None)
+    if model is None:
+        return replace(found, lines=[ALL_FUSED])
+    value = measure(results, model, names, clinical)
     has_row = int(clinical["row"].notna().sum())
     of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
-    lines = [of_whom, _in_words(model, names, value)]
+    lines = [of_whom, _in_words(model.name, names, value)]
     tables, figures = {"nested": _nested_table(names, value)}, {}
     if np.isfinite(value.auroc[CLINICAL].value):
         tables["added_value"] = _models_table(value)
@@ -67,24 +80,15 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
 
 
-def measure(results: Results, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
-    """What the best model adds to covariates, over the tested pictures that have a row; arguments as of `find`."""
-    experiment, system = results.experiment, results.best.system
+def measure(results: Results, system: System, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
+    """What a model adds to covariates, over the tested pictures that have a row; other arguments as of `find`."""
+    experiment = results.experiment
     bounds = np.finfo(float).tiny, 1.0 - np.finfo(float).epsneg  # a probability that has been rounded to 0 or 1
     logits = np.where(clinical["row"].notna().to_numpy(bool), logit(np.clip(system.calibrated, *bounds)), np.nan)
     return models.added_value(
         experiment.labels, logits, as_numbers(names, clinical), system.networks, experiment.groups,
         draws=results.draws, seed=results.seed,
     )  # fmt: skip
-
-
-def as_numbers(names: Sequence[str], clinical: pd.DataFrame) -> Floats:
-    """Covariates as they are, words as 0 and 1, NaN where one is not known, (N, F)."""
-    columns = [
-        clinical[name] if name in NUMBERS else clinical[name].map(dict(zip(WORDS[name], (0.0, 1.0), strict=True)))
-        for name in names
-    ]
-    return np.column_stack([column.to_numpy(float, na_value=np.nan) for column in columns])
 
 
 def _listed(names: Sequence[str]) -> str:
