@@ -119,7 +119,7 @@ class Popen(subprocess.Popen[Any]):
         return self.returncode
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, folders: list[tempfile.TemporaryDirectory[str]]) -> None:
     """Takes orders until stdin ends; returns in each forked child, as the process that was ordered."""
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -132,6 +132,8 @@ def serve(listener: socket.socket) -> None:
     while True:
         ready = {key.fileobj for key, _ in selector.select()}
         if 0 in ready:
+            for folder_of_import in folders:
+                folder_of_import.cleanup()
             os._exit(0)
         if woken in ready:
             woken.recv(4096)
@@ -151,6 +153,9 @@ def serve(listener: socket.socket) -> None:
                 for opened in (listener, woken, wakes, order, *running.values()):
                     opened.close()
                 become(arguments, folder, environment, streams)
+                for folder_of_import in folders:  # W&B's: the first child to end would delete them for all
+                    folder_of_import._finalizer.detach()  # type: ignore[attr-defined]
+                    folder_of_import.__init__()  # type: ignore[misc]
                 return
             for stream in streams:
                 os.close(stream)
@@ -167,6 +172,7 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], strea
     os.environ.clear()
     os.environ.update(environment)
     process.ORIGINAL_DIR = folder
+    tempfile.tempdir = None
     sys.argv = [OSTEO, *arguments]
     sys.path[0] = str(Path(OSTEO).parent)
 
@@ -185,8 +191,9 @@ def end_as(code: object) -> None:
 if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
+    made = [thing for thing in gc.get_objects() if type(thing) is tempfile.TemporaryDirectory]
     gc.freeze()  # what is there stays, and is not looked through in every child
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), made)
     code: Any = 0
     try:
         runpy.run_path(OSTEO, run_name="__main__")
