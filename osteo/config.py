@@ -91,14 +91,16 @@ class DataConfig:
         None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
     )
     columns: list[str] = option(
-        [], "what columns of other names hold, as in [Datei:picture,Befund:class,Gruppe:split] (data.labels)"
+        [], "what columns of other names hold, as in [Datei:picture,Befund:class,T-Wert:t_score] (data.labels)"
     )
     patient: str | None = option(
         None,
         "whose picture it is: a column of data.labels, or a pattern with one group that is searched in the path,"
         " as in '([^/_]+)_[^/]*$' (data=folder)",
     )
-    task: str = option(BINARY.name, "what a picture is asked; `task` sets it", choices=tuple(TASKS))
+    task: str | None = option(
+        BINARY.name, "what a picture is asked; `task` sets it, and in evaluate the checkpoint", choices=tuple(TASKS)
+    )
     clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
     clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
     covariates: list[str] = option([], "what of it is used; in training, the key covariates sets it")

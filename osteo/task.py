@@ -93,6 +93,11 @@ def probability_columns(task: Task) -> list[str]:
     return [f"probability_{name}" for name in task.class_names] if task.kind in ("nominal", "ordinal") else []
 
 
+def who_class(t_score: float) -> str:
+    """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
+    return tuple(CLASSES)[sum(t_score <= cut for cut in T_SCORE_CUTS)]
+
+
 Scores = TypeVar("Scores", "Tensor", "Floats")
 
 
@@ -146,7 +151,7 @@ def call_by_details(task: Task, details: Mapping[str, float]) -> str | None:
         details: the probability of every class, of which the largest decides, or the T-score, by the WHO's cuts.
     """
     if PREDICTED_T_SCORE in details:
-        return task.class_names[sum(details[PREDICTED_T_SCORE] <= cut for cut in T_SCORE_CUTS)]
+        return who_class(details[PREDICTED_T_SCORE])
     columns = probability_columns(task)
     return max(zip(columns, task.class_names, strict=True), key=lambda pair: details[pair[0]])[1] if columns else None
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy.special import expit
 
 from benchmarks import added_value as benchmark
@@ -162,7 +163,7 @@ def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: bench
     results, clinical = told(of_age)
     results.models = results.models[:1]
     found = section.find(results, NAMES, clinical)
-    assert found.lines == [section.ALL_FUSED]
+    assert found.lines == [section.ALL_FUSED.format(names="age, sex and BMI")]
     assert set(found.tables) == {"strata"}
     assert not any("tell the sources apart" in line for line in found.verdict)
     clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
@@ -202,7 +203,12 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
         run.write_environment(**ENVIRONMENT | {"fold": fold, "precision": "32"})
         run.set_status("done")
     report = read_report(ReportConfig(runs=str(tmp_path / "sweep"), draws=100, pictures=False))
-    monkeypatch.setattr(figures, "save", lambda _, folder, name: [write_text(folder / f"{name}.png", "")])
+
+    def save(_: Figure, folder: Path, name: str) -> list[Path]:
+        write_text(folder / f"{name}.png", "")
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(figures, "save", save)
     (tmp_path / "sweep/figures").mkdir()
     report.write()
     html, markdown = (tmp_path / "sweep/report.html").read_text(), (tmp_path / "sweep/report.md").read_text()

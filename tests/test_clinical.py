@@ -8,10 +8,11 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from osteo.data.clinical import mismatches, read_sheet, who_class
+from osteo.data.clinical import mismatches, read_sheet
 from osteo.data.sources import read_mendeley, sheet_mismatches, t_scores
 from osteo.reading import tables
 from osteo.reading.pictures import Unusable
+from osteo.task import who_class
 from tests.conftest import REAL_DATA
 
 SHEET = REAL_DATA / "mendeley" / "patient details.xlsx"

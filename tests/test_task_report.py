@@ -1,7 +1,7 @@
 """The report of each task, from records that a training would leave."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from osteo.config import Config
-from osteo.data.clinical import who_class
 from osteo.evaluation.agreement import AGREEMENT, compare_t_scores, t_score_intervals
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.multiclass import class_intervals, compare_classes
+from osteo.files import write_text
 from osteo.networks.outputs import columns_of
 from osteo.records.record import Run
 from osteo.report import figures, page
@@ -27,7 +27,7 @@ from osteo.report.radiographs import called_by
 from osteo.report.rows import p_value
 from osteo.report.sections.task import POINTS, class_confusion
 from osteo.report.summary import show_runs
-from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS
+from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS, who_class
 from osteo.training.fit import measure
 from osteo.training.tracking import WandbLogger
 
@@ -306,3 +306,30 @@ def test_wandb_gets_the_classes_of_the_task_and_no_measured_t_score(
     right = confusion[confusion["truth"] == confusion["call"]]["pictures"].sum()
     assert right == round(run.read_metrics()["test/accuracy"] * len(test))
     assert set(pd.DataFrame(plots["test/roc"].table.data)[0]) == {TASKS[task].class_names[-1]}
+
+
+def test_a_report_of_another_task_leaves_no_table_or_figure_of_this_one(
+    report_of: Callable[[str], Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+        paths = figures.files_of(folder, name)
+        for path in paths:
+            write_text(path, name)
+        return paths
+
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(page, "write_text", lambda path, text: None)
+    monkeypatch.setattr(page, "model_card", lambda *_: "")
+    monkeypatch.setattr(Report, "html", lambda _: "")
+    monkeypatch.setattr(Report, "markdown", lambda _: "")
+    report = replace(report_of("three_class"), directory=tmp_path)
+    assert report.section is not None
+    report.write()
+    of_task = {f"{name}.csv" for name in report.section.numbers} | {f"{name}.md" for name in report.section.tables}
+    assert of_task <= {path.name for path in (tmp_path / "tables").iterdir()}
+    write_text(tmp_path / "tables" / "mine.csv", "kept")
+    replace(report, section=None).write()
+    left = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert not of_task & left
+    assert "mine.csv" in left
+    assert not {f"{name}.png" for name in report.section.figures} & {p.name for p in (tmp_path / "figures").iterdir()}

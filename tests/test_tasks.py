@@ -1,5 +1,6 @@
 """Tasks end to end: what a network's outputs say, and a training of each through all that its checkpoint serves."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from osteo.cli import main
 from osteo.config import EvaluateConfig, LossConfig, ServeConfig
 from osteo.data.phantom import write_archives
 from osteo.errors import UserError
+from osteo.evaluation.agreement import AGREEMENT
 from osteo.evaluation.gradcam import grad_cam
 from osteo.evaluation.outcomes import check_run
 from osteo.inference.answer import answer
@@ -349,6 +351,50 @@ def test_evaluate_gives_intervals_of_what_the_task_is_measured_by(runs: dict[str
         assert table["95 % interval"][metric].startswith(f"{recorded[f'test/{metric}']:.3f}")
 
 
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A phantom archive without osteopenia, and without a sheet."""
+    root = tmp_path_factory.mktemp("two") / "archives"
+    write_archives(root, seed=4, kaggle={"normal": 5, "osteoporosis": 5}, mendeley={})
+    return ["data=kaggle", f"data.kaggle={root / 'kaggle'}", "data.clean=false"]
+
+
+@pytest.mark.parametrize("name", ["three_class", "t_score"])
+def test_data_without_osteopenia_measure_what_they_can(
+    osteo: Callable, runs: dict[str, Run], two_classes: list[str], name: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *two_classes, "split=all", "output_dir=two")
+    assert done.code == 0, done.err
+    record = Run(Path("two"))
+    found, rows = record.read_metrics(), pd.read_csv("two/predictions.csv")
+    truth = rows["image_id"].str.contains("osteoporosis", case=False)
+    assert found["test/auroc"] == pytest.approx(sklearn.roc_auc_score(truth, rows["logit"]), abs=1e-6)
+    assert len(rows) == 10
+    counts = np.array(found["test/confusion_matrix"])
+    assert done.out.count("no value") == 1, done.out
+    if name == "t_score":
+        assert "no test picture has a T-score: errors, bias, limits of agreement and r have no value (-)" in done.out
+        assert [found[f"test/{metric.name}"] for metric in AGREEMENT] == [None] * len(AGREEMENT)
+        assert counts.tolist() == sklearn.confusion_matrix(truth, rows["predicted_t_score"] <= -2.5).tolist()
+        return
+    assert "no test picture is of class osteopenia: its AUROC and the means over the classes have no value" in done.out
+    undefined = ["auroc_osteopenia", "auroc_macro", "precision_macro", "recall_macro", "f1_macro"]
+    assert {metric for metric, value in found.items() if value is None} == {f"test/{metric}" for metric in undefined}
+    assert counts.sum(axis=1).tolist() == [5, 0, 5]
+    table = pd.read_csv("two/intervals_of_task.csv").set_index("metric")["95 % interval"]
+    assert [table[metric] for metric in undefined] == ["-"] * 5
+    assert table["auroc_osteoporosis"].startswith(f"{found['test/auroc']:.3f} (")
+
+
+@pytest.mark.parametrize(("name", "task"), [("three_class", "binary"), ("ordinal", "three_class")])
+def test_evaluate_asks_what_the_model_was_trained_for(
+    osteo: Callable, runs: dict[str, Run], data: list[str], name: str, task: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *data, f"data.task={task}", "output_dir=other")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert f"data.task={task} is not what {name}/checkpoints/best.ckpt was trained for, task={name}" in done.err
+
+
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:
     osteopenia = str(next(sheeted.rglob("osteopenia")))
     for name, columns in (("ordinal", probability_columns(TASKS["ordinal"])), ("t_score", ["predicted_t_score"])):
@@ -427,12 +473,42 @@ def test_mistakes_are_one_line(osteo: Callable, data: list[str], arguments: list
     [
         ("three_class", "task=three_class cannot be served: the data have no pictures of class osteopenia"),
         ("t_score", "no pictures of class osteopenia"),
+        ("osteopenia_or_worse", "task=osteopenia_or_worse cannot be served: the data have no pictures of class osteop"),
     ],
 )
 def test_data_that_cannot_serve_a_task_are_refused(osteo: Callable, tiny: list[str], task: str, message: str) -> None:
     done = osteo("train", *tiny, f"task={task}", "logger.wandb.mode=disabled")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("loss", "task", "message"),
+    [
+        (lambda outputs, targets: (outputs - targets) ** 2, "three_class",
+         "loss=mine with task=three_class gives shape (4, 3) for 4 pictures, not (4,); see osteo.parts.MakeLoss"),
+        (lambda outputs, targets: (outputs - targets) ** 2, "ordinal", "with task=ordinal cannot be computed (Ru"),
+        (lambda outputs, targets: ((outputs - targets) ** 2).mean(), "binary", "gives shape () for 4 pictures"),
+        (lambda outputs, targets: 0.5, "t_score", "gives a float for 4 pictures, not (4,)"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_fit_the_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, loss: Callable, task: str, message: str
+) -> None:
+    monkeypatch.setitem(parts.losses._parts, "mine", lambda: loss)
+    network = {"backbone": "test_resnet", "image_size": 32, "task": task}
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        Classifier(network, loss={"name": "mine"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_of_one_number_per_picture_fits_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        parts.losses._parts, "mine", lambda: lambda outputs, targets: outputs.flatten(1).sum(1) * targets.sum()
+        if outputs.ndim > 1 else outputs * targets,
+    )  # fmt: skip
+    for kind in ("binary", "nominal", "ordinal", "regression"):
+        assert make_loss("mine", {}, kind)
 
 
 def test_t_scores_need_a_sheet(osteo: Callable, sheeted: Path) -> None:

@@ -11,7 +11,7 @@ from osteo.evaluation.probes import PROBES
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
-from osteo.task import BINARY
+from osteo.task import BINARY, THRESHOLD
 
 APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
 
@@ -114,7 +114,8 @@ def _doubts(results: Results) -> list[str]:
         lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
     if min(negatives, positives) == 0.0:
-        lines.append(f"It calls every picture {experiment.task.sides[int(positives > 0)]}.")
+        which, finding = "every" if positives > 0.0 else "no", experiment.task.class_names[-1]
+        lines.append(f"At a threshold of {THRESHOLD} it finds {finding} in {which} picture.")
     share = float(best.confusion.sum(axis=1).max() / best.confusion.sum())
     if accuracy.value <= share + 0.005:
         lines.append(f"Its accuracy is no better than always calling the larger class, which has {share:.2f}.")

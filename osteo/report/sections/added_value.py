@@ -27,7 +27,7 @@ CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 %
 THIRD = "third of age"
 BY_ABSENCE = "it can tell the sources apart by that alone, and so what is more frequent in one of them."
 ALL_FUSED = (
-    "Every model here takes the covariates itself (model.fusion=late), so what the image alone adds cannot be told;"
+    "Every model here takes {names} itself (model.fusion=late), so what the image alone adds cannot be told;"
     " a sweep of model.fusion=none,late tells it."
 )
 
@@ -63,7 +63,7 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
         found = replace(found, verdict=[*found.verdict, told])
     model = next((result.system for result in results.models if not result.system.is_fused), None)
     if model is None:
-        return replace(found, lines=[ALL_FUSED])
+        return replace(found, lines=[ALL_FUSED.format(names=_listed(names))])
     value = measure(results, model, names, clinical)
     has_row = int(clinical["row"].notna().sum())
     of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
@@ -80,6 +80,11 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
 
 
+def _listed(names: Sequence[str]) -> str:
+    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def measure(results: Results, system: System, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
     """What a model adds to covariates, over the tested pictures that have a row; other arguments as of `find`."""
     experiment = results.experiment
@@ -89,11 +94,6 @@ def measure(results: Results, system: System, names: Sequence[str], clinical: pd
         experiment.labels, logits, as_numbers(names, clinical), system.networks, experiment.groups,
         draws=results.draws, seed=results.seed,
     )  # fmt: skip
-
-
-def _listed(names: Sequence[str]) -> str:
-    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:

@@ -105,13 +105,18 @@ def _classes(results: Results) -> TaskSection:
     tables, numbers = _tables("classes", intervals, _pairs(results, compare), titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in titles}
+    absent = [name for label, name in enumerate(names) if label not in labels]
     return TaskSection(
         title="Three classes",
         introduction=f"Each picture is called the most probable of {_listed(names)}.",
         sentences=[
-            f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the classes,"
-            f" each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted"
-            f" kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
+            f"No test picture is of class {' or '.join(absent)}: {best} has no AUROC over all classes; over those that"
+            f" are there it has a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted kappa of"
+            f" {reached['quadratic_weighted_kappa']}; 95 % intervals."
+            if absent
+            else f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the"
+            f" classes, each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic"
+            f" weighted kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
             _elsewhere(task, "Three classes"),
         ],
         tables=tables,
