@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from benchmarks import added_value as benchmark
 from osteo.config import ReportConfig
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as av
 from osteo.evaluation.clinical import strata
 from osteo.files import write_text
@@ -70,8 +70,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     (nested,) = found.tables["nested"].to_dict("records")
     assert nested == {
         "image beyond": "age, sex and BMI", "log odds per SD of its logit": pytest.approx(value.nested.log_odds),
-        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio), "p": p_value(value.nested.p),
-        "pictures": value.nested.pictures, "adds": "no",
+        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio),
+        "one-sided p": p_value(value.nested.p), "pictures": value.nested.pictures, "adds": "no",
     }  # fmt: skip
     age, sources = covariates[:, 0], results.experiment.pictures["source"]
     within = strata.leads(
@@ -100,19 +100,26 @@ def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet
     results, clinical = told(of_age)
     found = section.find(results, NAMES, clinical)
     beyond, lead = found.verdict
-    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, p = 0.")
+    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, one-sided p = ")
     assert "clinical data alone reach an AUROC of 0.9" in beyond
     assert "its lead vanishes among those alike in" in lead
     assert "age within 5 years" in lead.split("vanishes")[1].split(";")[0]
 
 
-def test_bone_beyond_age_is_found_and_no_lead_vanishes() -> None:
+def test_bone_beyond_age_is_found_and_no_lead_vanishes(monkeypatch: pytest.MonkeyPatch) -> None:
     of_bone = sheet("image")
     results, clinical = told(of_bone._replace(logits=of_bone.logits + 1.5 * of_bone.labels))
     found = section.find(results, NAMES, clinical)
     (beyond,) = found.verdict
-    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, p ")
+    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, one-sided p ")
     assert found.tables["nested"]["adds"].tolist() == ["yes"]
+    within = {strata.ALL_PICTURES: Interval(0.9, 0.85, 0.95), section.THIRD: Interval(0.55, 0.45, 0.65)}
+    monkeypatch.setattr(section, "leads", lambda *_, **__: within)
+    beyond, lead = section.find(results, NAMES, clinical).verdict
+    assert beyond.startswith("resnet50 adds to age, sex and BMI")
+    assert "; little of its lead is left among those alike in third of age, 0.550 (0.450 to 0.650), so most" in lead
+    lead = section.find(results, ["sex"], clinical).verdict[1]
+    assert "; its lead vanishes among those alike in third of age, 0.550 (0.450 to 0.650), which the cov" in lead
 
 
 def test_only_pictures_with_a_row_count_and_small_strata_are_left_out(of_age: benchmark.Sheet) -> None:
