@@ -87,9 +87,7 @@ class DataConfig:
     classes: list[str] = option(
         [], "what other names of folders or words of data.labels stand for, as in [ill:osteoporosis] (data=folder)"
     )
-    labels: str | None = option(
-        None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
-    )
+    labels: str | None = option(None, "a CSV or .xlsx file with each picture's class, not class folders (data=folder)")
     columns: list[str] = option(
         [], "what columns of other names hold, as in [Datei:picture,Befund:class,T-Wert:t_score] (data.labels)"
     )
@@ -315,11 +313,7 @@ class ReportConfig(PluginsConfig):
     primary: str = option("auroc", "the metric that is the primary endpoint; everything else is exploratory")
     sensitivity: float = option(0.9, "sensitivity that a threshold is to keep on validation", above=0.0, high=1.0)
     prevalence: float | None = option(
-        None,
-        "share with the positive class among those examined; null for that of US adults of 50 or more: osteoporosis"
-        " 0.126, osteopenia or worse 0.557",
-        above=0.0,
-        high=0.999,
+        None, "share of the positive class among those examined; null for US adults of 50 or more", above=0, high=0.999
     )
     mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
     pictures: bool = option(True, "show radiographs on the page; false where it will be shared")
