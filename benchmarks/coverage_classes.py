@@ -20,7 +20,7 @@ from osteo.evaluation.bootstrap import Comparison, Interval
 from osteo.evaluation.multiclass import class_intervals, class_metrics, compare_classes
 
 SETS = int(os.environ.get("OSTEO_SETS", "500"))
-DRAWS = 400
+DRAWS = 1000  # with fewer the tails are rough, and tests reject more often than at the 2000 of a report
 SHARES = np.array([0.3, 0.5, 0.2])  # normal, osteopenia, osteoporosis
 SIZES = (1, 2, 3)  # of the clusters, in turn
 MEAN, SPREAD = -1.5, 1.2  # of true T-scores

@@ -16,14 +16,15 @@ from osteo.config import (
     DataConfig,
     EvaluateConfig,
     ModelConfig,
+    PhantomConfig,
     PredictConfig,
     PrepareConfig,
     SplitConfig,
 )
 from osteo.errors import UserError, counted, unknown
-from osteo.task import CLASSES, LAST_EPOCH, LOSSES, TASKS
+from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
 
-LABEL_COLUMNS = ("picture", "class", "split")
+LABEL_COLUMNS = ("picture", "class", "split", T_SCORE)
 """What a column of data.labels may hold that data.columns names; data.patient names that of the patient."""
 CHARACTERISTICS = (
     "age", "sex", "menopause_age", "height", "weight", "bmi", "smoker", "diabetic", "fracture", "family_history",
@@ -126,6 +127,8 @@ def _check_archives(data: DataConfig) -> None:
         if getattr(data, key) and key not in used:
             readers = [f"data={name}" for name, keys in DATA_SETS.items() if key in keys]
             raise UserError(f"data.{key} is not read by data={data.name}; it goes with {' or '.join(readers)}")
+    if data.name == "phantom":
+        _check_counts(data.phantom)
     for key in used:
         place = getattr(data, key)
         if not place and not (data.download and key != "root"):
@@ -145,6 +148,17 @@ def _check_archives(data: DataConfig) -> None:
             if getattr(data, key):
                 raise UserError(f"data.{key} goes with data=folder, not with data={data.name}")
     _check_labels(data)
+
+
+def _check_counts(phantom: PhantomConfig) -> None:
+    for key in ("kaggle", "mendeley"):
+        for name, count in getattr(phantom, key).items():
+            if name not in CLASSES:
+                raise unknown(f"data.phantom.{key}", name, CLASSES)
+            if count < 0:
+                raise UserError(f"data.phantom.{key}.{name}={count} is too small; the smallest allowed is 0")
+    if not any((*phantom.kaggle.values(), *phantom.mendeley.values())):
+        raise UserError("data.phantom.kaggle and data.phantom.mendeley ask for no picture; let one of them have some")
 
 
 def _check_labels(data: DataConfig) -> None:

@@ -87,18 +87,18 @@ class DataConfig:
     classes: list[str] = option(
         [], "what other names of folders or words of data.labels stand for, as in [ill:osteoporosis] (data=folder)"
     )
-    labels: str | None = option(
-        None, "a CSV or .xlsx file with the class of each picture, in place of class folders (data=folder)"
-    )
+    labels: str | None = option(None, "a CSV or .xlsx file with each picture's class, not class folders (data=folder)")
     columns: list[str] = option(
-        [], "what columns of other names hold, as in [Datei:picture,Befund:class,Gruppe:split] (data.labels)"
+        [], "what columns of other names hold, as in [Datei:picture,Befund:class,T-Wert:t_score] (data.labels)"
     )
     patient: str | None = option(
         None,
         "whose picture it is: a column of data.labels, or a pattern with one group that is searched in the path,"
         " as in '([^/_]+)_[^/]*$' (data=folder)",
     )
-    task: str = option(BINARY.name, "what a picture is asked; `task` sets it", choices=tuple(TASKS))
+    task: str | None = option(
+        BINARY.name, "what a picture is asked; `task` sets it, and in evaluate the checkpoint", choices=tuple(TASKS)
+    )
     clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
     clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
     covariates: list[str] = option([], "what of it is used; in training, the key covariates sets it")
@@ -312,8 +312,8 @@ class ReportConfig(PluginsConfig):
     seed: int = option(0, "seed of the draws", low=0, high=2**32 - 1)
     primary: str = option("auroc", "the metric that is the primary endpoint; everything else is exploratory")
     sensitivity: float = option(0.9, "sensitivity that a threshold is to keep on validation", above=0.0, high=1.0)
-    prevalence: float = option(
-        0.126, "share with osteoporosis among those examined; US adults of 50 or more: 0.126", above=0.0, high=0.999
+    prevalence: float | None = option(
+        None, "share of the positive class among those examined; null for US adults of 50 or more", above=0, high=0.999
     )
     mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
     pictures: bool = option(True, "show radiographs on the page; false where it will be shared")

@@ -53,6 +53,11 @@ class Task:
         return (rest[0] if len(rest) == 1 else f"no {self.class_names[-1]}"), self.class_names[-1]
 
     @property
+    def contrast(self) -> str:
+        """The same in words: what is told from what."""
+        return f"{self.class_names[-1]} against {'the rest' if self.has_many_classes else self.class_names[0]}"
+
+    @property
     def outputs(self) -> int:
         """Numbers that a network gives for a picture."""
         return {"nominal": len(self.class_names), "ordinal": self.positive}.get(self.kind, 1)
@@ -84,6 +89,8 @@ TASKS: Mapping[str, Task] = {
 }  # fmt: skip
 """By name."""
 BINARY = TASKS["binary"]
+PREVALENCE = {"osteoporosis": 0.126, "osteopenia or worse": 0.557}
+"""Share of US adults of 50 or more, by positive class (Sarafrazi, Wambogo and Shepherd 2021, NCHS data brief 405)."""
 T_SCORE, PREDICTED_T_SCORE = "t_score", "predicted_t_score"
 """Columns of predictions.csv where T-scores are asked for."""
 
@@ -104,6 +111,11 @@ def cut_logits(t_scores: Scores) -> Scores:
     below: Scores = T_SCORE_CUTS[-1] - t_scores
     counted: Scores = below + (below == 0.0) * AT_CUT
     return counted
+
+
+def who_class(t_score: float) -> str:
+    """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
+    return tuple(CLASSES)[sum(t_score <= cut for cut in T_SCORE_CUTS)]
 
 
 THRESHOLD = 0.5
@@ -146,7 +158,7 @@ def call_by_details(task: Task, details: Mapping[str, float]) -> str | None:
         details: the probability of every class, of which the largest decides, or the T-score, by the WHO's cuts.
     """
     if PREDICTED_T_SCORE in details:
-        return task.class_names[sum(details[PREDICTED_T_SCORE] <= cut for cut in T_SCORE_CUTS)]
+        return who_class(details[PREDICTED_T_SCORE])
     columns = probability_columns(task)
     return max(zip(columns, task.class_names, strict=True), key=lambda pair: details[pair[0]])[1] if columns else None
 

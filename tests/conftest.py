@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,16 +17,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on
 from osteo.data.phantom import write_archives
 
 if TYPE_CHECKING:
+    from osteo.data.candidates import Candidate
     from osteo.inference.model import Model
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 SMALL = {"kaggle": {"normal": 14, "osteoporosis": 14}, "mendeley": {"normal": 6, "osteopenia": 2, "osteoporosis": 6}}
+
+SLOWEST = (
+    "test_launchers", "test_duplicates", "test_resume", "test_plugins", "test_report", "test_distributed",
+    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_readme", "test_full_disk",
+    "test_wandb_trouble", "test_experiments", "test_lightning", "test_explain", "test_audit", "test_extending",
+)  # fmt: skip
+"""Files that take long, the longest first: one left for the end would have the other worker wait."""
 
 
 class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files of the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +61,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> Iterator[None]:
+    """subprocess starts osteo without importing its libraries anew."""
+    from tests import warm
+
+    warm.Popen.server = warm.Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", warm.Popen)
+        yield
+    warm.Popen.server.close()
+
+
 @pytest.fixture(autouse=True)
 def level() -> None:
     """What an earlier test has Hydra log, this one need not."""
@@ -57,6 +86,34 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "archives"
     write_archives(root, seed=3, kaggle=SMALL["kaggle"], mendeley=SMALL["mendeley"])
     return root
+
+
+@pytest.fixture(scope="module")
+def compared_once() -> Iterator[None]:
+    """Two pictures that are searched for copies again, among others, are compared as they were the first time."""
+    from osteo.data import duplicates
+
+    compare, lost_detail = duplicates.compare, duplicates.lost_detail
+    known: dict[tuple[object, ...], object] = {}
+
+    def compare_once(thumbnails: np.ndarray, described: object, candidate: "Candidate", *, blurred: bool) -> object:
+        pictures = [thumbnails[row].tobytes() for row in candidate[:2]]
+        key = (*map(hash, pictures), id(candidate.search), blurred)
+        if key not in known:
+            known[key] = compare(thumbnails, described, candidate, blurred=blurred)
+        found = known[key]
+        return found and found._replace(candidate=candidate)
+
+    def lost_once(picture: np.ndarray) -> object:
+        key = (hash(picture.tobytes()),)
+        if key not in known:
+            known[key] = lost_detail(picture)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "compare", compare_once)
+        patch.setattr(duplicates, "lost_detail", lost_once)
+        yield
 
 
 @pytest.fixture
@@ -107,10 +164,10 @@ def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, knees: Path, cache: Path) -> Path:
-    """A training of a few seconds, in float32."""
+    """A training of a few seconds, in float32, started cold as a user starts it."""
     folder = tmp_path_factory.mktemp("run")
     command = [
-        str(Path(sys.executable).with_name("osteo")), "train", "data=folder", f"data.root={knees}",
+        sys.executable, str(Path(sys.executable).with_name("osteo")), "train", "data=folder", f"data.root={knees}",
         "data.image_size=64", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true",
         "trainer.max_epochs=3", "model.backbone=test_resnet", "logger.wandb.mode=disabled", "output_dir=run",
     ]  # fmt: skip

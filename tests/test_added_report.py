@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy.special import expit
 
 from benchmarks import added_value as benchmark
 from osteo.config import ReportConfig
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as av
 from osteo.evaluation.clinical import strata
 from osteo.files import write_text
@@ -62,6 +63,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     value = av.added_value(labels, logits, covariates, networks, groups, **options)
     table = found.tables["added_value"].set_index("model")
     assert table["AUROC"].to_dict() == {name: format_interval(interval) for name, interval in value.auroc.items()}
+    beyond = format_interval(value.differences[av.CLINICAL].difference, 2)
+    assert found.lines[1].endswith(f"; the difference is {beyond}.")
     for name, comparison in value.differences.items():
         expected = [format_interval(comparison.difference), p_value(comparison.p)]
         assert table.loc[name, ["both less this", "p"]].tolist() == expected
@@ -69,8 +72,8 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     (nested,) = found.tables["nested"].to_dict("records")
     assert nested == {
         "image beyond": "age, sex and BMI", "log odds per SD of its logit": pytest.approx(value.nested.log_odds),
-        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio), "p": p_value(value.nested.p),
-        "pictures": value.nested.pictures, "adds": "no",
+        "likelihood ratio": pytest.approx(value.nested.likelihood_ratio),
+        "one-sided p": p_value(value.nested.p), "pictures": value.nested.pictures, "adds": "no",
     }  # fmt: skip
     age, sources = covariates[:, 0], results.experiment.pictures["source"]
     within = strata.leads(
@@ -99,19 +102,26 @@ def test_a_lead_that_is_age_alone_is_said_in_the_verdict(of_age: benchmark.Sheet
     results, clinical = told(of_age)
     found = section.find(results, NAMES, clinical)
     beyond, lead = found.verdict
-    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, p = 0.")
+    assert beyond.startswith("resnet50 is not found to add to age, sex and BMI (nested logistic models, one-sided p = ")
     assert "clinical data alone reach an AUROC of 0.9" in beyond
     assert "its lead vanishes among those alike in" in lead
     assert "age within 5 years" in lead.split("vanishes")[1].split(";")[0]
 
 
-def test_bone_beyond_age_is_found_and_no_lead_vanishes() -> None:
+def test_bone_beyond_age_is_found_and_no_lead_vanishes(monkeypatch: pytest.MonkeyPatch) -> None:
     of_bone = sheet("image")
     results, clinical = told(of_bone._replace(logits=of_bone.logits + 1.5 * of_bone.labels))
     found = section.find(results, NAMES, clinical)
     (beyond,) = found.verdict
-    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, p ")
+    assert beyond.startswith("resnet50 adds to age, sex and BMI (nested logistic models, one-sided p ")
     assert found.tables["nested"]["adds"].tolist() == ["yes"]
+    within = {strata.ALL_PICTURES: Interval(0.9, 0.85, 0.95), section.THIRD: Interval(0.55, 0.45, 0.65)}
+    monkeypatch.setattr(section, "leads", lambda *_, **__: within)
+    beyond, lead = section.find(results, NAMES, clinical).verdict
+    assert beyond.startswith("resnet50 adds to age, sex and BMI")
+    assert "; little of its lead is left among those alike in third of age, 0.550 (0.450 to 0.650), so most" in lead
+    lead = section.find(results, ["sex"], clinical).verdict[1]
+    assert "; its lead vanishes among those alike in third of age, 0.550 (0.450 to 0.650), which the cov" in lead
 
 
 def test_only_pictures_with_a_row_count_and_small_strata_are_left_out(of_age: benchmark.Sheet) -> None:
@@ -162,7 +172,7 @@ def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: bench
     results, clinical = told(of_age)
     results.models = results.models[:1]
     found = section.find(results, NAMES, clinical)
-    assert found.lines == [section.ALL_FUSED]
+    assert found.lines == [section.ALL_FUSED.format(names="age, sex and BMI")]
     assert set(found.tables) == {"strata"}
     assert not any("tell the sources apart" in line for line in found.verdict)
     clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
@@ -202,7 +212,12 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
         run.write_environment(**ENVIRONMENT | {"fold": fold, "precision": "32"})
         run.set_status("done")
     report = read_report(ReportConfig(runs=str(tmp_path / "sweep"), draws=100, pictures=False))
-    monkeypatch.setattr(figures, "save", lambda _, folder, name: [write_text(folder / f"{name}.png", "")])
+
+    def save(_: Figure, folder: Path, name: str) -> list[Path]:
+        write_text(folder / f"{name}.png", "")
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(figures, "save", save)
     (tmp_path / "sweep/figures").mkdir()
     report.write()
     html, markdown = (tmp_path / "sweep/report.html").read_text(), (tmp_path / "sweep/report.md").read_text()
@@ -215,6 +230,8 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
         assert (tables / f"{name}.tex").exists()
     assert drawn.exists()
     assert any("add to age" in line for line in report.verdict)
+    card = (report.results.best.system.best_run.directory / "model_card.md").read_text()
+    assert "".join(f"\n{line}" for line in report.added) in card
     written = [path.read_text() for path in (tmp_path / "sweep").rglob("*.*") if path.suffix in {".md", ".tex", ".csv"}]
     assert not [age for age in ages if any(age in text for text in [html, *written])]
 

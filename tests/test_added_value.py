@@ -116,7 +116,8 @@ def test_the_p_value_is_that_of_the_score_that_is_robust_to_clusters() -> None:
         for columns in ((age, image), (age,))
     ]
     expected = models[0].compare_score_test(models[1].fit())["p-value"]
-    assert found.p == pytest.approx(float(expected), rel=0.15)
+    assert found.log_odds > 0.0
+    assert found.p == pytest.approx(float(expected) / 2, rel=0.15)  # that is of both sides
     alone = nested_test(labels, image[None], age[:, None], once, range(1200), draws=4000)
     assert alone.p < found.p / 3  # as if every picture were another patient
 
@@ -162,9 +163,11 @@ def test_a_logit_that_leans_the_wrong_way_adds_nothing(of_age: benchmark.Sheet) 
     labels, _, covariates, networks, groups = of_age
     against = 0.4 * np.random.default_rng(0).normal(size=(1, 400)) - labels
     found = nested_test(labels, against, covariates, networks, groups)
-    assert found.p < 0.001
+    assert found.p > 0.999
     assert not found.adds
-    assert nested_test(labels, -against, covariates, networks, groups).adds
+    towards = nested_test(labels, -against, covariates, networks, groups)
+    assert towards.p < 0.001
+    assert towards.adds
     assert not NestedTest(np.nan, np.nan, np.nan, 10).adds
 
 
@@ -268,6 +271,50 @@ def test_one_sentence_says_whose_lead_it_is(within: Interval, end: str) -> None:
     assert strata.describe_lead("resnet50", found).endswith("which shows no lead that strata could explain.")
 
 
+LOST, KEPT = Interval(0.52, 0.41, 0.63), Interval(0.82, 0.71, 0.93)
+ALL_LEAD = "resnet50 has an AUROC of 0.900 (0.850 to 0.940) over all pictures; "
+AGE_LOST, SOURCE_LOST = "age, 0.520 (0.410 to 0.630)", "source, 0.520 (0.410 to 0.630)"
+AGE_KEPT, SOURCE_KEPT = "age, 0.820 (0.710 to 0.930)", "source, 0.820 (0.710 to 0.930)"
+LITTLE = (
+    f"little of its lead is left among those alike in {AGE_LOST}, so most of it may tell this, and what it adds is too"
+    " little for these pairs to show"
+)
+OF_SOURCE = (
+    f"its lead vanishes among those alike in {SOURCE_LOST}, which the covariates do not hold, so what it adds may tell"
+    " this and not bone"
+)
+
+
+@pytest.mark.parametrize(
+    ("adds", "age", "source", "said"),
+    [
+        (True, LOST, LOST, f"{LITTLE}; {OF_SOURCE}."),
+        (True, LOST, KEPT, f"{LITTLE}; it leads among those alike in {SOURCE_KEPT}."),
+        (True, KEPT, LOST, f"{OF_SOURCE}; it leads among those alike in {AGE_KEPT}."),
+        (True, KEPT, KEPT, f"it leads among those alike in {AGE_KEPT} and {SOURCE_KEPT}."),
+        *(
+            (adds, age, source, said.format(doubt))
+            for adds, doubt in ((False, ", which nested models do not confirm"), (None, ""))
+            for age, source, said in (
+                (LOST, LOST, f"its lead vanishes among those alike in {AGE_LOST} and {SOURCE_LOST}, so it may tell this"
+                             " and not bone."),
+                (LOST, KEPT, f"its lead vanishes among those alike in {AGE_LOST}, so it may tell this and not bone; it"
+                             f" leads among those alike in {SOURCE_KEPT}{{}}."),
+                (KEPT, LOST, f"its lead vanishes among those alike in {SOURCE_LOST}, so it may tell this and not bone;"
+                             f" it leads among those alike in {AGE_KEPT}{{}}."),
+                (KEPT, KEPT, f"it leads among those alike in {AGE_KEPT} and {SOURCE_KEPT}{{}}."),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_lead_agrees_with_whether_it_adds(
+    adds: bool | None, age: Interval, source: Interval, said: str
+) -> None:
+    found = {strata.ALL_PICTURES: Interval(0.9, 0.85, 0.94), "age": age, "source": source}
+    assert strata.describe_lead("resnet50", found, adds=adds, known=["sex", "age"]) == ALL_LEAD + said
+    assert not (adds and "vanishes among those alike in age" in said)
+
+
 def test_net_benefit_of_calling_all_and_none_is_known(of_age: benchmark.Sheet) -> None:
     labels, at = of_age.labels, [0.2, 0.5]
     curves = av.decision_curves(labels, {"image": expit(of_age.logits)}, of_age.groups, at, draws=50)
@@ -280,12 +327,13 @@ def test_net_benefit_of_calling_all_and_none_is_known(of_age: benchmark.Sheet) -
     assert curves["image"][0].value == pytest.approx(expected)
 
 
-def test_added_value_is_found_where_it_is_and_seldom_where_it_is_not() -> None:
-    found = dict.fromkeys(COLUMN, 0)
+@pytest.mark.parametrize(("mix", "often"), [("osteoporosis or not", 0.4), ("osteoporosis or normal", 0.24)])
+def test_added_value_is_found_where_it_is_and_seldom_where_it_is_not(mix: str, often: float) -> None:
+    """Also where age all but separates the classes; `python -m benchmarks added_value` takes more sheets."""
+    sheets, found = 100, dict.fromkeys(COLUMN, 0)
     for follows in COLUMN:
-        for seed in range(40):
-            of_seed = benchmark.draw(np.random.default_rng([seed, 9]), MIX, COLUMN[follows])
-            labels, logits, covariates, networks, groups = of_seed
-            found[follows] += nested_test(labels, logits, covariates, networks, groups, draws=400).adds
-    assert found["age"] <= 5
-    assert found["image"] >= 12
+        for seed in range(sheets):
+            of_seed = benchmark.draw(np.random.default_rng([seed, 9]), benchmark.MIXES[mix], COLUMN[follows])
+            found[follows] += nested_test(*of_seed, draws=400).adds
+    assert found["age"] / sheets <= 0.08
+    assert found["image"] / sheets >= often

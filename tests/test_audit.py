@@ -309,7 +309,7 @@ def test_prepare_shows_the_flow(osteo: Callable, planted: Path, tmp_path: Path) 
     done = osteo("prepare", *arguments(planted, "clean"), "data.image_size=32")
     assert done.code == 0, done.err
     assert "copies with contradictory labels" in done.out
-    assert "mendeley: 1 rows without a picture: N20" in done.out
+    assert "mendeley: 1 row without a picture: N20" in done.out
     assert "set aside kaggle/normal/torn.png" in done.out
     assert list(tmp_path.iterdir()) == []
 

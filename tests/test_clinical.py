@@ -8,10 +8,11 @@ from pathlib import Path
 import openpyxl
 import pytest
 
-from osteo.data.clinical import mismatches, read_sheet, who_class
+from osteo.data.clinical import mismatches, read_sheet
 from osteo.data.sources import read_mendeley, sheet_mismatches, t_scores
 from osteo.reading import tables
 from osteo.reading.pictures import Unusable
+from osteo.task import who_class
 from tests.conftest import REAL_DATA
 
 SHEET = REAL_DATA / "mendeley" / "patient details.xlsx"
@@ -25,7 +26,7 @@ def test_the_sheet_of_an_archive_is_read(archives: Path) -> None:
     assert set(source.clinical["sex"]) == {"female", "male"}
     assert source.clinical.loc["OS1", "t_score"] <= -2.5
     lines = sheet_mismatches({"mendeley": source})
-    assert lines == ["mendeley: 1 rows without a picture: N15"]
+    assert lines == ["mendeley: 1 row without a picture: N15"]
 
 
 def test_patients_that_do_not_fit_are_listed(archives: Path) -> None:

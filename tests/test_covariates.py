@@ -383,7 +383,7 @@ def test_the_real_sheet_goes_to_pictures_of_its_layout(tmp_path: Path) -> None:
         "normal": 36, "osteopenia": 154, "osteoporosis": 49,
     }  # fmt: skip
     (absent,) = (line for line in sheet_mismatches(sources) if "without a picture" in line)
-    assert re.fullmatch(r"mendeley: 1 rows without a picture: N\d+", absent)
+    assert re.fullmatch(r"mendeley: 1 row without a picture: N\d+", absent)
     assert rows[["age", "sex", "height", "weight", "bmi", "smoker", "diabetic", "fracture"]].notna().all(axis=None)
     assert (rows["menopause_age"].notna() <= (rows["sex"] == "female")).all()
     fitted = Covariates.fit(CHARACTERISTICS, rows)

@@ -23,7 +23,7 @@ from osteo.evaluation.systems import read_experiment
 from osteo.files import link_or_copy, whole, write_json
 from osteo.inference.card import KEY, check_origin, read_card
 from osteo.inference.model import load_models
-from osteo.records.content import ADVICE, DamagedError
+from osteo.records.content import ADVICE, DamagedError, read_metrics
 from osteo.records.record import Job, Run
 from osteo.records.sweep import leaderboard, runs_of, trained, unfinished
 from osteo.report.page import write_report
@@ -340,3 +340,21 @@ def test_a_record_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(files.os, "fsync", watched)
     write_json(tmp_path / "status.json", {"state": "done"})
     assert synced == ["status.json False", f"{tmp_path.name} True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "good"),
+    [
+        ("auroc_osteopenia", 1.2, 1.0), ("auroc_macro", -0.1, 0.0), ("balanced_accuracy", 1.5, None),
+        ("quadratic_weighted_kappa", -1.5, -1.0), ("pearson_r", 1.01, 1.0), ("mean_absolute_error", -0.5, 7.0),
+    ],
+)  # fmt: skip
+def test_a_metric_of_a_task_outside_its_range_is_one_line(
+    tmp_path: Path, name: str, wrong: float, good: float | None
+) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({f"test/{name}": wrong}))
+    with pytest.raises(DamagedError, match=f"is damaged: test/{name} is '{wrong}'"):
+        read_metrics(path, {})
+    path.write_text(json.dumps({f"test/{name}": good, "test/bias": -3.0}))
+    assert read_metrics(path, {})[f"test/{name}"] == good

@@ -90,6 +90,7 @@ def many() -> list[Grey]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compared_once")
 def test_500_copies_among_2000_patients(many: list[Grey]) -> None:
     copies = [planted(many[number], USUAL[number % len(USUAL)], number)[1] for number in range(500)]
     pairs = find_pairs(np.stack([thumbnail(picture) for picture in many] + copies))
@@ -100,6 +101,7 @@ def test_500_copies_among_2000_patients(many: list[Grey]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compared_once")
 def test_20_copies_of_each_kind_among_2000_patients(many: list[Grey]) -> None:
     found = measure_phantoms(many)
     assert found.pop("none")["false"] == 0, "patients were joined"

@@ -64,7 +64,7 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
 ) -> None:
     done = osteo("export", str(ckpt), f"format={kind}", f"check={archives / 'kaggle'}")
     assert (done.code, done.err) == (0, ""), done.err
-    assert done.out.startswith("largest difference of a logit from PyTorch's: ")
+    assert done.out.startswith("largest difference of logit or probability from PyTorch's: ")
     assert "(28 pictures, batches of 1 and 7)" in done.out
     assert {path.name for path in ckpt.parent.iterdir()} == {"best.ckpt", f"best{suffix}", f"best{suffix}.sha256"}
     path = ckpt.with_name(f"best{suffix}")
@@ -131,7 +131,7 @@ def test_a_file_that_differs_is_not_left(osteo: Callable, ckpt: Path, monkeypatc
     monkeypatch.setattr(work.CalibratedNetwork, "forward", lambda self, picture: forward(self, picture.flip(1)))
     done = osteo("export", str(ckpt), "format=torch_export")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("osteo export: logits differ from PyTorch's by up to ")
+    assert done.err.startswith("osteo export: outputs differ from PyTorch's by up to ")
     assert done.err.count("\n") == 1
     assert [path.name for path in ckpt.parent.iterdir()] == ["best.ckpt"]
 

@@ -166,8 +166,8 @@ def spoilt(models: list[Model]) -> list[Model]:
     """A model whose second picture of every batch has no finite logit."""
 
     class Half(Model):
-        def logits(self, pictures: Any) -> Any:
-            found = super().logits(pictures)
+        def positive(self, outputs: Any) -> Any:
+            found = super().positive(outputs)
             found[1:2] = NAN
             return found
 
@@ -203,7 +203,7 @@ def test_the_server_gives_no_answer_without_a_finite_logit(
 
     from osteo.serving.server import answer_file
 
-    monkeypatch.setattr(Model, "logits", lambda self, pictures: np.full(len(pictures), INF))
+    monkeypatch.setattr(Model, "positive", lambda self, outputs: np.full(len(outputs), INF))
     content = cv2.imencode(".png", picture)[1].tobytes()
     with pytest.raises(HTTPException, match=NOT_FINITE):
         answer_file(models, content, ServeConfig(overlay=False))
@@ -215,7 +215,7 @@ def test_an_evaluation_without_finite_logits_is_an_error(
     config = EvaluateConfig(ckpt="x", split="all")
     config = replace(config, data=replace(config.data, name="folder", root=str(knees)))
     spoilt = iter([NAN])
-    monkeypatch.setattr(Model, "logits", lambda self, p: np.array([next(spoilt, 0.5) for _ in p]))
+    monkeypatch.setattr(Model, "positive", lambda self, outputs: np.array([next(spoilt, 0.5) for _ in outputs]))
     with pytest.raises(UserError, match=r"best.ckpt: 1 of 80 logits are not finite \(the first is that of .*\)"):
         inference.ask(models, config)
 

@@ -17,6 +17,7 @@ from osteo.data.prepare import configured, prepare, read_sources
 from osteo.data.sources import Source, read_kaggle, t_scores
 from osteo.data.splits import assign_splits, read_split_file
 from osteo.errors import UserError
+from osteo.task import TASKS
 from tests import dicom
 from tests.test_sources import png, write, zipped
 
@@ -339,3 +340,98 @@ def test_patients_of_a_pattern_are_those_of_the_clinical_sheet(tmp_path: Path) -
         "folder/normal/p1_l.png": -0.5, "folder/osteoporosis/p2_l.png": -3.0,
     }  # fmt: skip
     assert read_kaggle(str(root)).pictures[0].patient == ""
+
+
+T_SCORES = 'file,T-Score\nos_0L,"-2,6"\nno_0R,0.3\nos_1L,-2.5\nno_1R,-1\n'
+
+
+def measured(source: Source) -> dict[str, float | None]:
+    return {picture.name: picture.t_score for picture in source.pictures}
+
+
+def test_t_scores_of_labels_are_read_and_say_the_class_where_it_is_left_out(sourced: Callable[..., Source]) -> None:
+    source = sourced(T_SCORES, task="t_score")
+    assert measured(source) == {"os_0L.png": -2.6, "no_0R.png": 0.3, "os_1L.png": -2.5, "no_1R.png": -1.0}
+    assert {picture.name: picture.class_name for picture in source.pictures} == {
+        "os_0L.png": "osteoporosis", "no_0R.png": "normal", "os_1L.png": "osteoporosis", "no_1R.png": "osteopenia",
+    }  # fmt: skip
+    assert "-2.6" not in repr(source.pictures)
+    named = sourced(FULL.replace("\n", ",-2\n").replace("Class,-2", "Class,T"), columns=["T:t_score"])
+    assert (labels(named), set(measured(named).values())) == (EXPECTED, {-2.0})
+    missing = sourced(T_SCORES.replace("0.3", "n/a"), task="t_score")
+    assert "no_0R.png" not in measured(missing)
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        (T_SCORES, {}, "has no column for the class, such as"),
+        (T_SCORES.replace("0.3", "25"), {"task": "t_score"},
+         "data.labels=L.csv: 'T-Score' in row 3 is no number from -10 to 10"),
+        (T_SCORES.replace("T-Score", "T").replace("0.3", "x"), {"task": "t_score", "columns": ["T:t_score"]},
+         "data.labels=L.csv: 'T' in row 3 is no number from -10 to 10"),
+        (T_SCORES + "os_0L,-2.7\n", {"task": "t_score"},
+         "rows 2 and 6 differ in the T-score of os_0L.png; keep one of them"),
+    ],
+)  # fmt: skip
+def test_t_scores_of_labels_that_cannot_be_are_one_line(
+    sourced: Callable[..., Source], table: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        sourced(table, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_t_scores_of_labels_go_with_those_of_a_sheet_unless_they_contradict(
+    sourced: Callable[..., Source], tmp_path: Path
+) -> None:
+    table = "file,class,T-score\nos_0L,osteoporosis,-2.6\nno_0R,normal,\nno_1R,osteopenia,-1.2\n"
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("file,T-score\nos_0L,-2.6\nno_0R,0.4\n")
+    sources = {"folder": sourced(table, task="t_score", clinical=str(sheet))}
+    assert t_scores(build_manifest(sources, tmp_path / "cache", task=TASKS["t_score"]), sources) == {
+        "folder/os_0L.png": -2.6, "folder/no_0R.png": 0.4, "folder/no_1R.png": -1.2,
+    }  # fmt: skip
+    sheet.write_text("file,T-score\nos_0L,-2.7\nno_0R,0.4\n")
+    with pytest.raises(
+        UserError, match=r"the T-score of os_0L\.png in data.labels is not that of its patient"
+    ) as caught:
+        sourced(table, task="t_score", clinical=str(sheet))
+    assert "2.6" not in str(caught.value)
+    assert "2.7" not in str(caught.value)
+
+
+def test_t_scores_of_labels_serve_the_task_and_stay_out_of_the_manifest(tmp_path: Path) -> None:
+    values = [-2.75, -2.625, -2.5625, -1.75, -1.625, -1.5625, 0.75, 0.625, 0.5625]
+    root = write(tmp_path / "flat", **{f"{i}.png": png(i) for i in range(len(values))})
+    labels_file = tmp_path / "L.csv"
+    labels_file.write_text("file,t_score\n" + "".join(f"{i},{value}\n" for i, value in enumerate(values)))
+    settings = {"labels": str(labels_file), "task": "t_score", "image_size": 16, "cache": str(tmp_path / "cache")}
+    split = SplitConfig(train=0.34, val=0.34)
+    manifest = prepare(configured(root, settings | {"split": split})).manifest
+    assert manifest.set_index("image_id")["t_score"].to_dict() == {
+        f"folder/{i}.png": value for i, value in enumerate(values)
+    }
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*.csv"))
+    assert b"2.5625" not in kept
+
+
+def test_a_t_score_counts_whatever_its_folder_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = [-2.6, -2.7, -2.8, -2.3, -1.2, -1.7, 0.8, 0.7, 0.6]
+    classes = ["osteoporosis"] * 4 + ["osteopenia"] * 2 + ["normal"] * 3
+    root = write(tmp_path / "data", **{f"{name}/{i}.png": png(i) for i, name in enumerate(classes)})
+    labels_file = tmp_path / "L.csv"
+    labels_file.write_text(
+        "file,class,t_score\n" + "".join(f"{i},{c},{t}\n" for i, (c, t) in enumerate(zip(classes, values, strict=True)))
+    )
+    settings = {"labels": str(labels_file), "task": "t_score", "image_size": 16, "cache": str(tmp_path / "cache")}
+    table = prepare(configured(root, settings | {"split": SplitConfig(train=0.34, val=0.34)})).manifest
+    assert ((table["label"] == 2) == (table["t_score"] <= -2.5)).all()
+    rows = table.set_index("image_id")
+    assert rows.loc["folder/osteoporosis/3.png", ["label", "class_name"]].tolist() == [1, "osteopenia"]
+    assert (
+        "the T-score of 1 picture (folder/osteoporosis/3.png first) is of another class than the folder: the T-score"
+        " counts"
+    ) in caplog.messages
+    three = prepare(configured(root, settings | {"task": "three_class"}), split=False).manifest.set_index("image_id")
+    assert three.loc["folder/osteoporosis/3.png", "label"] == 2

@@ -45,12 +45,12 @@ def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: l
     command = [OSTEO, "train", *words, "model.backbone=test_vit", "output_dir=alone"]
     subprocess.run(command, cwd=tmp_path, env=one_thread, check=True)
     swept = sweep(tmp_path, one_thread, *words, names, "output_dir=s", "hydra/launcher=processes")
-    slurm.wait_until(lambda: epochs(tmp_path / "s/1") >= 2, 120, "two epochs of the second job")
+    slurm.wait_until(lambda: epochs(tmp_path / "s/1") >= 2, 300, "two epochs of the second job")
     children = psutil.Process(swept.pid).children(recursive=True)
     logs = {child: [file.path for file in child.open_files()] for child in children}
     [victim] = [c for c in children if str(tmp_path / "s/1/train.log") in logs[c] and "spawn_main" in c.cmdline()[-2]]
     victim.send_signal(signal.SIGKILL)
-    output, _ = swept.communicate(timeout=120)
+    output, _ = swept.communicate(timeout=300)
     assert swept.returncode == 1, output
     status = {number: Run(tmp_path / "s" / number).status() for number in "012"}
     assert status["0"]["state"] == "done"
@@ -59,7 +59,7 @@ def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: l
     assert "test_resnut" in status["2"]["error"]
     assert "go on        osteo train resume=s" in output
     resumed = sweep(tmp_path, one_thread, "resume=s")
-    output, _ = resumed.communicate(timeout=120)
+    output, _ = resumed.communicate(timeout=300)
     assert "going on after last.ckpt" in output, output
     assert differs(Run(tmp_path / "alone"), Run(tmp_path / "s/1")) == []
 
@@ -97,7 +97,7 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
     with slurm.running(cluster) as environment:
         on_it = [*words, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
         swept = sweep(tmp_path, environment, *on_it, "seed=range(6)", "output_dir=s")
-        slurm.wait_until(lambda: epochs(tmp_path / "s/1") >= 2, 120, "two epochs of job 1")
+        slurm.wait_until(lambda: epochs(tmp_path / "s/1") >= 2, 300, "two epochs of job 1")
         [array] = {path.name.split("_")[0] for path in (tmp_path / "s/slurm").glob("*_submitted.pkl")}
         slurm.output_of(environment, "scontrol", "requeue", f"{array}_1")
         # SLURM lets a requeued job wait for two minutes
@@ -105,7 +105,7 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
             lambda: "PENDING" in slurm.output_of(environment, "squeue", "-j", f"{array}_1", "-o", "%T"), 60, "it"
         )
         slurm.output_of(environment, "scontrol", "update", f"JobId={array}_1", "StartTime=now")
-        slurm.wait_until(lambda: epochs(tmp_path / "s/2") >= 1, 120, "an epoch of job 2")
+        slurm.wait_until(lambda: epochs(tmp_path / "s/2") >= 1, 300, "an epoch of job 2")
         slurm.output_of(environment, "scancel", f"{array}_2")
         output, _ = swept.communicate(timeout=300)
         print(output)

@@ -182,6 +182,8 @@ def test_draws_keep_groups_and_classes_together() -> None:
     recall = np.diagonal(prior, axis1=1, axis2=2) / prior.sum(axis=2)
     assert recall.mean(axis=0) == pytest.approx([0.5] * 3, abs=0.06)  # Beta(1/2, 1/2)
     assert recall.var(axis=0) == pytest.approx([0.125] * 3, abs=0.02)
+    far = prior[:, 0, 2].sum() / prior[:, 0, 1:].sum()
+    assert far == pytest.approx(1 / 9, abs=0.05)  # a share of 1 / 8 of that of a near call
     assert of_pair.shape == drawn.shape
     shares = of_pair[:, :7] / of_pair[:, :1]
     assert shares[:200, :2] == pytest.approx(shares[200:, :2])  # the same pictures on both sides

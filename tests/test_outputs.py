@@ -12,9 +12,9 @@ import pytest
 
 from osteo.config import AuditConfig, Config, EvaluateConfig, PredictConfig, RerunConfig
 from osteo.errors import UserError
-from osteo.files import write_json, write_text
+from osteo.files import sha256_of, write_json, write_text
 from osteo.records import locks, outputs
-from osteo.records.outputs import AUDIT, PREDICTIONS, claim, replaced
+from osteo.records.outputs import AUDIT, LISTING, PREDICTIONS, claim, drop_earlier, replaced
 
 CONFIGS = [Config(), EvaluateConfig(), RerunConfig(), PredictConfig(), AuditConfig()]
 
@@ -192,3 +192,26 @@ def test_a_linked_folder_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) 
         found = ["answers/overlays/a.png"] if has_overlays else []
         assert list(contents(tmp_path)) == [*found, "elsewhere/mine.png"]
         shutil.rmtree(tmp_path / "answers/overlays", ignore_errors=True)
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one_and_all_of_anybody_else(tmp_path: Path) -> None:
+    def write(*names: str) -> list[Path]:
+        paths = [tmp_path / name for name in names]
+        for path in paths:
+            write_text(path, path.name)
+        return paths
+
+    drop_earlier(tmp_path, write("figures/roc.png", "figures/confusion.png", "tables/classes.csv", "tables/costs.md"))
+    write("figures/mine.png", "tables/notes.txt", "outside.txt")
+    write_text(tmp_path / "tables/costs.md", "changed by its reader")
+    drop_earlier(tmp_path, write("figures/roc.png", "tables/agreement.csv"))
+    left = {"figures/roc.png", "figures/mine.png", "tables/agreement.csv", "tables/notes.txt", "tables/costs.md"}
+    assert set(contents(tmp_path)) == {*left, "outside.txt", LISTING}
+    listed = json.loads((tmp_path / LISTING).read_text())
+    assert set(listed) == {"figures/roc.png", "tables/agreement.csv"}
+    sha256 = listed["figures/roc.png"]
+    outside = {"outside.txt": sha256_of(tmp_path / "outside.txt"), f"figures/../{'outside.txt'}": sha256}
+    for damage in (json.dumps(outside), "{", "[]", ""):
+        (tmp_path / LISTING).write_text(damage)
+        drop_earlier(tmp_path, [tmp_path / "figures/roc.png"])
+        assert (tmp_path / "outside.txt").exists()

@@ -1,5 +1,6 @@
 """Synthetic radiographs: the layouts of the real archives, the same every time, and no giveaway."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from osteo.checks import check_data
+from osteo.config import DataConfig, PhantomConfig
 from osteo.data import phantom
 from osteo.data.phantom import CHECKSUMS, draw, write_archives
+from osteo.data.prepare import read_sources
+from osteo.errors import UserError
 from osteo.reading.pictures import decode
 
 
@@ -126,3 +131,27 @@ def test_mean_and_spread_alone_do_not_solve_it(tmp_path: Path) -> None:
     model = make_pipeline(StandardScaler(), LogisticRegression())
     scores = cross_val_predict(model, features, labels, cv=5, method="predict_proba")[:, 1]
     assert 0.4 < roc_auc_score(labels, scores) < 0.72
+
+
+@pytest.mark.parametrize(
+    ("kaggle", "mendeley", "message"),
+    [
+        (
+            {"normal": 0, "osteoporosis": 0},
+            {"osteopenia": 0},
+            "data.phantom.kaggle and data.phantom.mendeley ask for no",
+        ),
+        ({}, {}, "ask for no picture; let one of them have some"),
+        ({"nrmal": 3}, {}, "data.phantom.kaggle 'nrmal' is unknown; choose one of: normal, osteopenia, osteoporosis"),
+        ({"normal": -3}, {}, "data.phantom.kaggle.normal=-3 is too small; the smallest allowed is 0"),
+    ],
+)
+def test_counts_that_cannot_be_drawn_are_one_line(kaggle: dict, mendeley: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_data(DataConfig(phantom=PhantomConfig(kaggle=kaggle, mendeley=mendeley)))
+
+
+@pytest.mark.parametrize("drawn", ["kaggle", "mendeley"])
+def test_an_archive_without_a_picture_is_left_out(tmp_path: Path, drawn: str) -> None:
+    counts = {"kaggle": {"normal": 0}, "mendeley": {"osteoporosis": 0}} | {drawn: {"normal": 1, "osteoporosis": 1}}
+    assert set(read_sources(DataConfig(phantom=PhantomConfig(**counts)), tmp_path)) == {drawn}

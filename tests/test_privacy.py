@@ -88,7 +88,7 @@ def test_nothing_but_numbers_and_names_leaves(
     files = {name for run in server.runs.values() for name in run.files}
     assert {name for name in files if not name.endswith(".table.json")} == {"config.yaml", "wandb-summary.json"}
     tables = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/wandb/*/files/media/table/**/*.json")]
-    assert len(tables) == 2 * 4 + 9
+    assert len(tables) == 2 * 4 + 8
     assert {type(cell) for table in tables for row in table["data"] for cell in row} <= {int, float, str, type(None)}
 
     (named,) = tmp_path.glob("sweep/wandb/*-" + Run(tmp_path / "sweep/0").status()["id"])

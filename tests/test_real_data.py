@@ -32,6 +32,7 @@ def test_what_is_known_of_the_files_is_found() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compared_once")
 def test_copies_of_real_knees_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OSTEO_REAL", str(KAGGLE))
     found = measure_real()

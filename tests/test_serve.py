@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from osteo.config import ServeConfig
+from osteo.inference.answer import answer
 from osteo.inference.model import Model
+from osteo.reading.framing import NOT_FOUND
 from osteo.serving import server
 from tests import dicom
 from tests.conftest import REAL_DATA
@@ -75,6 +78,18 @@ def test_odd_pictures_are_withheld_and_two_knees_are_offered_apart(client: TestC
     assert (left["side"], right["side"]) == ("left", "right")
     assert left["calibrated"] == pytest.approx(alone["calibrated"], abs=1e-6)
     assert left["call"] == alone["call"]
+
+
+def test_what_holds_for_one_picture_is_not_what_holds_for_all(
+    client: TestClient, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        server, "answer", lambda *given, **more: [replace(one, notes=(NOT_FOUND,)) for one in answer(*given, **more)]
+    )
+    reply = client.post("/answer", content=png(picture)).json()
+    assert reply["remarks"] == [NOT_FOUND]  # the page shows these beside the answer, and the others once
+    assert NOT_FOUND not in reply["notes"]
+    assert "answer.remarks" in client.get("/").text
 
 
 def test_what_was_not_asked_for_is_left_out(models: list[Model], picture: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import socket
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +27,14 @@ from osteo import parts
 from osteo.checks import check
 from osteo.config import DataConfig, PrepareConfig
 from osteo.data.archives import Folder, Zip
-from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude
+from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude, follow_t_scores
 from osteo.data.prepare import prepare
 from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
 from osteo.data.summary import leaks
 from osteo.errors import UserError
 from osteo.reading.framing import square
 from osteo.reading.pictures import Unusable, decode
-from osteo.task import CLASS_NAMES
+from osteo.task import CLASS_NAMES, TASKS, Task
 
 
 def png(value: int, size: tuple[int, int] = (40, 50)) -> bytes:
@@ -711,3 +711,45 @@ def test_a_zip_is_closed_with_its_last_reader(tmp_path: Path) -> None:
     assert is_open()
     del source
     assert not is_open()
+
+
+def test_copies_under_two_of_three_classes_are_set_aside_unless_a_t_score_decides(tmp_path: Path) -> None:
+    names = {
+        "normal/1.png": 1, "osteopenia/1.png": 1, "osteopenia/2.png": 2, "osteoporosis/2.png": 2, "normal/3.png": 3,
+        "osteopenia/3.png": 3, "osteopenia/4.png": 4, "osteopenia/5.png": 4, "osteoporosis/6.png": 6,
+    }  # fmt: skip
+    root = write(tmp_path / "data", **{name: png(number) for name, number in names.items()})
+    three, worse = TASKS["three_class"], TASKS["osteopenia_or_worse"]
+    sources = {"folder": read_folder(str(root))}
+
+    def kept(task: Task, known: dict[str, float], pairs: Sequence[tuple[str, str]] = ()) -> set[str]:
+        table = build_manifest(sources, tmp_path / "cache", task=task)
+        by_id = {f"folder/{name}": t_score for name, t_score in known.items()}
+        left = clean(table, [(f"folder/{a}", f"folder/{b}") for a, b in pairs], by_id, task)
+        return set(left.loc[left["split"] != "excluded", "image_id"].str.removeprefix("folder/"))
+
+    assert kept(three, {}) == {"osteopenia/4.png", "osteoporosis/6.png"}
+    assert kept(three, {}, [("osteopenia/4.png", "osteoporosis/6.png")]) == set()
+    decided = {"osteopenia/2.png": -2.2, "normal/3.png": 0.1, "osteopenia/3.png": -1.5}  # those of 3 contradict
+    assert kept(three, decided) == {"osteopenia/2.png", "osteopenia/4.png", "osteoporosis/6.png"}
+    assert kept(worse, {}) == {"osteopenia/2.png", "osteopenia/4.png", "osteoporosis/6.png"}
+    all_measured = dict.fromkeys(names, -1.5) | {"osteopenia/5.png": -1.6, "osteopenia/2.png": -2.2}
+    table = build_manifest(sources, tmp_path / "cache", task=TASKS["t_score"])
+    by_id = {f"folder/{name}": t_score for name, t_score in all_measured.items()}
+    left = clean(follow_t_scores(table, by_id, complete=True), (), by_id, TASKS["t_score"])
+    assert left.loc[left["split"] != "excluded", "image_id"].tolist() == [
+        "folder/normal/1.png", "folder/normal/3.png", "folder/osteoporosis/6.png",
+    ]  # fmt: skip
+
+
+def test_the_audit_of_three_classes_says_how_often_copies_agree(tmp_path: Path) -> None:
+    from osteo.audit.findings import label_noise
+
+    table = build_manifest(
+        {"folder": read_folder(str(write(tmp_path / "data", **{
+            "normal/1.png": png(1), "osteopenia/1.png": png(1), "osteoporosis/2.png": png(2),
+            "osteoporosis/2b.png": png(2), "osteopenia/3.png": png(3), "osteoporosis/3.png": png(3),
+        })))}, tmp_path / "cache", task=TASKS["three_class"],
+    )  # fmt: skip
+    found = label_noise(table, [], TASKS["three_class"])[0]
+    assert (found.exposures, found.contradictory) == (3, 1)

@@ -9,9 +9,9 @@ import pytest
 
 from osteo.config import SplitConfig
 from osteo.data.manifest import REPEATED, exclude, typed
-from osteo.data.splits import assign_splits, deal
+from osteo.data.splits import assign_splits, check_test_source, deal
 from osteo.errors import UserError
-from osteo.task import CLASS_NAMES
+from osteo.task import CLASS_NAMES, TASKS
 
 
 def manifest(counts: dict[tuple[str, int], int], group_size: int = 1) -> pd.DataFrame:
@@ -198,3 +198,41 @@ def test_a_ready_made_split_is_that_of_the_repeated_files_too() -> None:
 def test_a_ready_made_split_that_is_none_is_one_line(folders: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         assign_splits(ready_made(*folders), SplitConfig(ready_made=True))
+
+
+def test_a_source_without_osteopenia_tests_what_three_classes_have_taught() -> None:
+    table = manifest(
+        {("kaggle", 0): 20, ("kaggle", 2): 20, ("mendeley", 0): 20, ("mendeley", 1): 20, ("mendeley", 2): 20}
+    )
+    three = TASKS["three_class"]
+    check_test_source(table, "kaggle", three)
+    split = assign_splits(table, SplitConfig(test_source="kaggle"), three)
+    assert set(split.loc[split["split"] == "test", "source"]) == {"kaggle"}
+    for name in ("train", "val"):
+        assert set(split.loc[split["split"] == name, "label"]) == {0, 1, 2}
+    with pytest.raises(UserError, match="the train split has no osteopenia pictures"):
+        assign_splits(table[table["source"] == "kaggle"], SplitConfig(), three)
+    whole = assign_splits(table[table["source"] == "kaggle"], SplitConfig(), three, complete=False)
+    assert (whole["split"] == "test").sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("counts", "source", "message"),
+    [
+        ({("k", 0): 2, ("k", 2): 2, ("m", 1): 2, ("m", 2): 2}, "k", "leaves no normal pictures to learn from"),
+        ({("k", 0): 2, ("k", 2): 2, ("m", 0): 2, ("m", 1): 2, ("m", 2): 2}, "m", "leaves no osteopenia pictures"),
+        ({("k", 0): 2, ("m", 0): 2, ("m", 1): 2, ("m", 2): 2}, "k", "k has no osteoporosis pictures to test on"),
+        ({("k", 2): 2, ("m", 0): 2, ("m", 1): 2, ("m", 2): 2}, "k", "k has no normal or osteopenia pictures to test"),
+    ],
+)
+def test_a_source_that_cannot_be_left_out_is_one_line(
+    counts: dict[tuple[str, int], int], source: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_test_source(manifest(counts), source, TASKS["three_class"])
+
+
+def test_a_source_of_which_nothing_can_be_used_is_one_line() -> None:
+    table = manifest({("k", 0): 2, ("k", 2): 2, ("m", 0): 2, ("m", 1): 2, ("m", 2): 2})
+    with pytest.raises(UserError, match="test_source=k has no picture that task=t_score can use: no T-score"):
+        check_test_source(exclude(table, table["source"] == "k", "no T-score"), "k", TASKS["t_score"])

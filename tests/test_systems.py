@@ -289,7 +289,7 @@ def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> N
     write_logits(run, pd.Series(0.1 + 1e-3 * np.arange(len(table)) % 7e-3))
     results = compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9)
     lines = verdict(results, 0, 0)
-    assert "It calls every picture osteoporosis." in lines
+    assert "At a threshold of 0.5 it finds osteoporosis in every picture." in lines
     assert "Its accuracy is no better than always calling the larger class, which has 0.50." in lines
     assert "Its AUROC is no evidence of more than chance (0.50)." in lines
     assert "accuracy, by run" not in rows.methods_table(results)  # one run has no range

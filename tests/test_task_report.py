@@ -1,7 +1,7 @@
 """The report of each task, from records that a training would leave."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,23 +11,25 @@ import pytest
 import torch
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.text import Annotation
 from omegaconf import OmegaConf
 
 from osteo.config import Config
-from osteo.data.clinical import who_class
 from osteo.evaluation.agreement import AGREEMENT, compare_t_scores, t_score_intervals
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.multiclass import class_intervals, compare_classes
+from osteo.files import write_text
 from osteo.networks.outputs import columns_of
 from osteo.records.record import Run
 from osteo.report import figures, page
 from osteo.report.html import inline
 from osteo.report.page import Report
-from osteo.report.radiographs import called_by
+from osteo.report.radiographs import _mistakes, called_by
 from osteo.report.rows import p_value
-from osteo.report.sections.task import POINTS, class_confusion
+from osteo.report.sections.task import POINTS, _doubts, class_confusion
 from osteo.report.summary import show_runs
-from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS
+from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS, who_class
 from osteo.training.fit import measure
 from osteo.training.tracking import WandbLogger
 
@@ -137,7 +139,7 @@ def test_a_report_of_three_classes(report_of: Callable[[str], Report]) -> None:
     assert other.details is not None
     options = {"draws": DRAWS, "seed": 0}
     expected = class_intervals(labels, best.details, experiment.groups, networks=best.networks, **options)
-    shown = section.tables["classes"].set_index("system").loc["densenet121"]
+    shown = section.by_metric.set_index("metric")["densenet121"]
     for name, title in {
         "auroc_macro": "AUROC, mean of the classes", "auroc_normal": "AUROC, normal",
         "auroc_osteopenia": "AUROC, osteopenia", "auroc_osteoporosis": "AUROC, osteoporosis",
@@ -145,6 +147,10 @@ def test_a_report_of_three_classes(report_of: Callable[[str], Report]) -> None:
         "sensitivity": "sensitivity, osteoporosis", "accuracy": "accuracy",
     }.items():  # fmt: skip
         assert shown[title] == format_interval(expected[name])
+    assert max(len(section.tables[name].columns) for name in ("classes", "each_class")) <= 10  # as wide as a page
+    assert (
+        section.tables["each_class"].set_index("system").loc["densenet121", "AUROC, normal"] == shown["AUROC, normal"]
+    )
     numbers = pd.read_csv(report.directory / "tables/classes.csv").set_index("system").loc["densenet121"]
     assert numbers["auroc_macro_low"] == pytest.approx(expected["auroc_macro"].low)
     networks = best.networks, other.networks
@@ -163,7 +169,13 @@ def test_a_report_of_three_classes(report_of: Callable[[str], Report]) -> None:
         assert "Three classes" in text
         assert "densenet121 tells normal, osteopenia and osteoporosis apart with an AUROC of " in text
         assert text.count("everything else on this page is of osteoporosis against the rest") == 1
+        assert " for osteoporosis against the rest on 72 test pictures" in text
+        assert 'is about osteoporosis against the rest, except the section "Three classes".' in text
+        assert "called osteoporosis where the probability of that is above 0.5." in text
+        assert "at a prevalence of osteoporosis of 0.126" in text or "for a prevalence of osteoporosis of 0.126" in text
         assert "The paper reports" not in text
+        assert "the paper grey" not in text
+    assert f">{int(results.best.confusion[0, 0])}<span" in html
     assert html.count('<table class="matrix">') == 4
     assert '<th scope="col">no osteoporosis</th><th scope="col">osteoporosis</th>' in html
     for name in names:
@@ -188,8 +200,17 @@ def test_a_report_of_ordered_classes(report_of: Callable[[str], Report]) -> None
     )
     shown = section.tables["classes"].iloc[0]
     assert shown["quadratic weighted kappa"] == format_interval(expected["quadratic_weighted_kappa"])
-    assert list(section.tables) == ["classes"]  # one model has no pair
+    assert list(section.tables) == ["classes", "each_class"]  # one model has no pair
     assert page_of(report)[0].count('<table class="matrix">') == 2
+
+
+def test_a_class_that_is_never_called_and_no_lead_over_the_largest_are_said() -> None:
+    matrix = np.array([[0.0, 9.0, 0.0], [0.0, 30.0, 1.0], [0.0, 8.0, 2.0]])
+    assert _doubts(matrix, tuple(CLASSES), Interval(0.64, 0.55, 0.72)) == [
+        "It calls no picture normal.",
+        "Its accuracy, 0.64 (0.55 to 0.72), is not significantly above that of always calling osteopenia, 0.62.",
+    ]
+    assert _doubts(np.eye(3) * 20, tuple(CLASSES), Interval(1.0, 0.95, 1.0)) == []
 
 
 def test_calls_are_averaged_over_the_repeats_that_tested_a_picture() -> None:
@@ -211,7 +232,8 @@ def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: p
     first, second = best.details[..., 0], other.details[..., 0]
     options = {"draws": DRAWS, "seed": 0}
     expected = t_score_intervals(experiment.truth, first, experiment.groups, networks=best.networks, **options)
-    shown = section.tables["agreement"].set_index("system").loc[best.name]
+    shown = section.by_metric.set_index("metric")[best.name]
+    assert list(section.tables) == ["agreement", "cut", "agreement_tests"]
     for metric in AGREEMENT:
         assert shown[metric.title] == format_interval(expected[metric.name])
     assert shown["AUROC, cut at -2.5"] == format_interval(expected["auroc"])
@@ -229,6 +251,8 @@ def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: p
     for text in (html, markdown):
         assert f"predicts T-scores with a mean absolute error of {expected['mean_absolute_error'].value:.2f}" in text
         assert text.count("everything else on this page is of osteoporosis against the rest") == 1
+        baseline = np.abs(experiment.truth - np.median(experiment.truth)).mean()
+        assert f"given to every picture, would have a mean absolute error of {baseline:.2f}." in text
         assert "folder/" not in text
     assert html.count("<svg") == 7
     assert "of osteoporosis against the rest, and the T-score." in card
@@ -246,6 +270,8 @@ def test_a_report_of_osteopenia_or_worse(report_of: Callable[[str], Report]) -> 
     html, _, card = page_of(report)
     assert '<th scope="col">normal</th><th scope="col">osteopenia or worse</th>' in html
     assert "The paper reports" not in html
+    assert "for osteopenia or worse against normal on 72 test pictures" in html
+    assert "for a prevalence of osteopenia or worse of 0.557" in html
     assert "- Detects osteopenia or worse in a knee radiograph; gives one logit per picture.\n" in card
     table = report.paper_tables["table1"].set_index("Sets")
     manifest = report.results.best.system.best_run.read_manifest()
@@ -277,7 +303,7 @@ def test_the_board_says_what_its_metrics_are_of(
     [
         ("binary", {"probability": 0.2}, ("normal", "80%")),
         ("osteopenia_or_worse", {"probability": 0.9}, ("osteopenia or worse", "90%")),
-        ("t_score", {"probability": 0.4, "predicted_t_score": -2.12}, ("osteopenia", "T -2.1")),
+        ("t_score", {"probability": 0.4, "predicted_t_score": -2.12}, ("osteopenia", "T -2.12")),
         (
             "ordinal",
             {"probability": 0.4, "probability_normal": 0.1, "probability_osteopenia": 0.5,
@@ -288,6 +314,30 @@ def test_the_board_says_what_its_metrics_are_of(
 )  # fmt: skip
 def test_a_prediction_is_shown_as_its_task_calls_it(task: str, row: dict[str, float], shown: tuple[str, str]) -> None:
     assert called_by(TASKS[task], pd.Series(row)) == shown
+
+
+def test_a_mistake_is_named_by_its_own_class() -> None:
+    wrong = pd.DataFrame({"image_id": ["a", "b"], "label": [0, 1], "probability": [0.9, 0.2]})
+    manifest = pd.DataFrame({"image_id": ["a", "b"], "label": [1, 2]})
+    stored = dict.fromkeys(["a", "b"], np.zeros((8, 8), np.uint8))
+    found = _mistakes(wrong, manifest, stored, {}, TASKS["three_class"])
+    assert [(m.label, m.call, m.confidence) for m in found] == [
+        ("osteopenia", "osteoporosis", "90%"), ("osteoporosis", "no osteoporosis", "80%")
+    ]  # fmt: skip
+
+
+def test_no_arrow_of_the_collection_crosses_what_was_left_out() -> None:
+    manifest = pd.DataFrame({"source": ["a", "a", "b", "b"], "split": ["train", "excluded"] * 2,
+                             "reason": ["", "no T-score"] * 2, "class_name": "normal"})  # fmt: skip
+    axes = figures.collection(manifest).axes[0]
+    boxes = [patch.get_path().get_extents() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    red = [box for box in boxes if 4.0 < box.x0 < 5.0]
+    assert len(red) == 2
+    for arrow in (text for text in axes.texts if isinstance(text, Annotation)):
+        ends = np.array([arrow.xyann, arrow.xy])
+        for box in red:
+            heights = np.interp([box.x0, box.x1], *ends.T)
+            assert heights.max() < box.y0 or heights.min() > box.y1
 
 
 @pytest.mark.parametrize("task", ["three_class", "t_score", "osteopenia_or_worse"])
@@ -306,3 +356,30 @@ def test_wandb_gets_the_classes_of_the_task_and_no_measured_t_score(
     right = confusion[confusion["truth"] == confusion["call"]]["pictures"].sum()
     assert right == round(run.read_metrics()["test/accuracy"] * len(test))
     assert set(pd.DataFrame(plots["test/roc"].table.data)[0]) == {TASKS[task].class_names[-1]}
+
+
+def test_a_report_of_another_task_leaves_no_table_or_figure_of_this_one(
+    report_of: Callable[[str], Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+        paths = figures.files_of(folder, name)
+        for path in paths:
+            write_text(path, name)
+        return paths
+
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(page, "write_text", lambda path, text: None)
+    monkeypatch.setattr(page, "model_card", lambda *_: "")
+    monkeypatch.setattr(Report, "html", lambda _: "")
+    monkeypatch.setattr(Report, "markdown", lambda _: "")
+    report = replace(report_of("three_class"), directory=tmp_path)
+    assert report.section is not None
+    report.write()
+    of_task = {f"{name}.csv" for name in report.section.numbers} | {f"{name}.md" for name in report.section.tables}
+    assert of_task <= {path.name for path in (tmp_path / "tables").iterdir()}
+    write_text(tmp_path / "tables" / "mine.csv", "kept")
+    replace(report, section=None).write()
+    left = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert not of_task & left
+    assert "mine.csv" in left
+    assert not {f"{name}.png" for name in report.section.figures} & {p.name for p in (tmp_path / "figures").iterdir()}

@@ -1,8 +1,10 @@
 """Tasks end to end: what a network's outputs say, and a training of each through all that its checkpoint serves."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sklearn
+from starlette.testclient import TestClient
 
 from osteo import parts
 from osteo.cli import main
 from osteo.config import EvaluateConfig, LossConfig, ServeConfig
 from osteo.data.phantom import write_archives
 from osteo.errors import UserError
+from osteo.evaluation.agreement import AGREEMENT
 from osteo.evaluation.gradcam import grad_cam
 from osteo.evaluation.outcomes import check_run
 from osteo.inference.answer import answer
@@ -27,7 +31,6 @@ from osteo.inference.model import load_model, load_models, to_batch
 from osteo.networks.network import Network
 from osteo.networks.outputs import (
     Cuts,
-    call_classes,
     columns_of,
     details_of,
     log_probabilities,
@@ -36,13 +39,29 @@ from osteo.networks.outputs import (
 from osteo.reading.pictures import decode
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
-from osteo.serving.server import as_json
-from osteo.task import T_SCORE_CUTS, TASKS, cut_logits, probability_columns
+from osteo.serving.server import as_json, make_app
+from osteo.task import (
+    CLASSES,
+    PREDICTED_T_SCORE,
+    T_SCORE_CUTS,
+    TASKS,
+    call_by_details,
+    cut_logits,
+    probability_columns,
+    who_class,
+)  # fmt: skip
 from osteo.training import fit
 from osteo.training.losses import balanced_weights, best_outputs, make_loss, targets_of
 from osteo.training.module import Classifier, read_checkpoint
 
 NAMES = ("three_class", "ordinal", "t_score", "osteopenia_or_worse")
+ON_PAGES = {
+    "three_class": ("normal bone density, osteopenia or osteoporosis", "the most probable class"),
+    "ordinal": ("normal bone density, osteopenia or osteoporosis", "the most probable class"),
+    "t_score": ("the T-score", "by the WHO&#39;s cuts of its T-score"),
+    "osteopenia_or_worse": ("osteopenia or osteoporosis against normal bone density", ""),
+}
+"""What the page of `osteo serve` asks, and how it says that pictures are called, where it says so."""
 COUNTS = {"normal": 9, "osteopenia": 10, "osteoporosis": 9}
 QUICK = [
     "data.image_size=32", "data.batch_size=6", "data.split.train=0.4", "data.split.val=0.3",
@@ -139,13 +158,15 @@ def test_cuts_are_in_order_whatever_is_learnt(first: float, gap: float) -> None:
 def test_a_t_score_at_a_cut_is_called_as_the_who_does() -> None:
     normal, osteoporosis = T_SCORE_CUTS
     scores = torch.tensor([0.0, -0.99, normal, -2.49, osteoporosis, -4.0])
-    assert call_classes("regression", scores).tolist() == [0, 0, 1, 1, 2, 2]
+    called = [call_by_details(TASKS["t_score"], {PREDICTED_T_SCORE: float(score)}) for score in scores]
+    assert called == [name for name in CLASSES for _ in range(2)]
     logits = positive_logit("regression", scores)
     assert (logits.sigmoid() > 0.5).tolist() == [False] * 4 + [True] * 2  # in float32, too
     assert logits.numpy() == pytest.approx(cut_logits(scores.double().numpy()), abs=1e-6)
     assert columns_of(TASKS["t_score"], scores)["probability"][4] > 0.5
-    assert call_classes("nominal", torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [1]
-    assert call_classes("binary", torch.tensor([0.0, 0.1])).tolist() == [0, 1]
+    probabilities = dict(zip(probability_columns(TASKS["ordinal"]), [0.1, 0.5, 0.4], strict=True))
+    assert call_by_details(TASKS["ordinal"], probabilities) == "osteopenia"
+    assert call_by_details(TASKS["binary"], {}) is None
 
 
 def test_details_are_what_predictions_csv_has() -> None:
@@ -312,9 +333,9 @@ def test_a_value_that_was_tampered_with_is_named(runs: dict[str, Run], name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_says_the_same_wherever_it_is_asked(runs: dict[str, Run], sheeted: Path, name: str) -> None:
     task, record = TASKS[name], runs[name]
-    settings, predictions = record.read_settings(), record.read_predictions()
+    data, predictions = record.read_settings().data, record.read_predictions()
     models = load_models([str(record.directory)])
-    manifest, logits, details = ask(models, EvaluateConfig(ckpt=str(record.directory), data=settings.data))
+    manifest, logits, details = ask(models, EvaluateConfig(ckpt=str(record.directory), data=data))
     columns = list(details_of(task, some(name, 1)))
     asked = pd.DataFrame({"logit": logits[0], **details}, index=manifest.loc[manifest["split"] == "test", "image_id"])
     trained = predictions[predictions["split"] == "test"].set_index("image_id").loc[asked.index]
@@ -332,7 +353,13 @@ def test_a_checkpoint_says_the_same_wherever_it_is_asked(runs: dict[str, Run], s
         else:
             expected = task.class_names[int(found.calibrated > 0.5)]
         assert found.call == expected
-    said = as_json(models, grey, found, ServeConfig(ckpt=str(record.directory)))
+    settings = ServeConfig(ckpt=str(record.directory))
+    page = TestClient(make_app(models, settings), base_url="http://127.0.0.1").get("/").text
+    heading, called = ON_PAGES[name]
+    assert f"<h1>Knee radiograph: {heading}</h1>" in page
+    say = f"<li>A picture is called {called}; the threshold is for osteoporosis against the rest alone"
+    assert (say in page) == bool(called)
+    said = as_json(models, grey, found, settings)
     assert (said["positive"], said["details"]) == (task.class_names[-1], found.details)
     assert said["overlay"]
     heat = grad_cam(models[0].network, to_batch([models[0].prepare(grey)]))
@@ -349,6 +376,50 @@ def test_evaluate_gives_intervals_of_what_the_task_is_measured_by(runs: dict[str
         assert table["95 % interval"][metric].startswith(f"{recorded[f'test/{metric}']:.3f}")
 
 
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A phantom archive without osteopenia, and without a sheet."""
+    root = tmp_path_factory.mktemp("two") / "archives"
+    write_archives(root, seed=4, kaggle={"normal": 5, "osteoporosis": 5}, mendeley={})
+    return ["data=kaggle", f"data.kaggle={root / 'kaggle'}", "data.clean=false"]
+
+
+@pytest.mark.parametrize("name", ["three_class", "t_score"])
+def test_data_without_osteopenia_measure_what_they_can(
+    osteo: Callable, runs: dict[str, Run], two_classes: list[str], name: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *two_classes, "split=all", "output_dir=two")
+    assert done.code == 0, done.err
+    record = Run(Path("two"))
+    found, rows = record.read_metrics(), pd.read_csv("two/predictions.csv")
+    truth = rows["image_id"].str.contains("osteoporosis", case=False)
+    assert found["test/auroc"] == pytest.approx(sklearn.roc_auc_score(truth, rows["logit"]), abs=1e-6)
+    assert len(rows) == 10
+    counts = np.array(found["test/confusion_matrix"])
+    assert done.out.count("no value") == 1, done.out
+    if name == "t_score":
+        assert "no test picture has a T-score: errors, bias, limits of agreement and r have no value (-)" in done.out
+        assert [found[f"test/{metric.name}"] for metric in AGREEMENT] == [None] * len(AGREEMENT)
+        assert counts.tolist() == sklearn.confusion_matrix(truth, rows["predicted_t_score"] <= -2.5).tolist()
+        return
+    assert "no test picture is of class osteopenia: its AUROC and the means over the classes have no value" in done.out
+    undefined = ["auroc_osteopenia", "auroc_macro", "precision_macro", "recall_macro", "f1_macro"]
+    assert {metric for metric, value in found.items() if value is None} == {f"test/{metric}" for metric in undefined}
+    assert counts.sum(axis=1).tolist() == [5, 0, 5]
+    table = pd.read_csv("two/intervals_of_task.csv").set_index("metric")["95 % interval"]
+    assert [table[metric] for metric in undefined] == ["-"] * 5
+    assert table["auroc_osteoporosis"].startswith(f"{found['test/auroc']:.3f} (")
+
+
+@pytest.mark.parametrize(("name", "task"), [("three_class", "binary"), ("ordinal", "three_class")])
+def test_evaluate_asks_what_the_model_was_trained_for(
+    osteo: Callable, runs: dict[str, Run], data: list[str], name: str, task: str
+) -> None:
+    done = osteo("evaluate", str(runs[name].directory), *data, f"data.task={task}", "output_dir=other")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert f"data.task={task} is not what {name}/checkpoints/best.ckpt was trained for, task={name}" in done.err
+
+
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:
     osteopenia = str(next(sheeted.rglob("osteopenia")))
     for name, columns in (("ordinal", probability_columns(TASKS["ordinal"])), ("t_score", ["predicted_t_score"])):
@@ -356,13 +427,15 @@ def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run
             "predict", str(runs[name].directory), f"input={osteopenia}", "interval=false", f"output_dir={name}"
         )
         assert (done.code, done.err) == (0, ""), done.err
+        assert "calibrated, low and high: the probability for osteoporosis against the rest" in done.out
+        assert ("predicted t score" if name == "t_score" else "│ osteopenia │") in done.out.replace("┃", "│")
         table = pd.read_csv(Path(name) / "predictions.csv")
         assert list(table)[-len(columns) :] == columns
         assert len(table) >= COUNTS["osteopenia"]
         called = table[table["call"].isin(["normal", "osteopenia", "osteoporosis"])]
         scores = called[columns].to_numpy()
-        labels = scores.argmax(1) if name == "ordinal" else call_classes("regression", torch.tensor(scores[:, 0]))
-        assert called["call"].tolist() == [TASKS[name].class_names[label] for label in labels]
+        expected = [[*CLASSES][row.argmax()] if name == "ordinal" else who_class(row[0]) for row in scores]
+        assert called["call"].tolist() == expected
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("ordinal", ".onnx"), ("t_score", ".ts.pt"), ("three_class", ".ts.pt")])
@@ -381,6 +454,9 @@ def test_an_exported_file_says_the_same(runs: dict[str, Run], tmp_path: Path, na
     expected = np.stack(list(details_of(model.network.task, model.outputs(pictures)).values()), axis=-1)
     assert third.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
     assert len(export.outputs_of(model.network.task)) == 3
+    assert export.difference(exported, model, pictures) < 1e-4
+    spoilt = replace(exported, run=lambda given: [*exported.run(given)[:2], np.asarray(exported.run(given)[2]) + 0.5])
+    assert export.difference(spoilt, model, pictures) == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_killed_run_goes_on_with_its_t_scores(osteo: Callable, runs: dict[str, Run], tmp_path: Path) -> None:
@@ -427,12 +503,42 @@ def test_mistakes_are_one_line(osteo: Callable, data: list[str], arguments: list
     [
         ("three_class", "task=three_class cannot be served: the data have no pictures of class osteopenia"),
         ("t_score", "no pictures of class osteopenia"),
+        ("osteopenia_or_worse", "task=osteopenia_or_worse cannot be served: the data have no pictures of class osteop"),
     ],
 )
 def test_data_that_cannot_serve_a_task_are_refused(osteo: Callable, tiny: list[str], task: str, message: str) -> None:
     done = osteo("train", *tiny, f"task={task}", "logger.wandb.mode=disabled")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("loss", "task", "message"),
+    [
+        (lambda outputs, targets: (outputs - targets) ** 2, "three_class",
+         "loss=mine with task=three_class gives shape (4, 3) for 4 pictures, not (4,); see osteo.parts.MakeLoss"),
+        (lambda outputs, targets: (outputs - targets) ** 2, "ordinal", "with task=ordinal cannot be computed (Ru"),
+        (lambda outputs, targets: ((outputs - targets) ** 2).mean(), "binary", "gives shape () for 4 pictures"),
+        (lambda outputs, targets: 0.5, "t_score", "gives a float for 4 pictures, not (4,)"),
+    ],
+)  # fmt: skip
+def test_a_loss_that_does_not_fit_the_task_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, loss: Callable, task: str, message: str
+) -> None:
+    monkeypatch.setitem(parts.losses._parts, "mine", lambda: loss)
+    network = {"backbone": "test_resnet", "image_size": 32, "task": task}
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        Classifier(network, loss={"name": "mine"})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_of_one_number_per_picture_fits_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        parts.losses._parts, "mine", lambda: lambda outputs, targets: outputs.flatten(1).sum(1) * targets.sum()
+        if outputs.ndim > 1 else outputs * targets,
+    )  # fmt: skip
+    for kind in ("binary", "nominal", "ordinal", "regression"):
+        assert make_loss("mine", {}, kind)
 
 
 def test_t_scores_need_a_sheet(osteo: Callable, sheeted: Path) -> None:

@@ -19,10 +19,11 @@ from osteo.data.manifest import unusable
 from osteo.data.sources import clinical_table, sheet_mismatches, t_scores
 from osteo.data.splits import assign_splits, read_split, with_split
 from osteo.errors import counted
+from osteo.evaluation.outcomes import against_rest
 from osteo.files import cache_dir
 from osteo.reading.pictures import is_blank
 from osteo.reading.reader import read_picture
-from osteo.task import TASKS
+from osteo.task import BINARY, TASKS, Task
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def audit_dataset(
     cache = cache_dir(config.cache)
     sources = prepare.read_sources(config, cache)
     read = prepare.reader(sources)
-    task = TASKS[config.task]
+    task = TASKS[str(config.task)]
     recorded = read_split(against, table.build_manifest(sources, cache, task=task)) if against else None
     manifest, small = prepare.with_manifest(
         lambda m: (m, prepare.open_thumbnails(m, read, cache)), config, sources, cache
@@ -176,7 +177,7 @@ def audit_dataset(
     if config.clean:
         used = table.clean(manifest, joined, t_scores(manifest, sources), task)
         labelled = labelled[labelled["image_id"].isin(used.loc[used["split"] != "excluded", "image_id"])]
-    labelled = labelled.assign(label=(labelled["label"] == task.positive).astype("Int64"))  # against the rest
+    labelled = against_rest(labelled, task)
     log.info("measuring shortcuts")
     measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
     fitted = fitted_shortcuts(labelled, read, image_size=config.image_size, fit=config.fit, seed=seed)
@@ -188,7 +189,7 @@ def audit_dataset(
         contradictory=contradictory,
         exposures=_exposures(pairs, manifest, read),
         odd=odd_pictures(usable, thumbnails, facts),
-        label_noise=label_noise(manifest, joined),
+        label_noise=label_noise(manifest, joined, task),
         shortcuts=measured,
         fitted_shortcuts=fitted,
         fit=config.fit,
@@ -200,13 +201,17 @@ def audit_dataset(
     )
 
 
-def label_noise(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[LabelNoise]:
+def label_noise(manifest: pd.DataFrame, pairs: Iterable[tuple[str, str]], task: Task = BINARY) -> list[LabelNoise]:
     """What identical files say of the labels, what all copies say, and what cleaning leaves of that.
+
+    Labels are those of the positive class against the rest.
 
     Args:
         manifest: rows that are excluded or have no label do not count.
         pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
+        task: of the labels.
     """
+    manifest = against_rest(manifest, task)
     used = manifest[(manifest["split"] != "excluded") & manifest["label"].notna()].set_index("image_id")
     labels = used["label"].astype(int)
     identical, copied = table.copies(manifest)[0], table.copies(manifest, pairs)[0]

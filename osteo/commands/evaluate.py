@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     console.print(as_table(table))
     console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
     if task.kind != "binary":
-        console.print(f"the second table is of {task.sides[1]} against the rest")
+        console.print(f"the second table is of {task.contrast}")
     if predictions["label"].nunique() == 1:
         console.print("all are of one class: what compares the classes has no value (-)")
     console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)

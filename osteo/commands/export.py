@@ -30,6 +30,7 @@ def export(config: ExportConfig, job: Job) -> bool:
     checkpoint = checkpoint_of(str(config.ckpt))
     output = formats.output_path(config, checkpoint)
     model = load_model(checkpoint)
+    outputs = formats.outputs_of(model.network.task)
     pictures, labels = formats.check_pictures(config.check, model)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"exact{formats.SUFFIXES[config.format]}"
@@ -39,9 +40,9 @@ def export(config: ExportConfig, job: Job) -> bool:
         batches = " and ".join(map(str, formats.BATCHES))
         measured = f"{largest:.2g} ({counted(len(pictures), 'picture')}, batches of {batches})"
         if not largest <= formats.TOLERANCE:
-            print(f"osteo export: logits differ from PyTorch's by up to {measured}; no file is left", file=sys.stderr)
+            print(f"osteo export: outputs differ from PyTorch's by up to {measured}; no file is left", file=sys.stderr)
             return False
-        print(f"largest difference of a logit from PyTorch's: {measured}")
+        print(f"largest difference of {' or '.join(outputs)} from PyTorch's: {measured}")
         if config.int8:
             exact_file, made = made, Path(folder) / "small.onnx"
             calibration = pictures[:: -(-len(pictures) // formats.CALIBRATION)]
@@ -57,6 +58,6 @@ def export(config: ExportConfig, job: Job) -> bool:
         names = [f"{name} {described(name)}" for name in model.covariates.names]
         taken.append(f"float32 (N, {len(names)}), NaN where not known: {', '.join(names)};")
     size = output.stat().st_size / 1e6
-    print(f"{printable(output)}: {' and '.join(taken)} to logit and probability, {size:.1f} MB")
+    print(f"{printable(output)}: {' and '.join(taken)} to {', '.join(outputs)}, {size:.1f} MB")
     print(f"{printable(checksum)}: its checksum, for sha256sum -c")
     return True

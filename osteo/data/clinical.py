@@ -13,7 +13,7 @@ from osteo.config import DataConfig
 from osteo.data.archives import Archive
 from osteo.errors import UserError, counted
 from osteo.reading import labels
-from osteo.reading.covariates import NUMBERS, ImpossibleError, lowered, read_cell
+from osteo.reading.covariates import ImpossibleError, lowered, read_cell, read_column
 from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.tables import (
     LARGEST_TABLE,
@@ -24,11 +24,9 @@ from osteo.reading.tables import (
     read_sheets,
     read_users_table,
 )
-from osteo.task import CLASSES
+from osteo.task import T_SCORE, who_class
 
 log = logging.getLogger(__name__)
-
-NORMAL, OSTEOPENIA, OSTEOPOROSIS = CLASSES
 
 COLUMNS = {  # by our name: how Mendeley's heading begins, in lower case, without stray blanks and colons
     "patient": "patient id",
@@ -145,21 +143,8 @@ def _typed(cells: pd.DataFrame, columns: Mapping[str, str], wanted: Collection[s
     strict = {*wanted, *(("height", "weight") if "bmi" in wanted else ())}
     table = pd.DataFrame({"row": pd.Series(list(cells.index), cells.index, "Int64")})
     for name in VALUES:
-        values, impossible = [], 0
-        for row, cell in cells[name].items() if name in cells else ():
-            try:
-                values.append(read_cell(name, cell))
-            except ImpossibleError as error:
-                if name in strict:
-                    raise UserError(f"{option}: '{columns[name]}' in row {row} {error}") from None
-                values.append(None)
-                impossible += 1
-        if impossible:
-            log.warning(
-                "%s: %s in '%s' cannot be, and count as not known", option, counted(impossible, "value"), columns[name]
-            )
-        dtype = "float64" if name in NUMBERS else "string"
-        table[name] = pd.Series(values or None, index=table.index, dtype=dtype)
+        given = cells[name] if name in cells else pd.Series(pd.NA, cells.index, dtype="string")
+        table[name] = read_column(name, given, columns.get(name, ""), option, strict=name in strict)
     return table
 
 
@@ -309,15 +294,8 @@ def read_clinical(data: DataConfig, key: str = KEY) -> ClinicalFile:
     _check_columns(columns, data.covariates, option, list(table.columns), key)
     log.info("%s: %s", option, ", ".join(f"{meaning} from column '{name}'" for meaning, name in columns.items()))
     cells = table[list(columns.values())].set_axis(list(columns), axis=1).fillna("")
-    wanted = frozenset({*data.covariates, *pairs.values()})
+    wanted = frozenset({*data.covariates, *pairs.values(), *([T_SCORE] if data.task == T_SCORE else [])})
     return ClinicalFile(option, cells, columns, tuple(table.columns), wanted)
-
-
-def who_class(t_score: float) -> str:
-    """The WHO's class of a T-score: normal above -1, osteoporosis at -2.5 or below, osteopenia between."""
-    if t_score <= -2.5:
-        return OSTEOPOROSIS
-    return NORMAL if t_score > -1.0 else OSTEOPENIA
 
 
 def mismatches(sheet: pd.DataFrame, patients: Iterable[str]) -> tuple[list[str], list[str], list[str]]:

@@ -16,14 +16,13 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from osteo.data.clinical import who_class
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_sealed, read_table, write_sealed
-from osteo.reading.labels import SPLIT_NAMES
+from osteo.reading.labels import SPLIT_NAMES, warn_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
-from osteo.task import BINARY, Task
+from osteo.task import BINARY, T_SCORE, TASKS, Task, who_class
 from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_valu
 
 
 def build_manifest(
-    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False
+    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False, complete: bool = True
 ) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
 
@@ -73,6 +72,7 @@ def build_manifest(
         cache: folder in which the table is kept, whatever the task.
         task: that says which label a class has.
         renew: read all files again.
+        complete: refuse sources that together lack a class that has a part in the task.
 
     Returns:
         One row per picture, `split` "excluded" for one that cannot be used, else as its source states it or empty.
@@ -80,7 +80,7 @@ def build_manifest(
     Raises:
         UserError: a source has no pictures, or lacks a class.
     """
-    _check_classes(sources, task)
+    _check_classes(sources, task, complete=complete)
     stamps = [source.stamp for source in sources.values()]
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
@@ -108,6 +108,33 @@ def _with_labels(manifest: pd.DataFrame, task: Task) -> pd.DataFrame:
     """The manifest with the labels of a task; what has none is set aside."""
     labelled = manifest.assign(label=manifest["class_name"].map(task.labels).astype("Int64"))
     return exclude(labelled, labelled["label"].isna(), OSTEOPENIA)
+
+
+def follow_t_scores(manifest: pd.DataFrame, known: Mapping[str, float], *, complete: bool) -> pd.DataFrame:
+    """The manifest with the class of each T-score, whatever a folder says; a picture without one is set aside.
+
+    Args:
+        manifest: with the labels of three classes.
+        known: T-scores by image_id.
+        complete: there must be some; else, where there are none at all, the classes of the folders stay.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not known and not complete:
+        return manifest
+    if not known:
+        raise UserError(
+            "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet that has them, as the"
+            " Mendeley archive does, data.clinical=FILE data.clinical_columns=[COLUMN:t_score], or a column of"
+            " data.labels: data.columns=[COLUMN:t_score]"
+        )
+    manifest = exclude(manifest, ~manifest["image_id"].isin(list(known)), NO_T_SCORE)
+    measured = manifest["image_id"].map({image_id: who_class(t_score) for image_id, t_score in known.items()})
+    classes = measured.fillna(manifest["class_name"]).astype("string")
+    other = manifest.loc[(classes != manifest["class_name"]) & (manifest["split"] != "excluded"), "image_id"]
+    warn_of(list(other), "the T-score of {} is of another class than the folder: the T-score counts")
+    return _with_labels(manifest.assign(class_name=classes), TASKS[T_SCORE])
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,8 +175,11 @@ def exclude(manifest: pd.DataFrame, rows: "pd.Series[bool]", reason: str) -> pd.
     return changed
 
 
-def _check_classes(sources: Mapping[str, Source], task: Task) -> None:
-    """Refuses a source that cannot tell any two classes apart, and sources that lack a class together."""
+def _check_classes(sources: Mapping[str, Source], task: Task, *, complete: bool) -> None:
+    """Refuses a source that cannot tell two classes apart, and sources that together lack one of the task.
+
+    Several classes need not all be in one source; where pictures are merely asked about, none has to be anywhere.
+    """
     found: dict[str, set[str]] = {}
     for name, source in sources.items():
         found[name] = present = {picture.class_name for picture in source.pictures}
@@ -161,14 +191,21 @@ def _check_classes(sources: Mapping[str, Source], task: Task) -> None:
             )
         if not task.has_many_classes:
             _check_present(f"source {name} has", present, task)
-    _check_present(f"task={task.name} cannot be served: the data have", set().union(*found.values()), task)
+    present = set().union(*found.values())
+    if complete and (absent := [name for name in _classes_of(task) if name not in present]):
+        raise _without(f"task={task.name} cannot be served: the data have", absent[0], present)
 
 
 def _check_present(what_has: str, present: set[str], task: Task) -> None:
     for label in range(len(task.class_names)):
         if not any(task.labels[name] == label for name in present):
-            missing = " or ".join(name for name, its_label in task.labels.items() if its_label == label)
-            raise UserError(f"{what_has} no pictures of class {missing}; found only: {', '.join(sorted(present))}")
+            raise _without(
+                what_has, " or ".join(name for name, its_label in task.labels.items() if its_label == label), present
+            )
+
+
+def _without(what_has: str, missing: str, present: set[str]) -> UserError:
+    return UserError(f"{what_has} no pictures of class {missing}; found only: {', '.join(sorted(present))}")
 
 
 def _classes_of(task: Task) -> list[str]:
@@ -256,12 +293,12 @@ def clean(
     t_scores: Mapping[str, float] | None = None,
     task: Task = BINARY,
 ) -> pd.DataFrame:
-    """Keeps one of every set of copies, and none where their labels contradict and no T-score decides.
+    """Keeps one of every set of copies, and none where their labels, or T-scores, contradict and nothing decides.
 
     Args:
         manifest: rows that are excluded stay so.
         pairs: image_ids of pictures that show the same exposure, beside those with the same bytes.
-        t_scores: by image_id, where measured; the first of a set decides, by the WHO's cut-offs.
+        t_scores: by image_id, where measured; those of a set decide, by the WHO's cut-offs, where they agree.
         task: that says which label a class has.
     """
     same, contradictory = copies(manifest, pairs)
@@ -269,10 +306,11 @@ def clean(
     pixels = rows["width"] * rows["height"]
     known = t_scores or {}
     wrong: set[str] = set()
-    for members in contradictory:
-        scores = [known[image_id] for image_id in members if image_id in known]
-        right = task.labels[who_class(scores[0])] if scores else None
-        wrong |= {image_id for image_id in members if rows["label"][image_id] != right}
+    for members in same if task.kind == "regression" else contradictory:
+        measured = {known[image_id] for image_id in members if image_id in known}
+        right = {task.labels[who_class(t_score)] for t_score in measured}
+        is_known = len(measured if task.kind == "regression" else right) == 1
+        wrong |= {image_id for image_id in members if not (is_known and rows["label"][image_id] in right)}
     manifest = exclude(manifest, manifest["image_id"].isin(wrong), CONTRADICTORY)
     spare: set[str] = set()
     for members in same:  # the largest is kept, the first by name where several are

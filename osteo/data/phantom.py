@@ -6,7 +6,10 @@ thickness of the cortex, the density of trabecular bone and the anisotropy of it
 soft tissue and film are drawn without regard to it.
 """
 
+import hashlib
 import json
+import logging
+import shutil
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import openpyxl
 
-from osteo.files import read_sealed, sha256_of, whole, write_sealed
+from osteo.config import PhantomConfig
+from osteo.files import alone, read_sealed, sha256_of, whole, write_sealed
 from osteo.task import CLASSES, NEGATIVE
 from osteo.types import Grey
+
+log = logging.getLogger(__name__)
 
 Map = npt.NDArray[np.floating[Any]]
 
@@ -49,6 +55,25 @@ class Sketch(NamedTuple):
     class_name: str
     t_score: float
     seed: list[int]
+
+
+def archives(config: PhantomConfig, cache: Path) -> Path:
+    """The folder with the phantom archives of this seed and these counts, drawn where it is missing or damaged."""
+    ages = [config.age_slope] if config.age_slope != AGE_SLOPE else []  # what was drawn before it keeps its key
+    recipe = json.dumps([VERSION, config.seed, config.kaggle, config.mendeley, *ages], sort_keys=True)
+    root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    if is_intact(root):
+        return root
+    log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
+    with alone(root, "drawing them"):
+        if not is_intact(root):
+            if root.exists():
+                log.warning("the phantom radiographs in the cache are damaged or of an older version: drawn anew")
+                shutil.rmtree(root)
+            write_archives(
+                root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley, age_slope=config.age_slope
+            )
+    return root
 
 
 def write_archives(

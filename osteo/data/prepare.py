@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -15,7 +14,7 @@ import pandas as pd
 
 from osteo import parts
 from osteo.checks import check, check_data, named_pairs
-from osteo.config import DATA_SETS, DataConfig, PhantomConfig, SplitConfig
+from osteo.config import DATA_SETS, DataConfig, SplitConfig
 from osteo.data import clinical, download, phantom, summary
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
@@ -23,16 +22,17 @@ from osteo.data.sources import (
     Source,
     attach_sheet,
     check_sources,
+    check_t_scores,
     clinical_rows,
     read_folder,
     read_kaggle,
     read_mendeley,
     t_scores,
 )
-from osteo.data.splits import assign_splits
+from osteo.data.splits import assign_splits, check_test_source
 from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
-from osteo.files import alone, cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
+from osteo.files import cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
 from osteo.reading.labels import read_labels, warn_of
 from osteo.task import CLASSES, T_SCORE, TASKS
 from osteo.types import ReadFile, Transform
@@ -73,22 +73,26 @@ def configured(data: DataConfig | str | Path, settings: Mapping[str, Any]) -> Da
     return config
 
 
-def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True) -> Prepared:
+def prepare(
+    config: DataConfig, sources: dict[str, Source] | None = None, *, split: bool = True, complete: bool = True
+) -> Prepared:
     """Reads the sources, sets aside what cannot be used, decodes the rest once and splits it.
 
     Args:
         config: what to prepare.
         sources: of the same configuration, where they have been read already.
         split: draw or read splits; else every picture that can be used is for the test.
+        complete: refuse data without one of several classes, or without T-scores where these are asked for.
 
     Raises:
         UserError: nothing there, a class missing, a split empty, or an unusable file while `strict`.
     """
     cache = cache_dir(config.cache)
     sources = sources or read_sources(config, cache)
-    manifest, store = with_manifest(partial(_group_and_decode, config, sources, cache), config, sources, cache)
-    if config.task == T_SCORE:
-        manifest = manifest.assign(**{T_SCORE: manifest["image_id"].map(t_scores(manifest, sources))})
+    work = partial(_group_and_decode, config, sources, cache)
+    manifest, store = with_manifest(work, config, sources, cache, complete=complete)
+    if config.task == T_SCORE and (known := t_scores(manifest, sources)):
+        manifest = manifest.assign(**{T_SCORE: manifest["image_id"].map(known)})
     manifest = set_unreadable_aside(manifest, store)
     _report_unusable(manifest, strict=config.strict)
     if config.covariates:
@@ -97,32 +101,34 @@ def prepare(config: DataConfig, sources: dict[str, Source] | None = None, *, spl
         everything = manifest["split"].mask(manifest["split"] != "excluded", "test")
         return Prepared(manifest.assign(split=everything), store)
     stated = manifest["split"].isin(table.SPLITS).any()
-    manifest = assign_splits(manifest, config.split, TASKS[config.task])
+    manifest = assign_splits(manifest, config.split, TASKS[str(config.task)], complete=complete)
     _report_leaks(manifest, config, "mend the split that the labels state" if stated else "")
     return Prepared(manifest, store)
 
 
-def with_manifest(work: Callable[[pd.DataFrame], T], config: DataConfig, sources: dict[str, Source], cache: Path) -> T:
+def with_manifest(
+    work: Callable[[pd.DataFrame], T], config: DataConfig, sources: dict[str, Source], cache: Path, **options: bool
+) -> T:
     """What `work` makes of the manifest; once more of a renewed one where it came upon a file that has changed."""
     with writing_to_cache(cache):
         try:
-            return work(_manifest(config, sources, cache))
+            return work(_manifest(config, sources, cache, **options))
         except ChangedFileError as error:
             log.warning("%s; all files are hashed again", error)
-            return work(_manifest(config, sources, cache, renew=True))
+            return work(_manifest(config, sources, cache, renew=True, **options))
 
 
-def _manifest(config: DataConfig, sources: dict[str, Source], cache: Path, *, renew: bool = False) -> pd.DataFrame:
-    """The manifest of the configured task, without splits."""
-    manifest = table.build_manifest(sources, cache, task=TASKS[config.task], renew=renew)
-    if config.task != T_SCORE:
-        return manifest
-    if not (known := t_scores(manifest, sources)):
-        raise UserError(
-            "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet that has them, as the"
-            " Mendeley archive does, or data.clinical=FILE data.clinical_columns=[COLUMN:t_score]"
-        )
-    return table.exclude(manifest, ~manifest["image_id"].isin(list(known)), table.NO_T_SCORE)
+def _manifest(
+    config: DataConfig, sources: dict[str, Source], cache: Path, *, renew: bool = False, complete: bool = True
+) -> pd.DataFrame:
+    """The manifest of the configured task, without splits; see `prepare`."""
+    task = TASKS[str(config.task)]
+    manifest = table.build_manifest(sources, cache, task=task, renew=renew, complete=complete)
+    if config.task == T_SCORE:
+        manifest = table.follow_t_scores(manifest, t_scores(manifest, sources), complete=complete)
+    if complete and config.split.test_source:
+        check_test_source(manifest, config.split.test_source, task)
+    return manifest
 
 
 def _group_and_decode(
@@ -135,7 +141,7 @@ def _group_and_decode(
         pairs = [(pair.first, pair.second) for pair in same_exposures(manifest, thumbnails, cache)]
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
-        manifest = table.clean(manifest, pairs, t_scores(manifest, sources), TASKS[config.task])
+        manifest = table.clean(manifest, pairs, t_scores(manifest, sources), TASKS[str(config.task)])
     return manifest, open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
 
 
@@ -177,6 +183,7 @@ def read_sources(config: DataConfig, cache: Path) -> dict[str, Source]:
     sources = _read_archives(config, cache)
     if sheet:
         attach_sheet(sources, sheet)
+    check_t_scores(sources)
     if config.covariates and all(source.clinical is None for source in sources.values()):
         raise UserError(
             f"covariates=[{','.join(config.covariates)}] need a clinical sheet, and data={config.name} has none; give"
@@ -202,8 +209,9 @@ def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
     kaggle, mendeley = config.kaggle, config.mendeley
     used = DATA_SETS[config.name] or ("kaggle", "mendeley")
     if config.name == "phantom":
-        drawn = phantom_archives(config.phantom, cache)
+        drawn = phantom.archives(config.phantom, cache)
         kaggle, mendeley = str(drawn / "kaggle"), str(drawn / "mendeley")
+        used = tuple(name for name in ("kaggle", "mendeley") if (drawn / name).is_dir())
     if config.download and "kaggle" in used:
         kaggle = kaggle or str(download.kaggle())
     if config.download and "mendeley" in used:
@@ -214,25 +222,6 @@ def _read_archives(config: DataConfig, cache: Path) -> dict[str, Source]:
     if "mendeley" in used:
         found["mendeley"] = read_mendeley(str(mendeley), config.mendeley or "mendeley", covariates=wanted)
     return found
-
-
-def phantom_archives(config: PhantomConfig, cache: Path) -> Path:
-    """The folder with the phantom archives of this seed and these counts, drawn where it is missing or damaged."""
-    ages = [config.age_slope] if config.age_slope != phantom.AGE_SLOPE else []  # what was drawn before it keeps its key
-    recipe = json.dumps([phantom.VERSION, config.seed, config.kaggle, config.mendeley, *ages], sort_keys=True)
-    root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    if phantom.is_intact(root):
-        return root
-    log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
-    with alone(root, "drawing them"):
-        if not phantom.is_intact(root):
-            if root.exists():
-                log.warning("the phantom radiographs in the cache are damaged or of an older version: drawn anew")
-                shutil.rmtree(root)
-            phantom.write_archives(
-                root, seed=config.seed, kaggle=config.kaggle, mendeley=config.mendeley, age_slope=config.age_slope
-            )
-    return root
 
 
 def reader(sources: dict[str, Source]) -> ReadFile:

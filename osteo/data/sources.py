@@ -14,7 +14,7 @@ from osteo.errors import UserError, counted, printable, unknown
 from osteo.reading.labels import Label, LabelFile, check_patients, patient_in, warn_of
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import looks_like_picture
-from osteo.task import CLASSES
+from osteo.task import CLASSES, T_SCORE
 from osteo.types import ReadFile
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class Picture:
     """why the file must not be opened, or empty"""
     split: str = ""
     """train, val or test where the source states it, or empty"""
+    t_score: float | None = field(repr=False, default=None)
+    """of its patient where the source states it beside a clinical sheet"""
 
 
 @dataclass
@@ -139,10 +141,10 @@ def read_source(
     found.strays += [entry.name for entry in entries if entry.name not in stated]
     entries = [entry for entry in entries if entry.name in stated]
     for name, refused in ((entry.name, entry.refused) for entry in entries):
-        class_name, patient, split = stated[name]
+        class_name, patient, split, t_score = stated[name]
         picture = Picture(
             image_id=f"{source}/{name}", source=source, name=name, path=f"{shown or written}/{name}",
-            class_name=class_name, patient=patient or patient_of(name), refused=refused, split=split,
+            class_name=class_name, patient=patient or patient_of(name), refused=refused, split=split, t_score=t_score,
         )  # fmt: skip
         found.pictures.append(picture)
     found.stamp = "\n".join(f"{written}/{entry.name}:{entry.stamp}" for entry in entries)
@@ -268,8 +270,26 @@ def clinical_rows(manifest: pd.DataFrame, sources: Mapping[str, Source]) -> pd.D
 
 
 def t_scores(manifest: pd.DataFrame, sources: Mapping[str, Source]) -> dict[str, float]:
-    """The T-score of a picture's patient by image_id, where a clinical sheet has it."""
-    return {str(image_id): float(t) for image_id, t in clinical_rows(manifest, sources)["t_score"].dropna().items()}
+    """The T-score of a picture's patient by image_id, where a clinical sheet or a table of labels has it."""
+    of_sheets = clinical_rows(manifest, sources)[T_SCORE].dropna()
+    stated = {p.image_id: p.t_score for source in sources.values() for p in source.pictures if p.t_score is not None}
+    return {str(image_id): float(t) for image_id, t in of_sheets.items()} | stated
+
+
+def check_t_scores(sources: Mapping[str, Source]) -> None:
+    """Refuses T-scores of labels that a clinical sheet contradicts; the picture is named, and no T-score.
+
+    Raises:
+        UserError: one line for the first of them.
+    """
+    stated = [picture for source in sources.values() for picture in source.pictures if picture.t_score is not None]
+    keys = pd.DataFrame({key: [getattr(picture, key) for picture in stated] for key in (IMAGE, "source", PATIENT)})
+    for picture, of_sheet in zip(stated, clinical_rows(keys, sources)[T_SCORE], strict=True):
+        if pd.notna(of_sheet) and of_sheet != picture.t_score:
+            raise UserError(
+                f"the T-score of {picture.name} in data.labels is not that of its patient in the clinical sheet;"
+                " correct or remove one of them"
+            )
 
 
 def clinical_table(sources: Mapping[str, Source]) -> pd.DataFrame | None:
@@ -288,9 +308,16 @@ def sheet_mismatches(sources: Mapping[str, Source]) -> list[str]:
     for name, source in sources.items():
         if source.clinical is None or source.clinical.index.name == IMAGE:
             continue
-        kinds = ("pictures without a row in the clinical sheet", "rows without a picture", "rows against the cut-offs")
+        kinds = (
+            ("picture", "without a row in the clinical sheet"), ("row", "without a picture"),
+            ("row", "against the cut-offs"),
+        )  # fmt: skip
         found = mismatches(source.clinical, {picture.patient for picture in source.pictures})
-        lines += [f"{name}: {len(p)} {kind}: {', '.join(p[:10])}" for kind, p in zip(kinds, found, strict=True) if p]
+        lines += [
+            f"{name}: {counted(len(p), noun)} {what}: {', '.join(p[:10])}"
+            for (noun, what), p in zip(kinds, found, strict=True)
+            if p
+        ]
     return lines
 
 

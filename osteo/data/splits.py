@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,16 @@ from osteo.task import BINARY, Task
 log = logging.getLogger(__name__)
 
 
-def assign_splits(manifest: pd.DataFrame, config: SplitConfig, task: Task = BINARY) -> pd.DataFrame:
+def assign_splits(
+    manifest: pd.DataFrame, config: SplitConfig, task: Task = BINARY, *, complete: bool = True
+) -> pd.DataFrame:
     """The manifest with train, val or test in `split` for every row that is not excluded.
+
+    Args:
+        manifest: what is to be split.
+        config: how.
+        task: every class of which each split must have.
+        complete: else those that the data have are enough.
 
     Raises:
         UserError: a split or a class within it would be empty, or what states the split does not fit the pictures.
@@ -56,7 +64,11 @@ def assign_splits(manifest: pd.DataFrame, config: SplitConfig, task: Task = BINA
         chosen = parts.map(dict(enumerate(SPLITS)))
     split = manifest["split"].copy()
     split[chosen.index] = chosen
-    _check_filled(manifest.assign(split=split), task)
+    every = set(range(len(task.class_names)))
+    needed = dict.fromkeys(SPLITS, every if complete or not task.has_many_classes else every & set(usable["label"]))
+    if config.test_source and task.has_many_classes:  # the source has what it has; see `check_test_source`
+        needed["test"] = every & set(usable.loc[chosen == "test", "label"])
+    _check_filled(manifest.assign(split=split), task, needed)
     return manifest.assign(split=split)
 
 
@@ -190,11 +202,33 @@ def _from_file(manifest: pd.DataFrame, path: Path) -> "pd.Series[str]":
     return chosen
 
 
-def _check_filled(manifest: pd.DataFrame, task: Task) -> None:
+def check_test_source(manifest: pd.DataFrame, source: str, task: Task) -> None:
+    """Refuses a source that leaves no class to learn from without it, or has not both sides of the positive class.
+
+    Raises:
+        UserError: one line that names the source and the class.
+    """
+    option, usable = f"data.split.test_source={source}", manifest[manifest["split"] != "excluded"]
+    if (of_source := manifest[manifest["source"] == source]).empty:
+        return  # `assign_splits` says which there are
+    inside = usable["source"] == source
+    if not inside.any():
+        reason = of_source["reason"].mode().iloc[0]
+        raise UserError(f"{option} has no picture that task={task.name} can use: {reason}")
+    for label, name in enumerate(task.class_names):
+        if not (usable.loc[~inside, "label"] == label).any():
+            raise UserError(f"{option} leaves no {name} pictures to learn from")
+    is_positive = usable.loc[inside, "label"] == task.positive
+    if is_positive.all() or not is_positive.any():
+        missing = " or ".join(task.class_names[:-1]) if is_positive.all() else task.class_names[-1]
+        raise UserError(f"{option} has no {missing} pictures to test on")
+
+
+def _check_filled(manifest: pd.DataFrame, task: Task, needed: Mapping[str, Set[int]]) -> None:
     for split in SPLITS:
         labels = manifest.loc[manifest["split"] == split, "label"]
         for label, name in enumerate(task.class_names):
-            if not (labels == label).any():
+            if label in needed[split] and not (labels == label).any():
                 raise UserError(
                     f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"
                     " use more pictures, other shares (data.split.train, data.split.val) or fewer folds"

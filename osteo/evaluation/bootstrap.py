@@ -286,7 +286,8 @@ def bootstrap_classes(
 
     Clusters weigh as there, and each class as often as it is. The prior counts for two clusters of mean size in all, as
     with two classes, shared among the classes. The recall of each is Beta(1/2, 1/2) in it, Jeffreys' prior of a
-    proportion; a wrong call k classes off has a share of 1 / k^2, so that each k costs a quadratic kappa as much.
+    proportion; a wrong call k classes off has a share of 1 / k^3, between the 1 / k^2 that gives each k as much of the
+    mean of a quadratic kappa, and the 1 / k^4 that gives it as much of the variance.
 
     Args:
         statistic: of weighted rows, see `class_rows`.
@@ -304,7 +305,7 @@ def bootstrap_classes(
     of_pictures, of_classes, of_calls = (np.random.default_rng([seed, number]) for number in range(2, 5))
     mean_size = np.array([len(of_class) / max(count, 1) for of_class, count in zip(inside, clusters, strict=True)])
     off = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
-    wrong = np.where(off, 1.0 / np.maximum(off, 1) ** 2, 0.0)
+    wrong = np.where(off, 1.0 / np.maximum(off, 1) ** 3, 0.0)
     shape = np.where(off, 0.5 * wrong / wrong.sum(axis=1, keepdims=True), 0.5)
 
     def weigh(size: int) -> Floats:

@@ -1,17 +1,20 @@
 """What a record says of predictions, whatever the task."""
 
+import logging
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from osteo.evaluation.agreement import evaluate_t_scores
+from osteo.evaluation.agreement import AGREEMENT, evaluate_t_scores
 from osteo.evaluation.metrics import BUILT_IN, all_metrics, evaluate, measure
 from osteo.evaluation.multiclass import evaluate_classes
 from osteo.records.content import damaged
 from osteo.records.record import Run
 from osteo.task import PREDICTED_T_SCORE, T_SCORE, TASKS, Task, probability_columns
+
+log = logging.getLogger(__name__)
 
 
 def against_rest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
@@ -24,17 +27,45 @@ def evaluate_task(task: Task, predictions: pd.DataFrame) -> dict[str, Any]:
 
     Args:
         task: what was asked.
-        predictions: rows of predictions.csv.
+        predictions: rows of predictions.csv; where no T-score was measured, what these are compared by is None, and the
+            class of a picture is the truth of their cut.
 
     Raises:
         UserError: what is predicted is not finite.
     """
+    if task.kind == "regression" and T_SCORE not in predictions:
+        of_cut = evaluate(predictions["logit"], predictions["label"] == task.positive)
+        return dict.fromkeys(metric.name for metric in AGREEMENT) | of_cut
     if task.kind == "regression":
         return evaluate_t_scores(predictions[T_SCORE], predictions[PREDICTED_T_SCORE])
     if task.has_many_classes:
         probabilities = predictions[probability_columns(task)].to_numpy(float)
         return evaluate_classes(probabilities, predictions["label"], class_names=task.class_names)
     return evaluate(predictions["logit"], predictions["label"])
+
+
+def warn_of_absent(predictions: pd.DataFrame, task: Task, split: str) -> None:
+    """Says what cannot be measured of a split that lacks what the task is about: one of several classes, or T-scores.
+
+    Args:
+        predictions: or a manifest: the rows of the split.
+        task: what was asked.
+        split: its name.
+    """
+    if task.kind == "regression" and T_SCORE not in predictions:
+        log.warning(
+            "no %s picture has a T-score: errors, bias, limits of agreement and r have no value (-), and the cut is"
+            " compared with the classes",
+            split,
+        )
+    if task.kind not in ("nominal", "ordinal"):
+        return
+    present = set(predictions["label"])
+    if absent := [name for label, name in enumerate(task.class_names) if label not in present]:
+        log.warning(
+            "no %s picture is of class %s: its AUROC and the means over the classes have no value (-)",
+            split, " or ".join(absent),
+        )  # fmt: skip
 
 
 def check_run(run: Run) -> None:

@@ -183,17 +183,18 @@ class NestedTest(NamedTuple):
     likelihood_ratio: float
     """twice the gain in log likelihood; chi-squared with one degree of freedom where every group is one picture"""
     p: float
-    """of no added value, whatever the groups"""
+    """one-sided, of no added value, whatever the groups
+
+    A logit that leans the wrong way adds nothing, however far it leans. Networks that learnt nothing lean that way out
+    of fold: the more cases they saw, the fewer are left to test.
+    """
     pictures: int
     """that were tested and have every covariate"""
 
     @property
     def adds(self) -> bool:
-        """Whether added value is found: a logit that leans the wrong way adds nothing, however small its p.
-
-        Networks that learnt nothing lean that way out of fold: the more cases they saw, the fewer are left to test.
-        """
-        return self.p <= 0.05 and self.log_odds > 0.0
+        """Whether added value is found."""
+        return self.p <= 0.05
 
 
 def nested_test(
@@ -211,9 +212,10 @@ def nested_test(
     The logit is the mean over repeats, centred by network. Likelihoods have Firth's penalty, so that covariates which
     separate the classes give finite estimates (Heinze and Schemper 2002). Copies of a picture would double a likelihood
     ratio, so the p-value is of the score: the signs of the groups' contributions to it are flipped at random (Hemerik,
-    Goeman and Finos 2020), which holds for pictures that depend on each other within a group. Pictures with a gap in a
-    covariate have no part: to tell an age that the sheet does not have would count as added value. A covariate acts
-    linearly on the log odds.
+    Goeman and Finos 2020), which holds for pictures that depend on each other within a group. It is one-sided: where
+    age all but separates the classes a handful of groups carry the score, and of both sides few flips are as far out.
+    Pictures with a gap in a covariate have no part: to tell an age that the sheet does not have would count as added
+    value. A covariate acts linearly on the log odds.
 
     Args:
         labels: 0 or 1, (N,).
@@ -242,18 +244,22 @@ def nested_test(
 
 
 def _flip_scores(design: Floats, column: Floats, labels: Labels, cluster: Labels, draws: int, seed: int) -> float:
-    """The p-value of no effect of one more column (N,) beside a design (N, P), by flips of the clusters' scores.
+    """The p-value of no positive effect of one more column (N,) beside a design (N, P), by flips of clusters' scores.
 
-    The labels have been used to fit the design, which makes their residuals too small; the observed score is made
-    smaller by as much as P fitted coefficients ask for (the HC1 of MacKinnon and White 1985).
+    The scores are those of the penalised likelihood, so that the fitted design leaves nothing of itself in them. Where
+    it all but separates the classes few clusters have a score that is not near 0, and those have a large part in the
+    fit, which makes their scores too small. So each cluster's square counts less by its leverage (Bell and McCaffrey
+    2002), and the observed sum is made smaller by as much as the squares are.
     """
-    probabilities = expit(design @ _firth(design, labels, fitted=design.shape[1])[0])
-    weight = np.sqrt(probabilities * (1.0 - probabilities))
+    values = design @ _firth(design, labels, fitted=design.shape[1])[0]
+    leverage, weight = _leverage(design, values), np.sqrt(expit(values) * expit(-values))
     explained = np.linalg.lstsq(weight[:, None] * design, weight * column, rcond=None)[0]
-    scores = np.bincount(cluster, weights=(column - design @ explained) * (labels - probabilities))
-    observed = abs(scores.sum()) * max(0.0, 1.0 - design.shape[1] / len(scores)) ** 0.5
+    residuals = labels - expit(values) + leverage * (0.5 - expit(values))
+    scores = np.bincount(cluster, weights=(column - design @ explained) * residuals)
+    left = 1.0 - np.minimum(np.bincount(cluster, weights=leverage), 1.0)
+    observed = scores.sum() * ((left * scores**2).sum() / max((scores**2).sum(), 1e-300)) ** 0.5
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(scores)))
-    return float((1 + np.count_nonzero(np.abs(signs @ scores) >= observed - 1e-12)) / (1 + draws))
+    return float((1 + np.count_nonzero(signs @ scores >= observed - 1e-12)) / (1 + draws))
 
 
 def _independent(columns: Floats) -> Floats:
@@ -290,8 +296,7 @@ def _firth(design: Floats, labels: Labels, *, fitted: int) -> tuple[Floats, floa
     for _ in range(STEPS):
         values = design @ coefficients
         probabilities, information = expit(values), _information(design, values)
-        leverage = (design @ np.linalg.pinv(information) * design).sum(axis=1) * probabilities * (1.0 - probabilities)
-        slope = design.T @ (labels - probabilities + leverage * (0.5 - probabilities))
+        slope = design.T @ (labels - probabilities + _leverage(design, values) * (0.5 - probabilities))
         step = np.zeros(design.shape[1])
         step[:fitted] = np.linalg.lstsq(information[:fitted, :fitted], slope[:fitted], rcond=None)[0]
         step /= max(1.0, np.abs(step).max() / 5.0)
@@ -301,6 +306,12 @@ def _firth(design: Floats, labels: Labels, *, fitted: int) -> tuple[Floats, floa
         if np.abs(step).max() < 1e-7:
             break
     return coefficients, reached
+
+
+def _leverage(design: Floats, values: Floats) -> Floats:
+    """What a picture's own label has to say of its log odds (N,), between 0 and 1, (N,); they sum to P."""
+    inverse = np.linalg.pinv(_information(design, values))
+    return np.asarray((design @ inverse * design).sum(axis=1) * expit(values) * expit(-values))
 
 
 def _information(design: Floats, values: Floats) -> Floats:

@@ -37,23 +37,30 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     from osteo.data.prepare import prepare, read_sources
     from osteo.data.sources import clinical_rows
     from osteo.evaluation.metrics import check_finite
+    from osteo.evaluation.outcomes import warn_of_absent
     from osteo.evaluation.ties import join_ties
     from osteo.files import cache_dir
     from osteo.inference.card import data_hash
     from osteo.inference.model import mean_details
 
+    task = models[0].network.task
+    if config.data.task not in (None, task.name):
+        raise UserError(
+            f"data.task={config.data.task} is not what {models[0].name} was trained for, task={task.name}; leave it out"
+        )
     logits, outputs = [], []
     sources, prepared = {}, {}
     for model in models:
         size, fit = model.card.image_size, model.card.fit
         names = () if model.covariates is None else model.covariates.names
-        data = replace(config.data, image_size=size, fit=fit, task=model.card.task)
+        data = replace(config.data, image_size=size, fit=fit, task=task.name)
         data = replace(data, covariates=list(names or config.data.covariates))
         if names not in sources:
             sources[names] = read_sources(data, cache_dir(data.cache))
         if (size, fit, names) not in prepared:
-            prepared[size, fit, names] = prepare(data, sources[names], split=config.split != "all")
-            prepared[size, fit, names].store.confirm()
+            opened = prepare(data, sources[names], split=config.split != "all", complete=False)
+            opened.store.confirm()
+            prepared[size, fit, names] = opened
         manifest, store = prepared[size, fit, names]
         rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:
@@ -67,7 +74,8 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         of_model = model.positive(outputs[-1])
         check_finite(of_model, rows["image_id"], model.name)
         logits.append(join_ties(of_model))
-    return manifest, np.stack(logits), mean_details(models[0].network.task, outputs)
+    warn_of_absent(rows, task, name_of(config))
+    return manifest, np.stack(logits), mean_details(task, outputs)
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
@@ -96,6 +104,8 @@ def intervals_of_task(predictions: "pd.DataFrame", task: Task) -> "pd.DataFrame"
     from osteo.evaluation.multiclass import class_intervals, class_metrics
 
     groups, details = list(predictions["group"]), predictions[details_columns(task)].to_numpy(float)
+    if task.kind == "regression" and T_SCORE not in predictions:
+        return pd.DataFrame({"metric": metric.name, "95 % interval": "-"} for metric in AGREEMENT)
     if task.kind == "regression":
         found = t_score_intervals(predictions[T_SCORE].to_numpy(float), details.T, groups)
         names = [metric.name for metric in AGREEMENT]

@@ -28,13 +28,14 @@ from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError
+from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
 from osteo.inference.model import Features, Model, size_to_read
 from osteo.networks.fusion import Scaling
 from osteo.networks.network import Network
-from osteo.networks.outputs import log_probabilities, positive_logit
+from osteo.networks.outputs import details_of, log_probabilities, positive_logit
 from osteo.reading.covariates import NUMBERS, WORDS, Covariates, as_numbers
 from osteo.reading.pictures import describe_error
 from osteo.reading.reader import read_picture
@@ -101,7 +102,11 @@ class Exported:
     """
 
     def logits(self, pictures: Sequence[Grey], values: Floats | None = None) -> Floats:
-        """The logits of prepared pictures, (N,), as `Model.logits`.
+        """The logits of prepared pictures, (N,), as `Model.logits`; arguments as of `outputs`."""
+        return np.asarray(self.outputs(pictures, values)[:, 0])
+
+    def outputs(self, pictures: Sequence[Grey], values: Floats | None = None) -> Floats:
+        """Everything that it gives for prepared pictures, (N, K): the columns of `outputs_of`, one after the other.
 
         Args:
             pictures: uint8 (S, S).
@@ -111,7 +116,8 @@ class Exported:
         if names := self.card.get(COVARIATES, {}).get("names"):
             values = np.full((len(pictures), len(names)), np.nan) if values is None else values
             covariates.append(np.asarray(values, np.float32))
-        return np.asarray(self.run(np.stack(pictures), *covariates)[0], np.float64)
+        found = self.run(np.stack(pictures), *covariates)
+        return np.column_stack([np.asarray(output, np.float64) for output in found])
 
 
 def check_choices(config: ExportConfig) -> None:
@@ -235,24 +241,24 @@ def open_exported(path: Path) -> Exported:
 
 
 def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> float:
-    """The largest absolute difference of a logit from PyTorch's, in batches of each of `BATCHES`.
+    """The largest absolute difference of an output from PyTorch's, in batches of each of `BATCHES`.
 
-    Of a network that takes covariates, half of those of each patient are known.
+    That is of a logit, a probability or a T-score; of covariates that the network takes, half are known.
 
     Raises:
         UserError: the file does not take batches of these sizes.
     """
-    values, features = None, None
-    if model.covariates is not None:
-        values, features = _made_up(model.covariates, len(pictures))
-    wanted = model.logits(pictures, features)
+    values, features = _made_up(model.covariates, len(pictures)) if model.covariates else (None, None)
+    outputs = model.outputs(pictures, features)
+    logits, details = model.positive(outputs), details_of(model.network.task, outputs)
+    wanted = np.column_stack([logits, calibrate(logits, model.card.temperature), *details.values()])
     try:
-        found = [in_batches(exported.logits, pictures, size, values) for size in BATCHES]
+        found = [in_batches(exported.outputs, pictures, size, values) for size in BATCHES]
     except Exception as error:  # of onnxruntime or of torch
         raise UserError(
             f"model.backbone={model.card.backbone} was exported, but the file does not run ({_first_line(error)})"
         ) from error
-    return max(float(np.abs(logits - wanted).max()) for logits in found)
+    return max(float(np.abs(outputs - wanted).max()) for outputs in found)
 
 
 def in_batches(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from osteo.task import PREDICTED_T_SCORE, T_SCORE_CUTS, Kind, Task, cut_logits, probability_columns
+from osteo.task import PREDICTED_T_SCORE, Kind, Task, cut_logits, probability_columns
 from osteo.types import Floats
 
 LEAST_GAP = 1e-3
@@ -59,14 +59,6 @@ def log_probabilities(kind: Kind, outputs: Tensor) -> Tensor:
     gaps = (outputs[:, :-1] - outputs[:, 1:]).clamp_min(ROUNDED)
     between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(-gaps))
     return torch.cat([before[:, :1], between, beyond[:, -1:]], dim=1)
-
-
-def call_classes(kind: Kind, outputs: Tensor) -> Tensor:
-    """The label of the class that a picture is called, int64 (B,): the most probable, or that of the T-score."""
-    if kind == "regression":
-        normal, osteoporosis = T_SCORE_CUTS
-        return (outputs <= normal).long() + (outputs <= osteoporosis).long()
-    return (outputs > 0).long() if kind == "binary" else log_probabilities(kind, outputs).argmax(1)
 
 
 def details_of(task: Task, outputs: Tensor) -> dict[str, Floats]:

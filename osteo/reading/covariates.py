@@ -1,5 +1,6 @@
 """A patient's characteristics as numbers: how a cell of a clinical sheet is read, and what is learnt of the columns."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import pandas as pd
 
 from osteo.errors import UserError, counted
 from osteo.types import Floats
+
+log = logging.getLogger(__name__)
 
 
 class Limits(NamedTuple):
@@ -85,6 +88,33 @@ def read_cell(name: str, cell: object) -> float | str | None:
         return "yes"
     known = "; ".join(", ".join(forms) for forms in WORDS[name].values())
     raise ImpossibleError(f"is none of the words that are known: {known}")
+
+
+def read_column(name: str, cells: "pd.Series[str]", heading: str, option: str, *, strict: bool) -> "pd.Series[Any]":
+    """The numbers (float) or words of a column, missing where not known, indexed as its cells are.
+
+    Args:
+        name: of the column, as we name it.
+        cells: text, by the number of the row in its file.
+        heading: of the column, for messages.
+        option: that named the file, for messages.
+        strict: whether a value that cannot be is an error; else it counts as not known, and a warning counts these.
+
+    Raises:
+        UserError: a value cannot be; its row is named, and not the value.
+    """
+    values, impossible = [], 0
+    for row, cell in cells.items():
+        try:
+            values.append(read_cell(name, cell))
+        except ImpossibleError as error:
+            if strict:
+                raise UserError(f"{option}: '{heading}' in row {row} {error}") from None
+            values.append(None)
+            impossible += 1
+    if impossible:
+        log.warning("%s: %s in '%s' cannot be, and count as not known", option, counted(impossible, "value"), heading)
+    return pd.Series(values or None, index=cells.index, dtype="float64" if name in NUMBERS else "string")
 
 
 def lowered(cell: str) -> str:

@@ -1,6 +1,7 @@
-"""Labels from a table: the class of each picture of a folder or zip, and where it says so its patient and split."""
+"""Labels from a table: the class of each picture of an archive, and where it has them patient, split and T-score."""
 
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -13,9 +14,10 @@ import pandas as pd
 from osteo.checks import LABEL_COLUMNS, named_pairs, patient_pattern
 from osteo.config import DataConfig
 from osteo.errors import UserError, counted
+from osteo.reading.covariates import read_column
 from osteo.reading.pictures import PICTURES_AND_DICOM
 from osteo.reading.tables import read_users_table
-from osteo.task import CLASSES, POSITIVE
+from osteo.task import CLASSES, POSITIVE, T_SCORE, who_class
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ COLUMNS = {
     "class": ("class", "class_name", "label", "diagnosis", "target", POSITIVE),
     "patient": ("patient", "patient_id", "subject", "subject_id"),
     "split": ("split",),
+    T_SCORE: (T_SCORE, "t_score_value"),
 }
 """Names of columns by what they hold, the first that is there counts; case, blanks, - and _ make no difference."""
 SPLIT_NAMES = {
@@ -49,6 +52,11 @@ class Label(NamedTuple):
     class_name: str
     patient: str = ""
     split: str = ""
+    t_score: float | None = None
+
+
+KINDS = ("class", "patient", "split", "T-score")
+"""What the fields of `Label` are called in messages."""
 
 
 class Row(NamedTuple):
@@ -95,11 +103,11 @@ class LabelFile:
                 spare.append(row.picture)
                 continue
             earlier = found.setdefault(fitting[0], row)
-            for kind, one, two in zip(Label._fields, earlier.label, row.label, strict=True):
+            for kind, one, two in zip(KINDS, earlier.label, row.label, strict=True):
                 if one != two:
                     raise UserError(
-                        f"{self.option}: rows {earlier.number} and {row.number} differ in the"
-                        f" {kind.removesuffix('_name')} of {fitting[0]}; keep one of them"
+                        f"{self.option}: rows {earlier.number} and {row.number} differ in the {kind} of {fitting[0]};"
+                        " keep one of them"
                     )
         if not found:
             raise UserError(
@@ -149,7 +157,7 @@ def _folded(name: str) -> str:
 
 
 def read_labels(data: DataConfig) -> LabelFile:
-    """Reads `data.labels`.
+    """Reads `data.labels`. Where T-scores are asked for and stand there, a class may be left out: it follows from them.
 
     Raises:
         UserError: there is no such table, a column is missing, or a word in it is none that it may hold.
@@ -161,14 +169,14 @@ def read_labels(data: DataConfig) -> LabelFile:
     if table.empty:
         raise UserError(f"{option} has no row below its headings")
     log.info("%s: %s", option, ", ".join(f"{meaning} from column '{name}'" for meaning, name in columns.items()))
-    words = {name: name for name in CLASSES}
-    given = named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
-    words |= {WHOLE.sub(r"\1", name): meaning for name, meaning in given.items()}
     cells = {meaning: table[column].fillna("") for meaning, column in columns.items()}
-    cells["class"] = cells["class"].str.replace(WHOLE, r"\1", regex=True)
-    words |= _numbers(cells["class"], words, columns["class"], option)
-    classes = _translate(cells["class"], words, columns["class"], option, "map it with data.classes=[WORD:CLASS]")
     blank = pd.Series("", index=table.index)
+    is_wanted = data.task == T_SCORE or T_SCORE in _named(data).values()
+    t_scores = read_column(T_SCORE, cells.get(T_SCORE, blank), columns.get(T_SCORE, ""), option, strict=is_wanted)
+    if "class" in cells:
+        classes = _classes(cells["class"], columns["class"], data, option)
+    else:
+        classes = t_scores.map(who_class, na_action="ignore").fillna("")
     splits = blank
     if "split" in cells:
         splits = _translate(cells["split"], SPLIT_NAMES, columns["split"], option, "write train, val or test")
@@ -176,7 +184,8 @@ def read_labels(data: DataConfig) -> LabelFile:
     if not known.any():
         raise UserError(f"{option} has no row with a picture and a class of {', '.join(CLASSES)}")
     patients = cells.get("patient", blank).str.upper()
-    values = zip(table.index, cells["picture"], classes, patients, splits, known, strict=True)
+    measured = (None if math.isnan(t_score) else t_score for t_score in t_scores)
+    values = zip(table.index, cells["picture"], classes, patients, splits, measured, known, strict=True)
     rows = [Row(number, picture, Label(*stated)) for number, picture, *stated, use in values if use]
     if "split" in cells and (missing := sum(not row.label.split for row in rows)):
         raise UserError(f"{option} has no split in {missing} of {len(rows)} rows; give all of them one, or none")
@@ -187,8 +196,7 @@ def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[st
     """The heading of the column that holds each thing, for those that are there."""
     headings = plain_headings(table, option)
     listed = f"its columns are: {', '.join(table.columns)}"
-    pairs = named_pairs(data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS)
-    given = named_columns(pairs, headings, option)
+    given = named_columns(_named(data), headings, option)
     if data.patient:
         if plain(data.patient) in headings:
             given["patient"] = headings[plain(data.patient)]
@@ -201,12 +209,17 @@ def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[st
         if present and not (meaning == "patient" and data.patient):
             given.setdefault(meaning, present[0])
     for needed in ("picture", "class"):
-        if needed not in given:
+        if needed not in given and not (needed == "class" and data.task == T_SCORE and T_SCORE in given):
             raise UserError(
                 f"{option} has no column for the {needed}, such as {', '.join(COLUMNS[needed])}; name it:"
                 f" data.columns=[COLUMN:{needed}]; {listed}"
             )
     return given
+
+
+def _named(data: DataConfig) -> dict[str, str]:
+    """What a column holds that data.columns names."""
+    return named_pairs(data.columns, "data.columns", "COLUMN:MEANING with a meaning", LABEL_COLUMNS)
 
 
 def plain_headings(table: pd.DataFrame, option: str) -> dict[str, str]:
@@ -246,6 +259,20 @@ def named_columns(pairs: Mapping[str, str], headings: Mapping[str, str], option:
 def plain(heading: str) -> str:
     """A heading as it is compared: without regard to case, blanks, - and _."""
     return re.sub(r"[\s_-]+", "", heading).casefold()
+
+
+def _classes(cells: "pd.Series[str]", column: str, data: DataConfig, option: str) -> "pd.Series[str]":
+    """The class that each cell stands for, as data.classes may say it; empty where it stands for none.
+
+    Raises:
+        UserError: none of them stands for one, or what their numbers mean is not known.
+    """
+    words = {name: name for name in CLASSES}
+    given = named_pairs(data.classes, "data.classes", "FOLDER:CLASS with a class", CLASSES)
+    words |= {WHOLE.sub(r"\1", name): meaning for name, meaning in given.items()}
+    cells = cells.str.replace(WHOLE, r"\1", regex=True)
+    words |= _numbers(cells, words, column, option)
+    return _translate(cells, words, column, option, "map it with data.classes=[WORD:CLASS]")
 
 
 def _numbers(cells: "pd.Series[str]", words: Mapping[str, str], column: str, option: str) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from scipy.special import expit
 from osteo.data.manifest import COLUMNS, SPLITS, typed
 from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table
-from osteo.task import PREDICTED_T_SCORE, T_SCORE, TASKS
+from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS
 from osteo.types import Floats, Mask
 
 Values: TypeAlias = dict[str, tuple[type, ...]]
@@ -36,8 +36,13 @@ COSTS = ("seconds", "seconds_per_epoch", "pictures_per_second", "peak_memory_mib
 OPTIONAL: Values = {**dict.fromkeys(COSTS, (int, float, type(None))), "pruned": (bool,)}
 """What environment.json may hold beside, which not every version and not every machine has written."""
 SHARES = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc", "average_precision", "sensitivity",
-          "specificity", "brier")  # fmt: skip
-"""Metrics that lie between 0 and 1; one of a plugin may be any number."""
+          "specificity", "brier", "balanced_accuracy", *(f"auroc_{name}" for name in ("macro", *CLASSES)))  # fmt: skip
+LARGEST = sys.float_info.max
+RANGES = {
+    **dict.fromkeys(SHARES, (0.0, 1.0)), **dict.fromkeys(("quadratic_weighted_kappa", "pearson_r"), (-1.0, 1.0)),
+    "mean_absolute_error": (0.0, LARGEST),
+}  # fmt: skip
+"""Between which a metric lies; one of a plugin may be any number."""
 OF_HISTORY = ("epoch", "train/loss", "val/loss", "val/auroc")
 OF_PREDICTIONS = ("image_id", "split", "label", "logit", "probability")
 TOLERANCE = 1e-3
@@ -130,10 +135,8 @@ def read_metrics(path: Path, needed: Values) -> dict[str, Any]:
         kind = name.rpartition("/")[2]
         if kind == "confusion_matrix":
             is_good = isinstance(value, list) and len(value) > 1 and all(_is_row(row, len(value)) for row in value)
-        elif kind in SHARES:
-            is_good = value is None or _is_number(value, 0.0, 1.0)
         else:
-            is_good = value is None or _is_number(value, -sys.float_info.max, sys.float_info.max)
+            is_good = value is None or _is_number(value, *RANGES.get(kind, (-LARGEST, LARGEST)))
         if not is_good:
             raise damaged(path, f"is damaged: {name} is {str(value)[:40]!r}")
     return content
@@ -160,7 +163,7 @@ def read_environment(path: Path, needed: Values) -> dict[str, Any]:
     check_values(path, content, {key: types for key, types in OPTIONAL.items() if key in content})
     for key in COSTS:
         value = content.get(key)
-        if value is not None and not _is_number(value, 0.0, sys.float_info.max):
+        if value is not None and not _is_number(value, 0.0, LARGEST):
             raise damaged(path, f"is damaged: {key} is {str(value)[:40]!r}")
     return content
 

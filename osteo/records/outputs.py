@@ -3,14 +3,14 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from osteo.config import AuditConfig, Config, PredictConfig
 from osteo.errors import UserError
-from osteo.files import display_path
+from osteo.files import display_path, sha256_of, write_json
 from osteo.records import locks
 from osteo.records.sweep import is_run, runs_of
 
@@ -29,6 +29,8 @@ PREDICTIONS = Results("predict", ("predictions.json", "predictions.csv", "predic
 AUDIT = Results("audit", ("audit.json", "audit.html"), "exact_duplicate_groups")
 OF_CONFIG = {PredictConfig: PREDICTIONS, AuditConfig: AUDIT}
 ASIDE = ".results-"
+LISTING, LISTED_FOLDERS = ".report.json", ("figures", "tables")
+"""What lists the files of a report with their SHA-256, by their names, and the folders in which these lie."""
 
 
 def claim(directory: Path, config: object) -> None:
@@ -63,6 +65,28 @@ def claim(directory: Path, config: object) -> None:
                 f"{place} holds {name}/{strange[0]} already, which osteo {results.command} has not written; choose"
                 " another output_dir"
             )
+
+
+def drop_earlier(directory: Path, written: Collection[Path]) -> None:
+    """Removes the files of an earlier report that this one has not written, and lists those that it has.
+
+    Only what the earlier one has listed and nobody has changed since is removed.
+
+    Args:
+        directory: of both reports.
+        written: files in `LISTED_FOLDERS` of it.
+    """
+    listing, kept = directory / LISTING, {path.relative_to(directory).as_posix() for path in written}
+    try:
+        listed = json.loads(listing.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        listed = {}
+    for name, sha256 in listed.items() if isinstance(listed, dict) else ():
+        path = directory / name
+        is_ours = path.parent in [directory / folder for folder in LISTED_FOLDERS] and not path.is_symlink()
+        if name not in kept and is_ours and path.is_file() and sha256_of(path) == sha256:
+            path.unlink()
+    write_json(listing, {name: sha256_of(directory / name) for name in sorted(kept) if (directory / name).is_file()})
 
 
 def _check_surroundings(directory: Path, place: str, config: object) -> None:

@@ -23,8 +23,9 @@ FITS = {
 
 
 def model_card(
-    results: Results, result: Result, section: TaskSection | None, audit: Sequence[str], limits: Sequence[str]
-) -> str:
+    results: Results, result: Result, section: TaskSection | None, audit: Sequence[str], limits: Sequence[str],
+    added: Sequence[str],
+) -> str:  # fmt: skip
     """The card of a model's best checkpoint, as Markdown.
 
     Args:
@@ -33,6 +34,7 @@ def model_card(
         section: what its task says beyond the positive class.
         audit: lines on the data.
         limits: lines on what the figures do not say.
+        added: lines on what it adds to covariates; none where none were asked for, or of another model.
     """
     system, task = result.system, results.experiment.task
     run = system.best_run
@@ -70,10 +72,11 @@ def model_card(
         design=results.experiment.design,
         section=section,
         beyond=section.of_model(system.name) if section else None,
-        sides=task.sides,
+        task=task,
         reached=reached,
         shortcut=format_interval(results.shortcut.intervals["auroc"]),
         validated=validate(run.read_predictions(), task, sensitivity=sensitivity),
         rules={name: rule.meaning.format(sensitivity=sensitivity) for name, rule in RULES.items()},
         limits=limits,
+        added=added,
     )

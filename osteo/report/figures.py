@@ -79,7 +79,11 @@ def overview(models: Sequence[Result], manifest: pd.DataFrame, task: Task) -> di
     """
     drawn = models[:MOST]
     matrices = {result.system.name: result.confusion for result in drawn}
-    return {"collection": collection(manifest), "metrics": bars(drawn), "confusion": confusion(matrices, task.sides)}
+    return {
+        "collection": collection(manifest),
+        "metrics": bars(drawn, task.contrast),
+        "confusion": confusion(matrices, task.sides),
+    }
 
 
 def collection(manifest: pd.DataFrame) -> Figure:
@@ -102,11 +106,12 @@ def collection(manifest: pd.DataFrame) -> Figure:
             if len(out):
                 reasons = out["reason"].value_counts()
                 text = "\n".join(f"{count} {reason.split(':')[0]}" for reason, count in reasons.head(4).items())
-                _box(axes, 5.9, height - 0.45, f"left out\n{text}", "white", RED, height=0.85, small=True)
+                beside = 0.5 if height > middle else -0.5  # of the arrow, which goes to the middle
+                _box(axes, 5.9, height + beside, f"left out\n{text}", "white", RED, height=0.8, small=True)
             axes.annotate(
                 "",
                 xy=(8.1, middle + (height - middle) * 0.25),
-                xytext=(3.8, height + 0.3),
+                xytext=(3.8, height),
                 arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1},
             )
         return figure
@@ -168,8 +173,13 @@ def _draw(axes: Axes, panel: Panel) -> None:
         spine.set(visible=True, color=colour, linewidth=1.8)
 
 
-def bars(models: Sequence[Result]) -> Figure:
-    """Accuracy, macro precision, recall and F1 of every model side by side, with 95 % intervals."""
+def bars(models: Sequence[Result], contrast: str) -> Figure:
+    """Accuracy, macro precision, recall and F1 of every model side by side, with 95 % intervals.
+
+    Args:
+        models: some.
+        contrast: what they tell from what, in words.
+    """
     with rc_context(STYLE):
         titles = {name: all_metrics()[name].title for name in HEADINGS}
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -182,7 +192,7 @@ def bars(models: Sequence[Result]) -> Figure:
             axes.bar_label(drawn, fmt="%.2f", fontsize=7, label_type="center", color="white")
             axes.errorbar(places, value, np.nan_to_num([value - low, high - value]), fmt="none", ecolor=INK, lw=0.8)
         axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.05))
-        axes.set_ylabel("on test pictures")
+        axes.set_ylabel(f"on test pictures,\n{contrast}")
         axes.set_yticks(np.linspace(0, 1, 6))
         longest = max((result.system.name for result in models), key=len)
         figure.legend(frameon=False, ncols=2 if len(longest) > 20 else 4, loc="outside upper center")
@@ -196,7 +206,7 @@ def confusion(matrices: Mapping[str, Floats], class_names: Sequence[str]) -> Fig
         matrices: by title, (C, C).
         class_names: in the order of their labels, C of them.
     """
-    places = range(len(class_names))
+    places, class_names = range(len(class_names)), [fill(name, 16) for name in class_names]
     side = 1.25 * len(class_names)  # inches
     with rc_context(STYLE):
         figure = Figure(figsize=(side * len(matrices) + 0.4, side + 0.2), layout="constrained")

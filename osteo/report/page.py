@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
 from osteo.evaluation.systems import read_experiment
 from osteo.files import public, write_table, write_text
+from osteo.records.outputs import drop_earlier
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
 from osteo.report import figures, paper, plots, rows
@@ -30,15 +32,16 @@ from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictu
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
-from osteo.report.tables import remove_tables, write_tables
+from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
+from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
 from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
 
 CAPTIONS = {
-    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red, the paper grey.",
+    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red{paper}.",
     "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
     "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
@@ -120,7 +123,9 @@ class Report:
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        drawn, captions, titles = self.figures, CAPTIONS, list(SECTIONS.items())
+        drawn, titles = self.figures, list(SECTIONS.items())
+        paper = ", the paper grey" if self.results.experiment.task == BINARY else ""
+        captions = CAPTIONS | {"forest": CAPTIONS["forest"].format(paper=paper)}
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
@@ -149,27 +154,31 @@ class Report:
     def write(self) -> dict[str, Path]:
         """Writes pages, figures/ and tables/ into the directory, and a model card beside each model's best run.
 
+        What an earlier report has left in figures/ and tables/ goes, unless someone has changed it.
+
         Returns:
             The figures as PNG, by their names; those that show every picture's T-score are for the directory alone.
         """
         drawn = {**self.paper_figures, **self.pictures.figures, **self.figures}
         drawn |= self.section.figures if self.section else {}
-        for name in {*RADIOGRAPHS, added_value.FIGURE} - set(drawn):  # of an earlier report, which may have shown more
+        for name in set(RADIOGRAPHS) - set(drawn):  # whoever has drawn them
             figures.remove(self.directory / "figures", name)
-        paths = {name: figures.save(figure, self.directory / "figures", name)[0] for name, figure in drawn.items()}
-        remove_tables(self.directory / "tables", set(added_value.TABLES) - set(self.files))
-        write_tables(self.directory / "tables", self.files)
-        write_table(self.directory / "tables" / "comparison.csv", rows.numbers_table(self.results))
-        for name, table in (self.section.numbers if self.section else {}).items():
-            write_table(self.directory / "tables" / f"{name}.csv", table)
+        saved = {name: figures.save(figure, self.directory / "figures", name) for name, figure in drawn.items()}
+        written = [*chain(*saved.values()), *write_tables(self.directory / "tables", self.files)]
+        numbers = {"comparison": rows.numbers_table(self.results), **(self.section.numbers if self.section else {})}
+        for name, table in numbers.items():
+            written.append(self.directory / "tables" / f"{name}.csv")
+            write_table(written[-1], table)
+        drop_earlier(self.directory, written)
         if not (self.directory / "status.json").exists():
             write_table(self.directory / "leaderboard.csv", self.board)
         write_text(self.directory / "report.html", self.html())
         write_text(self.directory / "report.md", self.markdown())
         for result in self.results.models:
-            card = model_card(self.results, result, self.section, self.audit, self.limits)
+            added = self.added if result is self.results.best else []
+            card = model_card(self.results, result, self.section, self.audit, self.limits, added)
             write_text(result.system.best_run.directory / "model_card.md", card)
-        return {name: path for name, path in paths.items() if name not in POINTS}
+        return {name: paths[0] for name, paths in saved.items() if name not in POINTS}
 
 
 def write_report(runs: str | Path, **options: Any) -> Report:
@@ -211,8 +220,8 @@ def read_report(config: ReportConfig) -> Report:
     experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
-        experiment, draws=config.draws, seed=config.seed, prevalence=config.prevalence, sensitivity=config.sensitivity,
-        primary=config.primary,
+        experiment, draws=config.draws, seed=config.seed, sensitivity=config.sensitivity, primary=config.primary,
+        prevalence=config.prevalence or PREVALENCE[experiment.task.class_names[-1]],
     )  # fmt: skip
     setting = results.best.system.best_run.read_settings()
     return compose(directory, setting, board, results, inspect_pictures(setting, results, config))

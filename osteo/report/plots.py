@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, proportion
@@ -97,7 +98,7 @@ def reliability(results: Results) -> Figure:
             axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
             axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability")
         panels[0].set_ylabel(f"share with {results.experiment.task.sides[1]}")
-        panels[0].legend(frameon=False, loc="upper left")
+        panels[0].legend(frameon=False, loc="best")
         return figure
 
 
@@ -132,6 +133,8 @@ def training(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
                 low, high = table.min(axis=1), table.max(axis=1)
                 band = column != "train/loss" and len(runs) > 1
                 line(axes, table.index, table.mean(axis=1), low, high, COLOURS[number], label, band=band, style=style)
+        for axes in (loss, area):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set(xlabel="epoch", ylabel="loss", title="loss: validation (solid), training (dashed)")
         top = np.nanquantile(
             [float(run["val/loss"].quantile(0.95)) for runs in histories.values() for run in runs], 0.9

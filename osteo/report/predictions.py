@@ -17,6 +17,7 @@ from osteo.inference.model import Model
 from osteo.inference.predictions import Row, to_table
 from osteo.report.html import embed, render
 from osteo.report.tables import as_table, terminal
+from osteo.task import details_columns
 
 
 def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> list[str]:
@@ -29,6 +30,10 @@ def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> lis
             f"Ranges are over {of}{len(VARIANTS)} variants of each picture (mirrored, turned by 5 degrees, enlarged by"
             " a twentieth); they show how stable an answer is, not how often it is right."
         )
+    task = models[0].network.task
+    if task.has_many_classes:
+        called = "by the WHO's cuts of its T-score" if task.kind == "regression" else "the most probable class"
+        lines.append(f"A picture is called {called}; the threshold is for {task.contrast} alone, and decides no call.")
     lines.append(
         f"The threshold ({config.rule}) and the calibration come from validation on {card.trained_on} pictures."
     )
@@ -81,8 +86,13 @@ def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
 def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int = 20) -> None:
     """Prints the first answers, how many there are, and where the rest lies."""
     console = terminal()
-    table = to_table(rows, "")[["file", "call", "calibrated", "low", "high", "flag", "error"]]
+    task = models[0].network.task
+    beyond = {name: name.removeprefix("probability_").replace("_", " ") for name in details_columns(task)}
+    names = ["file", "call", *beyond, "calibrated", "low", "high", "flag", "error"]
+    table = to_table(rows, "").reindex(columns=names).rename(columns=beyond)
     console.print(as_table(table.head(most).fillna({"call": "", "flag": "", "error": ""})))
+    if beyond:
+        console.print(f"calibrated, low and high: the probability for {task.contrast}")
     failed, flagged = sum(bool(row.reason) for row in rows), int((table["flag"].fillna("") != "").sum())
     console.print(f"{counted(len(rows), 'row')}: {flagged} flagged, {failed} without an answer")
     console.print(f"{models[0].card.intended_use}")

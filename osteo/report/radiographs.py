@@ -132,21 +132,20 @@ def _explain(
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
-    return PictureFindings(
-        figures, _mistakes(wrong, stored, maps, results.experiment.task), sentences, sanity, probes, note, clinical
-    )
+    shown = _mistakes(wrong, system.best_run.read_manifest(), stored, maps, results.experiment.task)
+    return PictureFindings(figures, shown, sentences, sanity, probes, note, clinical)
 
 
 def _mistakes(
-    wrong: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles], task: Task
+    wrong: pd.DataFrame, manifest: pd.DataFrame, stored: Mapping[str, Grey], maps: Mapping[str, Singles], task: Task
 ) -> list[Mistake]:
-    """Of the positive class against the rest."""
-    rows = []
-    for image_id, label, probability in wrong[["image_id", "label", "probability"]].itertuples(index=False, name=None):
+    """Of the positive class against the rest, each with the class that the manifest has."""
+    rows, labels = [], manifest.set_index("image_id")["label"]
+    for image_id, probability in wrong[["image_id", "probability"]].itertuples(index=False, name=None):
         picture = stored[image_id]
         overlay = embed(gradcam.overlay(picture, maps[image_id])) if image_id in maps else ""
         called, confidence = _called(task.sides, probability)
-        rows.append(Mistake(image_id, embed(picture), overlay, task.sides[int(label)], called, confidence))
+        rows.append(Mistake(image_id, embed(picture), overlay, task.class_names[labels[image_id]], called, confidence))
     return rows
 
 
@@ -164,7 +163,7 @@ def called_by(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
         return _called(task.sides, row["probability"])
     return (
         called,
-        f"T {details[PREDICTED_T_SCORE]:.1f}" if PREDICTED_T_SCORE in details else f"{max(details.values()):.0%}",
+        f"T {details[PREDICTED_T_SCORE]:.2f}" if PREDICTED_T_SCORE in details else f"{max(details.values()):.0%}",
     )
 
 
@@ -235,8 +234,9 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     predicted = []
     for _, row in chosen.iterrows():
         called, why = called_by(task, row)
-        is_right = called == task.class_names[int(row["label"])]
-        predicted.append(Panel(picture(str(row["image_id"])), f"{called} {why}", is_right))
+        true = task.class_names[int(row["label"])]
+        told = f"{called} {why}" + (f"\nin truth {true}" if task.has_many_classes and called != true else "")
+        predicted.append(Panel(picture(str(row["image_id"])), told, called == true))
     rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]
     return dict(zip(RADIOGRAPHS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
 

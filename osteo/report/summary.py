@@ -76,11 +76,11 @@ def show_report(report: "Report") -> None:
     console, tables = terminal(), report.files
     console.print(as_table(tables["table1"], title="Table 1: pictures"))
     task = report.results.experiment.task
-    of_paper = ", the paper's, and the difference" if task == BINARY else ""
+    of_paper = ", the paper's, and the difference" if task == BINARY else f", {task.contrast}"
     console.print(as_table(tables["table2"], title=f"Table 2: ours{of_paper}"))
     console.print(as_table(tables["costs"], title="cost"))
-    main = ["system", *(all_metrics()[name].title for name in MAIN)]
-    console.print(as_table(tables["comparison"][main], title="all folds, mean over repeats, with 95 % intervals"))
+    main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
+    console.print(as_table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals"))
     if report.section:
         console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
@@ -123,7 +123,6 @@ def results_table(board: pd.DataFrame) -> Table:
 
 def _footnote(task: Task) -> str:
     """How the test pictures of a task are called, and of what its metrics are."""
-    positive = task.class_names[-1]
     if task.kind == "regression":
         return (
             f"; errors and bias are in T-scores, and what tells two classes apart is of their cut at {T_SCORE_CUTS[-1]}"
@@ -131,7 +130,7 @@ def _footnote(task: Task) -> str:
     if task.has_many_classes:
         return (
             f", each called the most probable of {len(task.class_names)} classes; AUROC, sensitivity and specificity"
-            f" are of {positive} against the rest"
+            f" are of {task.contrast}"
         )
     return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
 

@@ -1,7 +1,7 @@
 """Tables on a terminal, in Markdown and in LaTeX."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,14 @@ def as_markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Writes NAME.md and NAME.tex of every table."""
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Writes NAME.md and NAME.tex of every table, and returns their paths."""
+    written = []
     for name, table in tables.items():
-        write_text(folder / f"{name}.md", as_markdown(table))
-        write_text(folder / f"{name}.tex", as_latex(table))
-
-
-def remove_tables(folder: Path, names: Collection[str]) -> None:
-    """Removes what `write_tables` has once written of these."""
-    for path in (folder / f"{name}{ending}" for name in names for ending in (".md", ".tex")):
-        path.unlink(missing_ok=True)
+        for ending, text in ((".md", as_markdown(table)), (".tex", as_latex(table))):
+            written.append(folder / f"{name}{ending}")
+            write_text(written[-1], text)
+    return written
 
 
 def as_latex(frame: pd.DataFrame) -> str:

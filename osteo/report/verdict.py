@@ -11,7 +11,7 @@ from osteo.evaluation.probes import PROBES
 from osteo.report.paper import TABLE_2, TEST_PICTURES
 from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
-from osteo.task import BINARY
+from osteo.task import BINARY, THRESHOLD
 
 APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
 
@@ -59,8 +59,9 @@ def verdict(
 def _headline(results: Results, trials: str) -> list[str]:
     best, experiment, primary = results.best, results.experiment, all_metrics()[results.primary]
     parts = [_reached(best, name) for name in _leading(results)]
+    asked = "" if experiment.task == BINARY else f" for {experiment.task.contrast}"
     lines = [
-        f"{best.system.name} reaches {' and '.join(parts)} on {best.system.tested} test pictures"
+        f"{best.system.name} reaches {' and '.join(parts)}{asked} on {best.system.tested} test pictures"
         f" ({experiment.design}); 95 % intervals."
     ]
     tests = len(results.family)
@@ -114,7 +115,8 @@ def _doubts(results: Results) -> list[str]:
         lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
     if min(negatives, positives) == 0.0:
-        lines.append(f"It calls every picture {experiment.task.sides[int(positives > 0)]}.")
+        which, finding = "every" if positives > 0.0 else "no", experiment.task.class_names[-1]
+        lines.append(f"At a threshold of {THRESHOLD} it finds {finding} in {which} picture.")
     share = float(best.confusion.sum(axis=1).max() / best.confusion.sum())
     if accuracy.value <= share + 0.005:
         lines.append(f"Its accuracy is no better than always calling the larger class, which has {share:.2f}.")

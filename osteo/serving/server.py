@@ -32,6 +32,7 @@ from osteo.config import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
+from osteo.inference.card import ASKED
 from osteo.inference.model import Model, check_known, size_to_read
 from osteo.reading.covariates import NUMBERS, WORDS, Patient
 from osteo.reading.pictures import Unusable, is_dicom
@@ -114,6 +115,7 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
         "serve.html.jinja",
         models=[model.card.facts() for model in models],
         notes=notes,
+        asked=ASKED[models[0].card.task],
         most=settings.most_mib,
         kinds=KINDS,
         fields=fields_of(models),

@@ -26,7 +26,7 @@ from osteo.data.prepare import Prepared
 from osteo.data.sources import Source, clinical_rows
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite
-from osteo.evaluation.outcomes import evaluate_task
+from osteo.evaluation.outcomes import evaluate_task, warn_of_absent
 from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
@@ -94,6 +94,8 @@ def make_module(config: Config) -> Classifier:
 def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
     """Refuses a split without pictures of all classes to learn from, or to choose the best epoch and thresholds by.
 
+    A test split, which may be of another source, may lack one; that is said.
+
     Raises:
         UserError: one line that names the split and its class.
     """
@@ -107,6 +109,7 @@ def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
                 f"the split {split} has {found}; {purpose} it needs {wanted}: choose another data.split.seed, or"
                 " other shares or folds, or a split file"
             )
+    warn_of_absent(manifest[manifest["split"] == "test"], task, "test")
 
 
 def learn_covariates(

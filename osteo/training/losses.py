@@ -4,15 +4,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from osteo import parts
 from osteo.checks import check_arguments
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError, first_line, unknown
 from osteo.networks.outputs import log_probabilities
-from osteo.task import Kind, Task
+from osteo.task import TASKS, Kind, Task
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Outputs and targets -> one loss per picture (B,); see `osteo.parts.MakeLoss`."""
@@ -69,7 +70,8 @@ def make_loss(name: str, arguments: Mapping[str, Any], kind: Kind = "binary") ->
         kind: of task.
 
     Raises:
-        UserError: there is no such loss or argument, or it is that of another kind of task.
+        UserError: there is no such loss or argument, it is that of another kind of task, or does not give one loss per
+            picture.
     """
     known = {**{name: parts.losses[name] for name in parts.losses}, **BUILT_IN[kind]}
     if name not in known and any(name in others for others in BUILT_IN.values()):
@@ -77,7 +79,25 @@ def make_loss(name: str, arguments: Mapping[str, Any], kind: Kind = "binary") ->
     if name not in known:
         raise unknown("loss.name", name, known)
     check_arguments(known[name], arguments, "loss.args")
-    return known[name](**arguments)
+    loss = known[name](**arguments)
+    if name not in BUILT_IN[kind]:
+        _check(loss, name, next(task for task in TASKS.values() if task.kind == kind))
+    return loss
+
+
+def _check(loss: LossFunction, name: str, task: Task) -> None:
+    """Tries a registered loss on four pictures."""
+    origin, labels = f"loss={name} with task={task.name}", torch.arange(4) % len(task.class_names)
+    outputs = torch.linspace(-1.0, 1.0, 4 * task.outputs)
+    outputs = outputs if task.outputs == 1 else outputs.reshape(4, -1).flip(1)
+    try:
+        losses = loss(outputs, targets_of(task, labels.float(), 0.0))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{origin} cannot be computed ({reason}); see osteo.parts.MakeLoss") from error
+    given = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+    if given != "shape (4,)":
+        raise UserError(f"{origin} gives {given} for 4 pictures, not (4,); see osteo.parts.MakeLoss")
 
 
 Target = TypeVar("Target", Tensor, float)

@@ -19,7 +19,7 @@ from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
 from osteo.files import check_checksums
 from osteo.networks.network import Network
-from osteo.networks.outputs import call_classes, positive_logit
+from osteo.networks.outputs import log_probabilities, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.reading.covariates import Covariates
 from osteo.task import T_SCORE_CUTS, direction
@@ -201,7 +201,7 @@ class Classifier(LightningModule):
         if kind == "binary":
             return {"logits": outputs, "target": truth}
         target = (truth == self.task.positive).long()
-        called = call_classes(kind, outputs)
+        called = log_probabilities(kind, outputs).argmax(1)
         return {"logits": positive_logit(kind, outputs), "target": target, "called": called, "truth": truth}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -8,7 +8,7 @@ networks do in `metrics.weighted_metrics`. Thirds of age are wide, and a model o
 Shapes: N pictures, R repeats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -172,14 +172,19 @@ def leads(
     return found
 
 
-def describe_lead(model: str, intervals: Mapping[str, Interval]) -> str:
+def describe_lead(
+    model: str, intervals: Mapping[str, Interval], *, adds: bool | None = None, known: Collection[str] = ()
+) -> str:
     """One sentence on whether a model's lead over chance vanishes within strata.
 
-    A lead is an interval of the AUROC above a half; see `is_lost`.
+    A lead is an interval of the AUROC above a half; see `is_lost`. The pairs within strata are few, and nested models
+    find less than they do: where these say that the model adds to a covariate, the sentence does not deny it.
 
     Args:
         model: its name.
         intervals: of `leads`.
+        adds: whether nested models find that the model adds to the covariates; None where they were not asked.
+        known: strata by what the covariates hold, so that what is added is beyond them.
     """
     all_pictures = intervals[ALL_PICTURES]
     text = {k: f"{k}, {format_interval(v)}" if np.isfinite(v.value) else k for k, v in intervals.items()}
@@ -190,11 +195,20 @@ def describe_lead(model: str, intervals: Mapping[str, Interval]) -> str:
     kept = [text[name] for name, interval in within.items() if interval.low > CHANCE]
     lost = [text[name] for name, interval in within.items() if is_lost(all_pictures, interval)]
     undecided = [text[name] for name in within if text[name] not in kept + lost]
+    covered = [text[name] for name in known if adds and text.get(name) in lost]
+    vanished = [name for name in lost if name not in covered]
     parts = [overall]
-    if lost:
-        parts.append(f"its lead vanishes among those alike in {' and '.join(lost)}, so it may tell this and not bone")
+    if covered:
+        parts.append(
+            f"little of its lead is left among those alike in {' and '.join(covered)}, so most of it may tell this, and"
+            " what it adds is too little for these pairs to show"
+        )
+    if vanished:
+        so = ", which the covariates do not hold, so what it adds" if adds else ", so it"
+        parts.append(f"its lead vanishes among those alike in {' and '.join(vanished)}{so} may tell this and not bone")
     if kept:
-        parts.append(f"it leads among those alike in {' and '.join(kept)}")
+        doubt = ", which nested models do not confirm" if adds is False else ""
+        parts.append(f"it leads among those alike in {' and '.join(kept)}{doubt}")
     if undecided:
         parts.append(f"too few pairs are alike in {' and '.join(undecided)}, to say")
     return "; ".join(parts) + "."

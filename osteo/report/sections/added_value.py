@@ -27,7 +27,7 @@ CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 %
 THIRD = "third of age"
 BY_ABSENCE = "it can tell the sources apart by that alone, and so what is more frequent in one of them."
 ALL_FUSED = (
-    "Every model here takes the covariates itself (model.fusion=late), so what the image alone adds cannot be told;"
+    "Every model here takes {names} itself (model.fusion=late), so what the image alone adds cannot be told;"
     " a sweep of model.fusion=none,late tells it."
 )
 
@@ -53,18 +53,19 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
         clinical: one row per tested picture, as `osteo.data.sources.clinical_rows` gives them; None where the sheets
             are out of reach.
     """
-    found = _within_strata(results, clinical, by_third=bool(names))
     if not names or clinical is None:
-        return found
+        return _within_strata(results, clinical, names)
+    model = next((result.system for result in results.models if not result.system.is_fused), None)
+    value = None if model is None else measure(results, model, names, clinical)
+    is_same = value is not None and np.isfinite(value.nested.p) and model is results.best.system
+    found = _within_strata(results, clinical, names, adds=value.nested.adds if value and is_same else None)
     if (fused := [result.system.name for result in results.models if result.system.is_fused]) and (
         without := sources_without(names, clinical, list(results.experiment.pictures["source"]))
     ):
         told = f"{fused[0]} takes covariates, of which no picture of {' and '.join(without)} has any: {BY_ABSENCE}"
         found = replace(found, verdict=[*found.verdict, told])
-    model = next((result.system for result in results.models if not result.system.is_fused), None)
-    if model is None:
-        return replace(found, lines=[ALL_FUSED])
-    value = measure(results, model, names, clinical)
+    if model is None or value is None:
+        return replace(found, lines=[ALL_FUSED.format(names=_listed(names))])
     has_row = int(clinical["row"].notna().sum())
     of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
     lines = [of_whom, _in_words(model.name, names, value)]
@@ -80,6 +81,11 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
 
 
+def _listed(names: Sequence[str]) -> str:
+    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def measure(results: Results, system: System, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
     """What a model adds to covariates, over the tested pictures that have a row; other arguments as of `find`."""
     experiment = results.experiment
@@ -91,22 +97,21 @@ def measure(results: Results, system: System, names: Sequence[str], clinical: pd
     )  # fmt: skip
 
 
-def _listed(names: Sequence[str]) -> str:
-    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
 def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:
     nested, beyond = value.nested, _listed(names)
     if not np.isfinite(nested.p):
         return f"Whether {model} adds to {beyond} could not be tested."
     p = p_value(nested.p)
     verb = "adds to" if nested.adds else "is not found to add to"
-    said = f"{model} {verb} {beyond} (nested logistic models, p {p if p.startswith('<') else f'= {p}'})"
+    said = f"{model} {verb} {beyond} (nested logistic models, one-sided p {p if p.startswith('<') else f'= {p}'})"
     if not np.isfinite(value.auroc[CLINICAL].value):
         return f"{said}."
     clinical, both = (format_interval(value.auroc[name], 2) for name in (CLINICAL, BOTH))
-    return f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}."
+    difference = format_interval(value.differences[CLINICAL].difference, 2)
+    return (
+        f"{said}: clinical data alone reach an AUROC of {clinical}, with the image {both}; the difference is"
+        f" {difference}."
+    )
 
 
 def _models_table(value: AddedValue) -> pd.DataFrame:
@@ -128,7 +133,7 @@ def _nested_table(names: Sequence[str], value: AddedValue) -> pd.DataFrame:
             "image beyond": [_listed(names)],
             "log odds per SD of its logit": nested.log_odds,
             "likelihood ratio": nested.likelihood_ratio,
-            "p": p_value(nested.p),
+            "one-sided p": p_value(nested.p),
             "pictures": nested.pictures,
             "adds": ("yes" if nested.adds else "no") if np.isfinite(nested.p) else "-",
         }
@@ -158,19 +163,23 @@ def _decision(results: Results, value: AddedValue) -> Figure:
         return figure
 
 
-def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third: bool) -> Findings:
+def _within_strata(
+    results: Results, clinical: pd.DataFrame | None, names: Sequence[str], *, adds: bool | None = None
+) -> Findings:
     """The AUROC of pairs that are alike in source, sex and age, and the sentence where a lead vanishes.
 
     Args:
         results: of the sweep.
         clinical: as `find` takes it.
-        by_third: strata of age are its thirds, and pairs are matched on age, too; else as those of the subgroups.
+        names: of the covariates; with some, strata of age are its thirds, and pairs are matched on age, too, else they
+            are those of the subgroups.
+        adds: whether the model adds to the covariates; None where nothing was found out.
     """
     experiment, system = results.experiment, results.best.system
     tested: Mask = np.asarray(np.isfinite(system.probabilities).any(axis=0))
     divisions: dict[str, pd.Series[str]] = subgroups(experiment, clinical)
     ages = None
-    if by_third and clinical is not None:
+    if names and clinical is not None:
         ages = np.where(tested, clinical["age"].to_numpy(float), np.nan)
         divisions["age"] = pd.Series(thirds(ages)).map({0.0: "lowest", 1.0: "middle", 2.0: "highest"}).fillna("")
     titles = {"source": "source", "sex": "sex", "age": "age" if ages is None else THIRD}
@@ -198,7 +207,8 @@ def _within_strata(results: Results, clinical: pd.DataFrame | None, *, by_third:
         for title, interval in intervals.items()
     )
     lost = any(is_lost(intervals[ALL_PICTURES], interval) for interval in intervals.values())
-    sentences = [describe_lead(system.name, intervals)] if lost else []
+    of_covariates = [title for name, title in (("sex", "sex"), ("age", THIRD), ("age", SAME_AGE)) if name in names]
+    sentences = [describe_lead(system.name, intervals, adds=adds, known=of_covariates)] if lost else []
     return Findings(verdict=sentences, tables={"strata": table.astype({"strata": "Int64"})})
 
 

@@ -1,6 +1,6 @@
 """What a task says beyond the positive class against the rest: metrics, paired differences, matrices, figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ from osteo.evaluation.systems import System
 from osteo.report.figures import COLOURS, INK, MOST, STYLE, confusion, grid_of_panels
 from osteo.report.results import Results, mean_over_repeats
 from osteo.report.rows import p_value
-from osteo.task import Task
+from osteo.task import THRESHOLD, Task
 from osteo.types import Floats, Labels
 
 POINTS = ("bland_altman", "t_scores")
@@ -48,7 +48,8 @@ class TaskSection:
     sentences: list[str]
     """of the verdict"""
     tables: dict[str, pd.DataFrame]
-    """of the page, also files: first the metrics, one row per model; then, where there are several, their pairs"""
+    """of the page, also files: first the metrics, one row per model, in tables that fit a page; then, where there are
+    several, their pairs"""
     numbers: dict[str, pd.DataFrame]
     """the same as numbers"""
     notes: dict[str, tuple[str, str]]
@@ -62,9 +63,9 @@ class TaskSection:
 
     @property
     def by_metric(self) -> pd.DataFrame:
-        """The first table turned: metrics down, models across."""
-        table = next(iter(self.tables.values())).set_index("system").T
-        return table.rename_axis("metric").rename_axis(None, axis=1).reset_index()
+        """The metrics turned: metrics down, models across."""
+        tables = [table.set_index("system") for table in self.tables.values() if "system" in table]
+        return pd.concat(tables, axis=1).T.rename_axis("metric").rename_axis(None, axis=1).reset_index()
 
     def of_model(self, name: str) -> pd.DataFrame:
         """The metrics of one model, one row each."""
@@ -83,49 +84,61 @@ def task_section(results: Results) -> TaskSection | None:
 
 
 def _classes(results: Results) -> TaskSection:
-    experiment, task = results.experiment, results.experiment.task
-    labels, groups, names = _truth(results).astype(int), experiment.groups, task.class_names
-    options: dict[str, Any] = {"class_names": names, "draws": results.draws, "seed": results.seed}
-    intervals = {
-        result.system.name: class_intervals(
-            labels, _details(result.system), groups, networks=result.system.networks, **options
-        )
-        for result in results.models
-    }
-
-    def compare(first: System, second: System) -> Comparisons:
-        networks = first.networks, second.networks
-        return compare_classes(labels, _details(first), _details(second), groups, networks=networks, **options)
-
-    titles = {name: metric.title for name, metric in class_metrics(names).items() if name != "auroc"}
+    task = results.experiment.task
+    labels, names = _truth(results).astype(int), task.class_names
+    probabilities = {result.system.name: _details(result.system) for result in results.models}
+    intervals, pairs = _measured(results, labels, probabilities, class_intervals, compare_classes, class_names=names)
+    titles = {name: metric.title for name, metric in class_metrics(names).items()}
     titles |= {name: f"{titles[name]}, {names[-1]}" for name in ("sensitivity", "specificity")}
     compared = ("auroc_macro", "balanced_accuracy", "quadratic_weighted_kappa", "accuracy")
-    titles = {name: titles[name] for name in dict.fromkeys((*compared, *titles))}  # these first
-    matrices = {r.system.name: class_confusion(labels, _details(r.system)) for r in results.models}
-    tables, numbers = _tables("classes", intervals, _pairs(results, compare), titles, compared)
+    of_each = (*(f"auroc_{name}" for name in names), "sensitivity", "specificity")
+    shown = {"classes": (*compared, "precision_macro", "f1_macro"), "each_class": of_each}
+    matrices = {name: class_confusion(labels, of_model) for name, of_model in probabilities.items()}
+    tables, numbers = _tables(shown, intervals, pairs, titles, compared)
     best = results.best.system.name
-    reached = {name: format_interval(intervals[best][name], 2) for name in titles}
+    reached = {name: format_interval(intervals[best][name], 2) for name in compared}
+    absent = [name for label, name in enumerate(names) if label not in labels]
     return TaskSection(
         title="Three classes",
-        introduction=f"Each picture is called the most probable of {_listed(names)}.",
+        introduction=f"Here each picture is called the most probable of {_listed(names)}; elsewhere on this page it is"
+        f" called {names[-1]} where the probability of that is above {THRESHOLD}.",
         sentences=[
-            f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the classes,"
-            f" each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted"
-            f" kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
+            f"No test picture is of class {' or '.join(absent)}: {best} has no AUROC over all classes; over those that"
+            f" are there it has a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted kappa of"
+            f" {reached['quadratic_weighted_kappa']}; 95 % intervals."
+            if absent
+            else f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the"
+            f" classes, each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic"
+            f" weighted kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
+            *_doubts(matrices[best], names, intervals[best]["accuracy"]),
             _elsewhere(task, "Three classes"),
         ],
         tables=tables,
         numbers=numbers,
         notes=_notes(
             "classes",
-            "AUROC is of one class against the others, among the pictures that one network tested; precision, recall"
-            " and F1 are macro averages; kappa counts a call two classes off as four times as wrong as one class off",
-        ),
+            "AUROC is among the pictures that one network tested; balanced accuracy is the macro average of recall, and"
+            " precision and F1 are macro averages, too; kappa counts a call two classes off as four times as wrong as"
+            " one class off",
+        )
+        | {"each_class": ("One class against the others", "With 95 % intervals")},
         class_names=names,
         matrices=matrices,
         figures={"confusion_classes": confusion(dict(list(matrices.items())[:MOST]), names)},
         captions={},
     )
+
+
+def _doubts(matrix: Floats, names: Sequence[str], accuracy: Interval) -> list[str]:
+    """What makes these figures less than they seem: a class that is never called, calls no better than the largest."""
+    lines = [f"It calls no picture {name}." for name, calls in zip(names, matrix.sum(axis=0), strict=True) if not calls]
+    shares = matrix.sum(axis=1) / matrix.sum()
+    if accuracy.low <= shares.max():
+        lines.append(
+            f"Its accuracy, {format_interval(accuracy, 2)}, is not significantly above that of always calling"
+            f" {names[int(shares.argmax())]}, {shares.max():.2f}."
+        )
+    return lines
 
 
 def class_confusion(labels: Labels, probabilities: Floats) -> Floats:
@@ -146,35 +159,18 @@ def class_confusion(labels: Labels, probabilities: Floats) -> Floats:
 
 
 def _t_scores(results: Results) -> TaskSection:
-    experiment, task = results.experiment, results.experiment.task
-    true, groups = _truth(results), experiment.groups
+    task, true = results.experiment.task, _truth(results)
     predicted = {result.system.name: _details(result.system)[..., 0] for result in results.models}
-    options = {"draws": results.draws, "seed": results.seed}
-    intervals = {
-        result.system.name: t_score_intervals(
-            true, predicted[result.system.name], groups, networks=result.system.networks, **options
-        )
-        for result in results.models
-    }
-
-    def compare(first: System, second: System) -> Comparisons:
-        networks = first.networks, second.networks
-        return compare_t_scores(
-            true, predicted[first.name], predicted[second.name], groups, networks=networks, **options
-        )
-
+    intervals, pairs = _measured(results, true, predicted, t_score_intervals, compare_t_scores)
     titles = {metric.name: metric.title for metric in AGREEMENT}
-    titles |= {
-        name: f"{all_metrics()[name].title}, cut at {CUT}"
-        for name in ("auroc", "accuracy", "sensitivity", "specificity")
-    }
-    tables, numbers = _tables(
-        "agreement", intervals, _pairs(results, compare), titles,
-        ("mean_absolute_error", "bias", "pearson_r", "auroc"),
-    )  # fmt: skip
+    shown = {"agreement": tuple(titles), "cut": ("auroc", "accuracy", "sensitivity", "specificity")}
+    titles |= {name: f"{all_metrics()[name].title}, cut at {CUT}" for name in shown["cut"]}
+    compared = ("mean_absolute_error", "bias", "pearson_r", "auroc")
+    tables, numbers = _tables(shown, intervals, pairs, titles, compared)
     best = results.best.system.name
     reached = {name: format_interval(intervals[best][name], 2) for name in titles}
     drawn = dict(list(predicted.items())[:MOST])
+    of_median = np.abs(true - np.median(true)).mean()
     return TaskSection(
         title="T-scores",
         introduction=f"T-scores are in standard deviations of young adults; {task.class_names[-1]} is a T-score at or"
@@ -182,7 +178,8 @@ def _t_scores(results: Results) -> TaskSection:
         sentences=[
             f"{best} predicts T-scores with a mean absolute error of {reached['mean_absolute_error']} and a bias of"
             f" {reached['bias']}, predicted less measured; the limits of agreement are {reached['agreement_low']} and"
-            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals.",
+            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals. The median T-score,"
+            f" given to every picture, would have a mean absolute error of {of_median:.2f}.",
             _elsewhere(task, "T-scores"),
         ],
         tables=tables,
@@ -191,7 +188,8 @@ def _t_scores(results: Results) -> TaskSection:
             "agreement",
             "Bias is the mean of predicted less measured, and the limits of agreement lie 1.96 standard deviations of"
             " these differences from it (Bland and Altman 1986)",
-        ),
+        )
+        | {"cut": (f"The cut at {CUT}", "With 95 % intervals")},
         class_names=task.class_names,
         matrices={},
         figures={"bland_altman": bland_altman(true, drawn, intervals), "t_scores": against_measured(true, drawn)},
@@ -262,26 +260,54 @@ def _details(system: System) -> Floats:
     return system.details
 
 
-def _pairs(results: Results, compare: Callable[[System, System], Comparisons]) -> list[Pair]:
-    """The pairs of models that the page compares elsewhere, too."""
-    systems = {result.system.name: result.system for result in results.models}
-    return [
-        Pair(pair.first, pair.second, compare(systems[pair.first], systems[pair.second])) for pair in results.between
-    ]
+def _measured(
+    results: Results,
+    truth: Floats | Labels,
+    details: Mapping[str, Floats],
+    measure: Callable[..., Intervals],
+    compare: Callable[..., Comparisons],
+    **options: Any,
+) -> tuple[dict[str, Intervals], list[Pair]]:
+    """Each model's metrics, and the pairs of models that the page compares elsewhere, too.
+
+    Args:
+        results: of the sweep.
+        truth: of every picture, (N,).
+        details: what each model says, by its name, (R, N) or (R, N, C).
+        measure: of one model.
+        compare: two of them.
+        options: of both.
+    """
+    networks = {result.system.name: result.system.networks for result in results.models}
+    groups, options = results.experiment.groups, {"draws": results.draws, "seed": results.seed, **options}
+    intervals = {name: measure(truth, details[name], groups, networks=networks[name], **options) for name in networks}
+    pairs = []
+    for first, second in ((pair.first, pair.second) for pair in results.between):
+        both = networks[first], networks[second]
+        found = compare(truth, details[first], details[second], groups, networks=both, **options)
+        pairs.append(Pair(first, second, found))
+    return intervals, pairs
 
 
 def _tables(
-    name: str,
+    shown: Mapping[str, Sequence[str]],
     intervals: Mapping[str, Intervals],
     pairs: list[Pair],
     titles: Mapping[str, str],
     compared: tuple[str, ...],
 ) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
-    """The tables NAME and NAME_tests as text, the second of some metrics alone, and as numbers, of all."""
-    texts = [
-        {"system": model} | {title: format_interval(of_model[metric]) for metric, title in titles.items()}
-        for model, of_model in intervals.items()
-    ]
+    """The metrics of each table that is shown, and the pairs, NAME_tests, of those that are compared; both as text.
+
+    The same as numbers, of all metrics, under the name of the first table.
+    """
+    name = next(iter(shown))
+    texts = {
+        table: pd.DataFrame(
+            {"system": model} | {titles[metric]: format_interval(of_model[metric]) for metric in metrics}
+            for model, of_model in intervals.items()
+        )
+        for table, metrics in shown.items()
+    }
     numbers = [
         {"system": model}
         | {
@@ -292,7 +318,7 @@ def _tables(
         for model, of_model in intervals.items()
     ]
     if not pairs:
-        return {name: pd.DataFrame(texts)}, {name: pd.DataFrame(numbers)}
+        return texts, {name: pd.DataFrame(numbers)}
     tests = [
         {"first": pair.first, "second": pair.second}
         | dict(
@@ -313,7 +339,7 @@ def _tables(
         for metric, (difference, p) in pair.by_metric.items()
     ]  # fmt: skip
     return (
-        {name: pd.DataFrame(texts), f"{name}_tests": pd.DataFrame(tests)},
+        texts | {f"{name}_tests": pd.DataFrame(tests)},
         {name: pd.DataFrame(numbers), f"{name}_tests": pd.DataFrame(differences)},
     )
 
@@ -329,10 +355,7 @@ def _notes(name: str, note: str) -> dict[str, tuple[str, str]]:
 
 
 def _elsewhere(task: Task, title: str) -> str:
-    return (
-        f'This and the section "{title}" are of the whole task; everything else on this page is of'
-        f" {task.class_names[-1]} against the rest."
-    )
+    return f'This and the section "{title}" are of the whole task; everything else on this page is of {task.contrast}.'
 
 
 def _listed(names: tuple[str, ...]) -> str:
