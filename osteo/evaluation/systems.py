@@ -20,7 +20,7 @@ from osteo.task import BINARY, RULES, T_SCORE, TASKS, THRESHOLD, Task, details_c
 from osteo.types import Floats, Labels, Mask
 
 TREES = 100  # of the forest that a shortcut is
-REPEATED = ("seed", "output_dir", "experiment", "logger", "data.cache", "data.split.seed", "data.split.fold",
+REPEATED = ("seed", "output_dir", "experiment", "logger", "claim", "data.cache", "data.split.seed", "data.split.fold",
             "data.split.test_source")  # fmt: skip
 """Keys that may differ between runs of one system."""
 PICTURE = ["image_id", "label", "group", "source", "patient", "width", "height", "format", "mode", "sha256"]
@@ -298,7 +298,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The backbone, and every other key in which the systems differ."""
+    """The backbone, and every other key in which the systems differ; where each follows a source, that instead."""
+    sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
+    if all("claim.source" in run for run in settings) and len(set(sources)) == len(sources):
+        return sources
     recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
     keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]
     return [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]

@@ -295,6 +295,7 @@ def _tables(
     runs = [run for result in results.models for run in result.system.runs]
     return {
         "comparison": rows.comparison_table(results),
+        **({} if (claims := rows.literature_table(results)).empty else {"literature": claims}),
         "methods": rows.methods_table(results),
         "between": rows.primary_table(results),
         "exploratory": rows.exploratory_table(results),

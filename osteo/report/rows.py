@@ -54,6 +54,36 @@ def comparison_table(results: Results) -> pd.DataFrame:
     )
 
 
+def literature_table(results: Results) -> pd.DataFrame:
+    """What sources claim of their systems beside what is measured here, one row per model that follows a source."""
+    metrics, lines = all_metrics(), []
+    for result in results.models:
+        claim = result.system.runs[0].read_settings().claim
+        if not claim:
+            continue
+        claimed = {name: float(claim[name]) for name in claim if name in metrics}
+        first = next(iter(claimed), "accuracy")
+        measured = result.intervals[first]
+        lines.append({
+            "system": result.system.name,
+            "metric": metrics[first].title,
+            "claimed": f"{claimed[first]:.3f}" if claimed else "not stated",
+            "test pictures": claim.get("test_pictures", "not stated"),
+            "measured": format_interval(measured),
+            "pictures": result.system.tested,
+            "claim lies": _place(claimed.get(first), measured),
+            "AUROC, measured": format_interval(result.intervals["auroc"]),
+            "read": claim.get("read", "not stated"),
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _place(claimed: float | None, measured: Interval) -> str:
+    if claimed is None or not np.isfinite(measured.low):
+        return "-"
+    return "above" if claimed > measured.high else "below" if claimed < measured.low else "within"
+
+
 def numbers_table(results: Results) -> pd.DataFrame:
     """The same as numbers: one row per system, for each metric its value, low and high."""
     return pd.DataFrame(
