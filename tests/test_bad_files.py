@@ -34,6 +34,7 @@ from osteo.report.html import render
 from osteo.report.predictions import overlay_path, write, write_png
 from osteo.report.summary import show_runs
 from osteo.report.tables import as_table, terminal
+from osteo.task import BINARY
 
 RNG = np.random.default_rng(0)
 RAMP = np.tile(np.linspace(10, 245, 120).astype(np.uint8), (160, 1)) + RNG.integers(0, 8, (160, 120), dtype=np.uint8)
@@ -292,7 +293,7 @@ def test_the_answers_to_any_name_are_written(tmp_path: Path) -> None:
     facts = dict.fromkeys(("backbone", "fit", "trained_on", "seed", "data_hash", "osteo", "licence"), "-")
     facts |= {"image_size": 8, "temperature": 1.0}
     card = SimpleNamespace(intended_use="research", trained_on=8, facts=lambda: facts)
-    model: Any = SimpleNamespace(card=card, guard=None)
+    model: Any = SimpleNamespace(card=card, guard=None, network=SimpleNamespace(task=BINARY))
     folder, names = tmp_path / "out [1]", list(EVIL.values())
     write(folder, [Row(name, "empty file", None, None) for name in names], [model], PredictConfig(interval=False))
     assert read_table(folder / "predictions.csv")["file"].tolist() == names
