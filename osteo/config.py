@@ -382,7 +382,9 @@ class Config(PluginsConfig):
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
     task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     covariates: list[str] = option([], "what is known of a patient beside the picture, as in [age,sex,bmi]")
-    claim: dict[str, Any] = option({}, "what the source of a system claims: source, doi, read, metrics by name, and more")
+    claim: dict[str, Any] = option(
+        {}, "what the source of a system claims: source, doi, read, metrics by name, and more"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -9,8 +9,8 @@ import yaml
 
 from osteo.app.hydra import CONF
 
-RECIPES = ("best", "finetune", "probe", "scratch")
-"""For one backbone and any data: test_readme.py runs them."""
+RECIPES = ("best", "finetune", "literature", "probe", "scratch")
+"""Of other backbones: test_readme.py runs them, and test_literature.py the literature."""
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - set(RECIPES))
 PHANTOMS = [
     "data.phantom.kaggle={normal: 14, osteoporosis: 14}",

@@ -31,6 +31,7 @@ def train(config: Config, job: Job) -> None:
 
     from osteo.data.prepare import prepare, read_sources
     from osteo.data.summary import leaks
+    from osteo.evaluation.metrics import check_claim
     from osteo.files import cache_dir
     from osteo.inference.card import card_of, write_card
     from osteo.training import fit, hardware
@@ -43,6 +44,7 @@ def train(config: Config, job: Job) -> None:
     log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)
     fit.check_parts(config)
+    check_claim(config.claim)
     seed_everything(config.seed, workers=True, verbose=False)
     module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)

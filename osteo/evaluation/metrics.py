@@ -4,7 +4,7 @@ Each is a function of weighted pictures: a record weighs every picture once, and
 so that a value and its interval cannot disagree. What training follows by batch is in `torch_metrics`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,15 @@ import numpy.typing as npt
 from scipy.special import expit
 
 from osteo import parts
-from osteo.errors import UserError
+from osteo.errors import UserError, unknown
 from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, Rows, bootstrap, rows_of
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
 from osteo.task import THRESHOLD
 from osteo.types import Floats, Labels, Mask, Statistic
+
+CLAIM = ("source", "doi", "read", "classes", "pictures", "test_pictures")
+"""What a claim may say beside metrics."""
 
 # --- functions of weighted pictures: weights (D, N), labels (N,), probabilities (N,), calls (N,) -> (D,) --------------
 
@@ -120,6 +123,20 @@ BUILT_IN = (
 """In the order of every table. Precision, recall and F1 are macro averages, as in the paper's Table 2."""
 for _metric in BUILT_IN:
     parts.metrics.add(_metric)
+
+
+def check_claim(claim: Mapping[str, Any]) -> None:
+    """Refuses what no source can claim of its system; metrics are shares.
+
+    Raises:
+        UserError: a name is neither a metric nor one of `CLAIM`, or a metric is not from 0 to 1.
+    """
+    for name, value in claim.items():
+        if name not in CLAIM and name not in all_metrics():
+            raise unknown("claim", name, [*CLAIM, *all_metrics()])
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in CLAIM and not (is_number and 0.0 <= value <= 1.0):
+            raise UserError(f"claim.{name}={value} must be a number from 0 to 1")
 
 
 def all_metrics() -> dict[str, Metric]:

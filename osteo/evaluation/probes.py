@@ -59,7 +59,7 @@ def probe_on_folds(
         manifest = run.read_manifest()
         train = manifest[(manifest["split"] == "train") & manifest["image_id"].isin(seen.keys())]
         train = train.sample(MAX_PICTURES, random_state=seed) if len(train) > MAX_PICTURES else train
-        if train["label"].nunique() < 2:
+        if train["label"].nunique() < 2 or not where.any():  # a run of the same fold and seed stands for this one
             continue
         tested = list(pictures["image_id"][where.any(axis=0)])
         for name, of_probe in scores.items():

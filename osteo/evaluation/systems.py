@@ -298,13 +298,14 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The backbone, and every other key in which the systems differ; where each follows a source, that instead."""
-    sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
-    if all("claim.source" in run for run in settings) and len(set(sources)) == len(sources):
-        return sources
+    """The backbone, and every other key in which the systems differ; the source in their place, where that will do."""
     recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
     keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]
-    return [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]
+    names = [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]
+    of_sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
+    has_all = all("claim.source" in run for run in settings)
+    is_enough = has_all and len(set(zip(of_sources, names, strict=True))) == len(set(of_sources))
+    return of_sources if is_enough else names
 
 
 def _design(runs: Sequence[_TestedRun]) -> str:

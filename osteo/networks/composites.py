@@ -187,5 +187,6 @@ def _map_of(base: Any, pictures: Tensor) -> Tensor:
     if features.ndim == 3:
         tokens = features[:, int(getattr(base, "num_prefix_tokens", 0)) :]
         side = int(tokens.shape[1] ** 0.5)
-        return tokens.transpose(1, 2).unflatten(2, (side, side))
+        placed: Tensor = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return placed
     return features if features.shape[1] == _width(base) else features.permute(0, 3, 1, 2)

@@ -144,7 +144,7 @@ class Report:
     @property
     def files(self) -> dict[str, pd.DataFrame]:
         """The tables that are files too, by their names."""
-        names = ["comparison", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
+        names = ["comparison", "literature", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
         return {
             **self.paper_tables,
             **(self.section.tables if self.section else {}),

@@ -55,23 +55,26 @@ def comparison_table(results: Results) -> pd.DataFrame:
 
 
 def literature_table(results: Results) -> pd.DataFrame:
-    """What sources claim of their systems beside what is measured here, one row per model that follows a source."""
-    metrics, lines = all_metrics(), []
+    """What sources claim of their systems beside what is measured here, one row per model that follows a source.
+
+    A claim about another number of classes is named, and not compared.
+    """
+    metrics, lines, classes = all_metrics(), [], len(results.experiment.task.class_names)
     for result in results.models:
         claim = result.system.runs[0].read_settings().claim
         if not claim:
             continue
-        claimed = {name: float(claim[name]) for name in claim if name in metrics}
-        first = next(iter(claimed), "accuracy")
-        measured = result.intervals[first]
+        first = next((name for name in claim if name in metrics), "accuracy")
+        claimed, measured, of_classes = claim.get(first), result.intervals[first], claim.get("classes", classes)
+        other = "" if of_classes == classes else f" ({of_classes} classes)"
         lines.append({
             "system": result.system.name,
             "metric": metrics[first].title,
-            "claimed": f"{claimed[first]:.3f}" if claimed else "not stated",
+            "claimed": "not stated" if claimed is None else f"{claimed:.3f}{other}",
             "test pictures": claim.get("test_pictures", "not stated"),
             "measured": format_interval(measured),
             "pictures": result.system.tested,
-            "claim lies": _place(claimed.get(first), measured),
+            "claim lies": _place(None if other else claimed, measured),
             "AUROC, measured": format_interval(result.intervals["auroc"]),
             "read": claim.get("read", "not stated"),
         })  # fmt: skip
