@@ -1,11 +1,9 @@
 """python onnx_example.py best.onnx PICTURE [age=71 ...]: asks an exported model with onnxruntime and numpy alone.
 PICTURE is grey, as a binary PGM (P5, eight bits) or a .npy array, uint8 (H, W). A square one of the model's size is used
 as it is; from any other the square of training is made by means over areas, within a grey level or two of OpenCV's.
-What is known of the patient goes to a model that takes covariates; `osteo export` says which, and in what numbers.
-"""
+What is known of the patient goes to a model that takes covariates; `osteo export` says which, and in what numbers."""
 import json, pathlib, re, sys
 import numpy as np, onnxruntime
-
 def read(path):
     if path.endswith(".npy"):
         return np.load(path)
@@ -26,5 +24,7 @@ height, width = [side if card["fit"] == "resize" else max(1, round(n * side / lo
 top, left = (side - height) // 2, (side - width) // 2
 square[0, top:top + height, left:left + width] = np.rint(shrink(shrink(grey, height).T, width).T)
 known, names = dict(word.split("=") for word in sys.argv[3:]), card.get("covariates", {}).get("names", [])
+if strange := known.keys() - set(names):
+    sys.exit(f"{min(strange)} is no covariate of this model, which takes: {', '.join(names) or 'none'}")
 inputs = {"picture": square} | ({"covariates": np.float32([[known.get(name, "nan") for name in names]])} if names else {})
 print("%.6f" % session.run(["probability"], inputs)[0][0], card["class_names"][-1], card["intended_use"], sep="; ")

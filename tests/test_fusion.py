@@ -233,6 +233,10 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
             "Patient,Age,Sex\nP7,50,F\n",
             r"clinical=b.csv has no column for bmi; name it: clinical_columns=\[COLUMN:bmi\]",
         ),
+        (
+            "Age,Sex,BMI\n50,F,30\n",
+            r"has no column for the picture; name it: clinical_columns=\[COLUMN:picture\]; its col",
+        ),
         ("Patient,Age,Sex,BMI\nP7,50,F,300\n", "clinical=b.csv: 'BMI' in row 2 is no number from 8 to 100"),
         (
             "Patient,Age,Sex,BMI\nP0,50,F,30\n",

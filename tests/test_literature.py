@@ -92,10 +92,11 @@ def test_a_file_of_weights_goes_to_the_part_that_it_fits(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gru/resnut50", "model.backbone 'resnut50' is unknown"),
-        ("fused/test_resnet", r"names one backbone, and fused/ joins two: fused/resnet50\+densenet121"),
-        ("fused/test_resnet+nothing_at_all", "model.backbone 'nothing_at_all' is unknown"),
-        ("gru/", "model.backbone '' is unknown"),
+        ("gru/resnut50", "model.backbone=gru/resnut50: backbone 'resnut50' is unknown"),
+        ("fused/test_resnet", r"names too few backbones; as in model.backbone=fused/resnet50\+densenet121"),
+        ("fused/test_resnet+nothing_at_all", "backbone 'nothing_at_all' is unknown"),
+        ("gru/", "model.backbone=gru/ names too few backbones; as in model.backbone=gru/resnet50"),
+        ("fused/test_resnet+", "names too few backbones"),
     ],
 )
 def test_a_composite_of_nothing_is_one_line(name: str, message: str) -> None:

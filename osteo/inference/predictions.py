@@ -125,6 +125,11 @@ def read_patients(
     if not wanted:
         raise UserError(f"clinical={Path(clinical).name} is of no use: the model takes no covariates; leave it out")
     sheet = read_clinical(DataConfig(clinical=clinical, clinical_columns=list(columns), covariates=wanted), "clinical")
+    if not {"picture", "patient"} & set(sheet.cells):
+        raise UserError(
+            f"{sheet.option} has no column for the picture; name it: clinical_columns=[COLUMN:picture]; its columns"
+            f" are: {', '.join(sheet.headings)}"
+        )
     by_picture = "picture" in sheet.cells
     stems = {name: PurePosixPath(name).stem for name in names}
     keys = sheet.keys(dict.fromkeys(names, "") if by_picture else stems, SOURCE, SOURCE)

@@ -43,13 +43,14 @@ def usual_size(name: str) -> int | None:
         UserError: nobody knows the name.
     """
     if bases := bases_of(name):
-        kind, least = name.partition("/")[0], KINDS[name.partition("/")[0]][1]
-        if len(bases) < least:
-            raise UserError(
-                f"model.backbone={name} names one backbone, and {kind}/ joins two: {kind}/resnet50+densenet121"
-            )
-        sizes = [usual_size(base) for base in bases]  # all of which must be known
-        return sizes[0]
+        kind = name.partition("/")[0]
+        example = f"{kind}/{'+'.join(['resnet50', 'densenet121'][: KINDS[kind][1]])}"
+        if len(bases) < KINDS[kind][1] or "" in bases:
+            raise UserError(f"model.backbone={name} names too few backbones; as in model.backbone={example}")
+        for base in bases:
+            if base not in known_backbones(base):
+                raise unknown(f"model.backbone={name}: backbone", base, known_backbones(base))
+        return usual_size(bases[0])
     if name not in known_backbones(name):
         raise unknown("model.backbone", name, known_backbones(name))
     if name in parts.backbones or name == PLAIN:
