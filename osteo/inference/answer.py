@@ -141,7 +141,7 @@ def notes_of(models: Sequence[Model], patient: Patient, framed: Sequence[Framed]
     """What a reader should know of an answer: covariates that are not known, and a joint that was not found."""
     missing: dict[str, None] = {}
     for fitted in (model.covariates for model in models if model.covariates is not None):
-        read = fitted.read({name: cell for name, cell in patient.items() if name in fitted.accepted})
+        read = fitted.read(fitted.chosen(patient))
         missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
     not_known = f"not known of the patient: {', '.join(missing)}; typical values of training are used"
     is_found = all(of_model.is_found for of_model in framed)

@@ -261,12 +261,10 @@ def difference(exported: Exported, model: Model, pictures: Sequence[Grey]) -> fl
     return max(float(np.abs(outputs - wanted).max()) for outputs in found)
 
 
-def in_batches(
-    logits: Callable[..., Floats], pictures: Sequence[Grey], size: int, values: Floats | None = None
-) -> Floats:
-    """The logits of many pictures, `size` at a time, with the covariates of their patients; the last may be smaller."""
+def in_batches(ask: Callable[..., Floats], pictures: Sequence[Grey], size: int, values: Floats | None = None) -> Floats:
+    """What is answered of many pictures, `size` at a time, with their patients' covariates; the last may be smaller."""
     parts = [slice(start, start + size) for start in range(0, len(pictures), size)]
-    return np.concatenate([logits(pictures[part], None if values is None else values[part]) for part in parts])
+    return np.concatenate([ask(pictures[part], None if values is None else values[part]) for part in parts])
 
 
 def _made_up(covariates: Covariates, count: int) -> tuple[Floats, Features]:

@@ -68,9 +68,7 @@ class Model:
         """
         if self.covariates is None:
             return None
-        accepted = self.covariates.accepted
-        used = [{name: cell for name, cell in patient.items() if name in accepted} for patient in patients]
-        return np.stack([self.covariates.of_patient(patient) for patient in used])
+        return np.stack([self.covariates.of_patient(self.covariates.chosen(patient)) for patient in patients])
 
     def logits(self, pictures: Sequence[Grey], features: Features | None = None) -> Floats:
         """The logits of the positive class, (N,); arguments as of `outputs`."""
@@ -170,6 +168,11 @@ def load_models(checkpoints: Sequence[str]) -> list[Model]:
                 " models of one task answer together"
             )
     return models
+
+
+def covariates_of(models: Sequence[Model]) -> list[str]:
+    """What the models take of a patient beside the picture, together."""
+    return list(dict.fromkeys(name for model in models if model.covariates for name in model.covariates.names))
 
 
 def check_known(models: Sequence[Model], names: Iterable[str]) -> None:

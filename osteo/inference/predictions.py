@@ -16,7 +16,7 @@ from osteo.data.clinical import read_clinical
 from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
 from osteo.inference.answer import Answer, answer, heat_map
-from osteo.inference.model import Model, size_to_read
+from osteo.inference.model import Model, covariates_of, size_to_read
 from osteo.reading.covariates import Patient
 from osteo.reading.pictures import Unusable, describe_error
 from osteo.reading.reader import read_picture
@@ -114,7 +114,7 @@ def read_patients(
     Raises:
         UserError: no model takes any; or the sheet cannot be used, or speaks of none of the pictures.
     """
-    wanted = list(dict.fromkeys(name for model in models if model.covariates for name in model.covariates.names))
+    wanted = covariates_of(models)
     if clinical is None:
         if wanted:
             log.warning(

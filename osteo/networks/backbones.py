@@ -29,9 +29,6 @@ def known_backbones(name: str = "") -> list[str]:
     """All names; those with a tag of weights, such as resnet50.a1_in1k, only where `name` has one."""
     if name.startswith(TORCHVISION):
         return torchvision_names()
-    if bases := bases_of(name):
-        least = KINDS[name.partition("/")[0]][1]
-        return [name] if len(bases) >= least and all(base in known_backbones(base) for base in bases) else []
     known = timm.list_pretrained() if "." in name else timm.list_models()
     return [*parts.backbones, PLAIN, *known]
 
@@ -48,9 +45,10 @@ def usual_size(name: str) -> int | None:
         if len(bases) < KINDS[kind][1] or "" in bases:
             raise UserError(f"model.backbone={name} names too few backbones; as in model.backbone={example}")
         for base in bases:
-            if base not in known_backbones(base):
+            if not bases_of(base) and base not in known_backbones(base):
                 raise unknown(f"model.backbone={name}: backbone", base, known_backbones(base))
-        return usual_size(bases[0])
+        sizes = [usual_size(base) for base in bases]
+        return sizes[0]
     if name not in known_backbones(name):
         raise unknown("model.backbone", name, known_backbones(name))
     if name in parts.backbones or name == PLAIN:

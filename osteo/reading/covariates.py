@@ -261,6 +261,10 @@ class Covariates:
             raise UserError(f"covariate {name} {error}") from None
         return read
 
+    def chosen(self, values: Patient) -> Patient:
+        """What of a patient is of use here; the rest may be of another model's."""
+        return {name: cell for name, cell in values.items() if name in self.accepted}
+
     @property
     def accepted(self) -> tuple[str, ...]:
         """What of a patient is of use: the covariates, and height and weight, from which BMI follows."""

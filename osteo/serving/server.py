@@ -33,7 +33,7 @@ from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
 from osteo.inference.card import ASKED
-from osteo.inference.model import Model, check_known, size_to_read
+from osteo.inference.model import Model, check_known, covariates_of, size_to_read
 from osteo.reading.covariates import NUMBERS, WORDS, Patient
 from osteo.reading.pictures import Unusable, is_dicom
 from osteo.reading.reader import read_picture
@@ -237,7 +237,6 @@ def patient_of(request: Request) -> Patient:
 
 def fields_of(models: Sequence[Model]) -> list[dict[str, Any]]:
     """What the page asks of the patient: numbers with their limits, or words to choose from."""
-    names = dict.fromkeys(name for model in models if model.covariates for name in model.covariates.names)
     return [
         {
             "name": name,
@@ -245,7 +244,7 @@ def fields_of(models: Sequence[Model]) -> list[dict[str, Any]]:
             "limits": NUMBERS.get(name),
             "words": list(WORDS.get(name, {})),
         }
-        for name in names
+        for name in covariates_of(models)
     ]
 
 

@@ -125,11 +125,12 @@ def learn_covariates(
     """
     if not config.covariates:
         return None
-    learnt = Covariates.fit(config.covariates, clinical_rows(manifest[manifest["split"] == "train"], sources))
+    rows = clinical_rows(manifest, sources)
+    learnt = Covariates.fit(config.covariates, rows[(manifest["split"] == "train").to_numpy(bool)])
     if config.model.fusion != "late":
         return None
     module.fuse(learnt)
-    rows, used = clinical_rows(manifest, sources), (manifest["split"] != "excluded").to_numpy(bool)
+    used = (manifest["split"] != "excluded").to_numpy(bool)
     if without := sources_without(config.covariates, rows[used], list(manifest["source"][used])):
         log.warning(
             "no picture of %s has any of the covariates: by that alone the network can tell the sources apart; train on"
