@@ -147,7 +147,7 @@ def test_claims_stand_beside_what_is_measured() -> None:
     table = literature_table(results)
     assert table["system"].tolist() == ["A", "B", "C", "D"]
     assert table["claimed"].tolist() == ["0.950", "0.850", "0.950 (3 classes)", "not stated"]
-    assert table["claim lies"].tolist() == ["above", "within", "-", "-"]
+    assert table["claim vs. interval"].tolist() == ["above", "within", "-", "-"]
     assert table["test pictures"].tolist() == [47, *["not stated"] * 3]
     assert set(table["measured"]) == {"0.800 (0.700 to 0.900)"}
     assert table["read"].tolist() == ["full text", "not stated", "not stated", "abstract"]

@@ -74,7 +74,7 @@ def literature_table(results: Results) -> pd.DataFrame:
             "test pictures": claim.get("test_pictures", "not stated"),
             "measured": format_interval(measured),
             "pictures": result.system.tested,
-            "claim lies": _place(None if other else claimed, measured),
+            "claim vs. interval": _place(None if other else claimed, measured),
             "AUROC, measured": format_interval(result.intervals["auroc"]),
             "read": claim.get("read", "not stated"),
         })  # fmt: skip
