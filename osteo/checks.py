@@ -8,19 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from osteo import parts
-from osteo.config import (
-    DATA_SETS,
-    VIEWS,
-    AuditConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    ModelConfig,
-    PhantomConfig,
-    PredictConfig,
-    PrepareConfig,
-    SplitConfig,
-)
+from osteo.command_settings import AuditConfig, EvaluateConfig, PredictConfig, PrepareConfig
+from osteo.config import DATA_SETS, VIEWS, Config, DataConfig, ModelConfig, PhantomConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
 from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
 

@@ -93,9 +93,9 @@ def _is_path(command: str, argument: str) -> bool:
 def _keys(command: str) -> list[str]:
     from dataclasses import fields
 
-    from osteo import config
+    from osteo import command_settings
 
-    return [entry.name for entry in fields(getattr(config, f"{command.capitalize()}Config"))]
+    return [entry.name for entry in fields(getattr(command_settings, f"{command.capitalize()}Config"))]
 
 
 def _complete(arguments: list[str]) -> None:

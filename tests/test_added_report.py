@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from benchmarks import added_value as benchmark
-from osteo.config import ReportConfig
+from osteo.command_settings import ReportConfig
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as av
 from osteo.evaluation.clinical import strata

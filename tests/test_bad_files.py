@@ -20,7 +20,8 @@ from PIL import Image
 
 from osteo.app.hydra import fail
 from osteo.app.messages import CONF, PACKAGE, Printable
-from osteo.config import DataConfig, PredictConfig
+from osteo.command_settings import PredictConfig
+from osteo.config import DataConfig
 from osteo.data import prepare
 from osteo.data.splits import read_split_file
 from osteo.data.store import Store

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from osteo import files
 from osteo.commands.status import status
-from osteo.config import StatusConfig
+from osteo.command_settings import StatusConfig
 from osteo.errors import UserError
 from osteo.evaluation.outcomes import check_run
 from osteo.evaluation.systems import read_experiment

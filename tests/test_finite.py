@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from osteo import KneeDataModule
-from osteo.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimizerConfig, ServeConfig
+from osteo.command_settings import EvaluateConfig, ServeConfig
+from osteo.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from osteo.data.manifest import typed
 from osteo.data.prepare import Prepared
 from osteo.errors import UserError

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from osteo import load
 from osteo.checks import check
 from osteo.cli import main
-from osteo.config import Config, ModelConfig, PredictConfig, ServeConfig
+from osteo.command_settings import PredictConfig, ServeConfig
+from osteo.config import Config, ModelConfig
 from osteo.data.phantom import write_archives
 from osteo.errors import UserError
 from osteo.inference import export

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from osteo import parts
-from osteo.config import PredictConfig
+from osteo.command_settings import PredictConfig
 from osteo.errors import UserError
 from osteo.inference.card import KEY
 from osteo.inference.interface import Predictor, load

@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from osteo.config import AuditConfig, Config, EvaluateConfig, PredictConfig, RerunConfig
+from osteo.command_settings import AuditConfig, EvaluateConfig, PredictConfig, RerunConfig
+from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import sha256_of, write_json, write_text
 from osteo.records import locks, outputs

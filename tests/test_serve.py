@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from osteo.config import ServeConfig
+from osteo.command_settings import ServeConfig
 from osteo.inference.answer import answer
 from osteo.inference.model import Model
 from osteo.reading.framing import NOT_FOUND

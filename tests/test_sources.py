@@ -25,7 +25,8 @@ from PIL import Image
 from benchmarks.hostile import radiograph, saved
 from osteo import parts
 from osteo.checks import check
-from osteo.config import DataConfig, PrepareConfig
+from osteo.command_settings import PrepareConfig
+from osteo.config import DataConfig
 from osteo.data.archives import Folder, Zip
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude, follow_t_scores
 from osteo.data.prepare import prepare

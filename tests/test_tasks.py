@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from osteo import parts
 from osteo.cli import main
-from osteo.config import EvaluateConfig, LossConfig, ServeConfig
+from osteo.command_settings import EvaluateConfig, ServeConfig
+from osteo.config import LossConfig
 from osteo.data.phantom import write_archives
 from osteo.errors import UserError
 from osteo.evaluation.agreement import AGREEMENT

@@ -1,7 +1,7 @@
 """osteo audit: what is wrong with a data set, on the terminal, as audit.json and as audit.html."""
 
 from osteo.app import hydra as application
-from osteo.config import AuditConfig
+from osteo.command_settings import AuditConfig
 from osteo.records.record import Job
 
 

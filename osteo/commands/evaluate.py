@@ -4,7 +4,7 @@ import logging
 import time
 
 from osteo.app import hydra as application
-from osteo.config import EvaluateConfig
+from osteo.command_settings import EvaluateConfig
 from osteo.records.record import Job
 from osteo.task import T_SCORE
 

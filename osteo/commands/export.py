@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from osteo.app import hydra as application
-from osteo.config import ExportConfig
+from osteo.command_settings import ExportConfig
 from osteo.errors import counted, printable
 from osteo.records.record import Job
 

@@ -3,7 +3,7 @@
 import sys
 
 from osteo.app import hydra as application
-from osteo.config import PredictConfig
+from osteo.command_settings import PredictConfig
 from osteo.errors import UserError
 from osteo.records.record import Job
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from osteo.app import hydra as application
-from osteo.config import PrepareConfig
+from osteo.command_settings import PrepareConfig
 from osteo.errors import UserError, counted
 from osteo.records.record import Job
 

@@ -1,7 +1,7 @@
 """osteo report: what the records of a sweep say, as one page, beside the paper's figures and tables."""
 
 from osteo.app import hydra as application
-from osteo.config import ReportConfig
+from osteo.command_settings import ReportConfig
 from osteo.records.record import Job
 
 

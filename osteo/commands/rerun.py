@@ -8,7 +8,7 @@ from pathlib import Path
 from osteo import parts
 from osteo.app import hydra as application
 from osteo.checks import check
-from osteo.config import RerunConfig
+from osteo.command_settings import RerunConfig
 from osteo.errors import UserError, printable
 from osteo.records.record import Job
 

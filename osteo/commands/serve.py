@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from osteo.app import hydra as application
 from osteo.app.extras import needs
-from osteo.config import ServeConfig
+from osteo.command_settings import ServeConfig
 from osteo.records.record import Job
 
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from osteo.config import EvaluateConfig
+from osteo.command_settings import EvaluateConfig
 from osteo.errors import UserError
 from osteo.task import FIXED, T_SCORE, Task, details_columns
 

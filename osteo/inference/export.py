@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from osteo.config import ExportConfig
+from osteo.command_settings import ExportConfig
 from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture

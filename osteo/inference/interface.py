@@ -10,7 +10,7 @@ import pandas as pd
 
 from osteo import parts
 from osteo.checks import check
-from osteo.config import PredictConfig
+from osteo.command_settings import PredictConfig
 from osteo.errors import UserError, counted
 from osteo.inference.model import Model, check_known, load_models
 from osteo.inference.predictions import Opened, answer_pictures, list_pictures, open_pictures, to_table

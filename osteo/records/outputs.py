@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from osteo.config import AuditConfig, Config, PredictConfig
+from osteo.command_settings import AuditConfig, PredictConfig
+from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json
 from osteo.records import locks

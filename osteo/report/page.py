@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from osteo.checks import check
-from osteo.config import Config, ReportConfig
+from osteo.command_settings import ReportConfig
+from osteo.config import Config
 from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies
 from osteo.data.prepare import decodable

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from osteo.config import PredictConfig, ServeConfig
+from osteo.command_settings import PredictConfig, ServeConfig
 from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
 from osteo.files import display_path, name_of_file, portable, whole, write_json, write_table, write_text

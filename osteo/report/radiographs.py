@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from osteo.checks import check_data
-from osteo.config import Config, ReportConfig
+from osteo.command_settings import ReportConfig
+from osteo.config import Config
 from osteo.data.datamodule import unit
 from osteo.data.prepare import prepare, read_sources, reader
 from osteo.data.sources import Source, clinical_rows

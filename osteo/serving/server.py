@@ -28,7 +28,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from osteo.config import ServeConfig
+from osteo.command_settings import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
 from osteo.inference.answer import Answer, answer, heat_map, threshold_of
