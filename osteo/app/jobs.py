@@ -62,7 +62,11 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
             if state == "done" and not taking_up.asks_for_epochs(config):
                 log.info("%s is done", display_path(directory))
                 return True
+            requested = type(config)
             config, job = taking_up.take_up(record, config, job)
+            if type(config) is not requested:
+                place = display_path(directory)
+                raise UserError(f"{place} is of another command; go on with it: osteo {record.verb} resume={place}")
             is_foreign = False
         elif "output_dir" in vars(config) and not rank():
             outputs.claim(directory, config)
@@ -112,7 +116,8 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         if isinstance(config, Config) and config.fail_fast:
             raise FailFast(f"ended with the failure of job {name}, since fail_fast=true") from error
     if has_begun and isinstance(trouble, MachineError):
-        reason = f"interrupted: {reason}; go on with it: osteo train resume={display_path(record.directory)}"
+        place = display_path(record.directory)
+        reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"
     if is_expected or sweep is not None:
         raise (UnrecordedError if sweep is not None and is_foreign else UserError)(reason) from error
 

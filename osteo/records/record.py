@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from osteo.command_settings import PretrainConfig
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json, write_table, write_text
@@ -69,7 +70,7 @@ class Run:
         if self.has_begun:
             raise UserError(
                 f"{display_path(self.directory)} holds a run already; choose another output_dir, or go on with it:"
-                f" osteo train resume={display_path(self.directory)}"
+                f" osteo {self.verb} resume={display_path(self.directory)}"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,20 @@ class Run:
             DamagedError: what a training leaves is gone, and the configuration that says so, too.
         """
         has_trained = (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
-        return has_trained or "trainer" in self.read_config()
+        return (has_trained or "trainer" in self.read_config()) and not self.is_pretraining
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether it is the record of a pretraining, which knows no labels."""
+        return self.has_config and is_of_pretraining(self.read_config())
+
+    @property
+    def verb(self) -> str:
+        """The command that goes on with it."""
+        try:
+            return "pretrain" if self.is_pretraining else "train"
+        except DamagedError:
+            return "train"
 
     def changes(self) -> str:
         """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
@@ -198,7 +212,7 @@ class Run:
 
     def read_manifest(self) -> pd.DataFrame:
         """The manifest with its splits, typed; see `content.read_manifest`."""
-        return content.read_manifest(self.directory / "manifest.csv")
+        return content.read_manifest(self.directory / "manifest.csv", labelled=not self.is_pretraining)
 
     def read_predictions(self) -> pd.DataFrame:
         """The predictions, checked against the manifest; see `content.read_predictions`."""
@@ -206,8 +220,9 @@ class Run:
         return content.read_predictions(path, self.read_manifest(), complete=self.is_training)
 
     def read_history(self) -> pd.DataFrame:
-        """The curves of a training, one row per epoch; see `content.read_history`."""
-        return content.read_history(self.directory / "history.csv")
+        """The curves, one row per epoch; see `content.read_history`."""
+        columns = content.OF_PRETRAINING if self.is_pretraining else content.OF_HISTORY
+        return content.read_history(self.directory / "history.csv", columns)
 
     def read_metrics(self) -> dict[str, Any]:
         """The metrics, named as in test/accuracy; None where one is undefined.
@@ -351,8 +366,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in read.items()}
 
 
+def is_of_pretraining(recorded: Mapping[str, Any]) -> bool:
+    """Whether a recorded configuration is one of `osteo pretrain`."""
+    return "method" in recorded and "trainer" in recorded
+
+
 def read_config(path: Path) -> Config:
-    """The configuration that a training has recorded; what older versions did not know has its default.
+    """The configuration that a training, or a pretraining, has recorded; what older versions did not know is default.
 
     Raises:
         DamagedError: it is gone, or none of ours.
@@ -360,8 +380,9 @@ def read_config(path: Path) -> Config:
     recorded = read_yaml(path)
     if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
         raise damaged(path, f"is damaged: it lacks {missing[0]}")
+    schema = PretrainConfig if is_of_pretraining(recorded) else Config
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), recorded))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), recorded))
     except (OmegaConfBaseException, ValueError) as error:
         raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)

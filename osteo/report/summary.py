@@ -58,12 +58,15 @@ def show_runs(directory: Path) -> bool:
         lines += [f"report       osteo report {shlex.quote(place)}"] if len(board) else []
     else:
         lines = [f"record       {place}/"]
+    for run in runs_of(directory):
+        if statuses[run.name]["state"] == "done" and run.is_pretraining:
+            lines.append(f"fine-tune    osteo train model.weights_file={shlex.quote(display_path(run.directory))}")
     if (directory / "wandb").is_dir():
         lines += [f"compare      wandb leet {place}/wandb"]
     if any(directory.glob("wandb/offline-run-*")):
         lines += [f"upload       wandb sync {place}/wandb/offline-run-*"]
     if failed:
-        lines.append(f"go on        osteo train resume={shlex.quote(place)}")
+        lines.append(f"go on        osteo {runs_of(directory)[0].verb} resume={shlex.quote(place)}")
     console.print("\n".join(lines), soft_wrap=True)
     return bool(statuses) and not failed and not damaged
 
@@ -173,7 +176,7 @@ def _progress(run: Run, state: str) -> dict[str, str]:
     """What is trained, epochs done of all, and time left; of a training that has begun."""
     if state != "done" and not (run.directory / "config.yaml").exists():
         return {}
-    if not run.is_training:
+    if not (run.is_training or run.is_pretraining):
         return {}
     settings = run.read_settings()
     fold = settings.data.split.fold

@@ -1,0 +1,40 @@
+"""What `osteo pretrain` can be told, which is less than a training."""
+
+from pathlib import Path
+
+from osteo.command_settings import PretrainConfig
+from osteo.config import Config
+from osteo.errors import UserError
+
+OF_LABELS = (
+    "covariates", "claim", "trial", "debug", "data.missing_covariates", "model.head", "model.head_args", "model.fusion",
+    "model.tta", "model.freeze", "loss.label_smoothing", "loss.class_weights", "loss.args", "augment.mixup",
+    "augment.val", "optimizer.layer_decay",
+)  # fmt: skip
+"""Keys that say something of labels, or of the classifier."""
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Refuses what asks for labels or for the network that learns from them, and what does not go together.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    usual = Config()
+    for key in OF_LABELS:
+        group, _, name = key.rpartition(".")
+        given, default = (getattr(getattr(c, group) if group else c, name) for c in (config, usual))
+        if given != default:
+            raise UserError(f"{key} goes with osteo train, which has labels, not with osteo pretrain; leave it out")
+    if config.trainer.devices != 1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: osteo pretrain uses one; leave it out")
+    if config.trainer.accumulate_grad_batches > 1:
+        raise UserError("trainer.accumulate_grad_batches adds up labels' losses; raise data.batch_size instead")
+    if config.data.batch_size < 2:
+        raise UserError("data.batch_size=1 has nothing that a picture could be unlike; use 2 or more")
+    if config.augment.name != "online" and (config.method != "masked" or config.augment.name != "none"):
+        raise UserError(f"method={config.method} draws views of a picture anew: set augment=online")
+    if config.method == "masked" and config.patch > config.data.image_size // 2:
+        raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
+    if config.against and not Path(config.against).expanduser().exists():
+        raise UserError(f"against={config.against}: no such file or directory")
