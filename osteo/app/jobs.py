@@ -57,16 +57,13 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
         # the second: the sweep is taken up, or the cluster has requeued the job
         if isinstance(config, Config) and (config.resume is not None or sweep is not None):
             state = taking_up.state_of(record)
+            taking_up.check_same_command(record, config)
             if sweep is not None:
                 taking_up.check_same_job(record, raw)
             if state == "done" and not taking_up.asks_for_epochs(config):
                 log.info("%s is done", display_path(directory))
                 return True
-            requested = type(config)
             config, job = taking_up.take_up(record, config, job)
-            if type(config) is not requested:
-                place = display_path(directory)
-                raise UserError(f"{place} is of another command; go on with it: osteo {record.verb} resume={place}")
             is_foreign = False
         elif "output_dir" in vars(config) and not rank():
             outputs.claim(directory, config)

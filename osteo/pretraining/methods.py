@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,7 @@ class Masked(Method):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        with torch.no_grad():
-            shape = self._map(network, torch.zeros(2, 1, network.image_size, network.image_size)).shape
+        shape = _tried(network, self._map).shape
         self.stride = -(-network.image_size // min(shape[2:]))
         self.decoder = nn.Conv2d(shape[1], self.stride**2, 1)
 
@@ -145,8 +145,13 @@ def _both(shown: Tensor) -> Tensor:
 
 def _pooled_width(network: Network) -> int:
     """How many numbers a classifier is given of a picture."""
+    return _tried(network, lambda shadow, pictures: shadow.pooled(pictures)).shape[1]
+
+
+@torch.no_grad()
+def _tried(network: Network, function: Callable[[Network, Tensor], Tensor]) -> Tensor:
+    """What a function of a network and pictures gives for a black one; the network stays as it is."""
     is_training = network.training
-    with torch.no_grad():
-        pooled = network.eval().pooled(torch.zeros(1, 1, network.image_size, network.image_size))
+    found = function(network.eval(), torch.zeros(1, 1, network.image_size, network.image_size))
     network.train(is_training)
-    return int(pooled.shape[1])
+    return found

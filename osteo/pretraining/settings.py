@@ -20,6 +20,8 @@ def check_settings(config: PretrainConfig) -> None:
     Raises:
         UserError: one line that names the key.
     """
+    if config.augment.name != "online" and (config.method != "masked" or config.augment.name != "none"):
+        raise UserError(f"method={config.method} draws views of a picture anew: set augment=online")
     usual = Config()
     for key in OF_LABELS:
         group, _, name = key.rpartition(".")
@@ -32,8 +34,6 @@ def check_settings(config: PretrainConfig) -> None:
         raise UserError("trainer.accumulate_grad_batches adds up labels' losses; raise data.batch_size instead")
     if config.data.batch_size < 2:
         raise UserError("data.batch_size=1 has nothing that a picture could be unlike; use 2 or more")
-    if config.augment.name != "online" and (config.method != "masked" or config.augment.name != "none"):
-        raise UserError(f"method={config.method} draws views of a picture anew: set augment=online")
     if config.method == "masked" and config.patch > config.data.image_size // 2:
         raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
     if config.against and not Path(config.against).expanduser().exists():
