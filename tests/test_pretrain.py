@@ -367,7 +367,7 @@ def test_what_was_seen_is_read_as_it_was_written() -> None:
     joined = seen.joined(Seen("byol", ("7",), describe_tensor(pictures[:1]), ()))
     assert (joined.sha256, joined.compared, len(joined.descriptors)) == (("0", "1", "2", "7"), (), 4)
     for change in ({"version": 2}, {"descriptors": torch.zeros(3, 2)}, {"sha256": None}):
-        with pytest.raises(UserError, match="model.weights_file=x does not say which pictures it was pretrained on"):
+        with pytest.raises(UserError, match=r"model.weights_file=x does not say which pictures it was pretrained on"):
             Seen.from_dict(seen.to_dict() | change, "x")
 
 

@@ -15,7 +15,7 @@ from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
-from osteo.reading.framing import decoded_size, square
+from osteo.reading.framing import decoded_size, frame
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_colour, read_picture
 from osteo.types import Floats, Grey, ReadFile
@@ -143,7 +143,7 @@ def shortcuts(
 
 
 def fitted_shortcuts(
-    manifest: pd.DataFrame, read: ReadFile, *, image_size: int, fit: str, seed: int = 0
+    manifest: pd.DataFrame, read: ReadFile, *, image_size: int, fit: str, enhance: str = "none", seed: int = 0
 ) -> list[Shortcut]:
     """The same of what a network sees of each picture, once it is fitted to a square.
 
@@ -152,12 +152,14 @@ def fitted_shortcuts(
         read: gives the bytes of a picture by its image_id.
         image_size: side of the square, in pixels.
         fit: as `data.fit`.
+        enhance: as `data.enhance`.
         seed: of the folds and forests.
     """
 
     def measure(image_id: str) -> dict[str, Floats] | None:
         try:
-            return probe_features(square(read_picture(read(image_id), decoded_size(image_size, fit)), image_size, fit))
+            grey = read_picture(read(image_id), decoded_size(image_size, fit))
+            return probe_features(frame(grey, image_size, fit, enhance).picture)
         except (Unusable, OSError):  # out of reach since it was decoded first
             return None
 

@@ -85,8 +85,9 @@ def select(config: PretrainConfig) -> Selection:
         rows = rows.assign(split=rows["split"].mask(rows["split"] != "excluded", "train"))
         if not (rows["split"] == "train").any():
             raise UserError("no picture is left to learn from; give more, or other ones: data.root=FOLDER")
+        data = config.data
         store = open_store(
-            rows, pictures.read, cache, image_size=config.data.image_size, fit=config.data.fit, twins=False
+            rows, pictures.read, cache, image_size=data.image_size, fit=data.fit, enhance=data.enhance, twins=False
         )
     of_held = everything.rows[everything.rows["image_id"].isin(held)]["sha256"].tolist()
     seen = _seen(config, rows, of_held, small)
