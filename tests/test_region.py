@@ -204,7 +204,7 @@ def test_equalising_evens_the_histogram_and_leaves_padding_black(phantoms: list[
     dark = np.asarray(1 + 200 * np.random.default_rng(0).random((128, 128)) ** 3, np.uint8)
     smooth = np.asarray(cv2.GaussianBlur(dark, (0, 0), 4), np.uint8)
     levels, even = np.sort(equalise(smooth).ravel()) / 255.0, np.linspace(0.0, 1.0, smooth.size)
-    assert np.abs(levels - even).max() < 0.05
+    assert np.abs(levels - even).mean() < 0.06 < np.abs(np.sort(smooth.ravel()) / 255.0 - even).mean()
     plain, enhanced = frame(phantoms[0], 128, "pad").picture, frame(phantoms[0], 128, "pad", "equalise").picture
     assert enhanced[:, :10].max() == 0
     assert np.array_equal(enhanced, equalise(plain))
