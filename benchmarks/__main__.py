@@ -42,6 +42,7 @@ BENCHMARKS = {
     "damage": "every file of a run, a sweep, a study and a cache damaged in turn",
     "recipe": "which recipe wins on the real radiographs, by fit, size, features and ingredient",
     "learning": "the best recipe on a quarter, a half, three quarters and all of the training pictures",
+    "pretrain": "what pretraining without labels brings, over random weights and beside ImageNet's",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 
