@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 STATUS, CONFIG = "status.json", "config.yaml"
 STATES = ("running", "done", "failed", "interrupted")
 """What status.json says; the last: cut off by a signal or by the machine, and goes on when it is resumed."""
+OF_PRETRAINING = re.compile(rb"^method:", re.MULTILINE)
+"""What config.yaml of a pretraining has, and no other; all of it is slow to read where there are many runs."""
 KEPT = ("config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json")
 """Files that do not change any more when a run has ended."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
@@ -156,15 +159,15 @@ class Run:
     @property
     def is_pretraining(self) -> bool:
         """Whether it is the record of a pretraining, which knows no labels."""
-        return self.has_config and is_of_pretraining(self.read_config())
+        try:
+            return OF_PRETRAINING.search((self.directory / CONFIG).read_bytes()) is not None
+        except OSError:
+            return False
 
     @property
     def verb(self) -> str:
         """The command that goes on with it."""
-        try:
-            return "pretrain" if self.is_pretraining else "train"
-        except DamagedError:
-            return "train"
+        return "pretrain" if self.is_pretraining else "train"
 
     def changes(self) -> str:
         """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
@@ -366,11 +369,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in read.items()}
 
 
-def is_of_pretraining(recorded: Mapping[str, Any]) -> bool:
-    """Whether a recorded configuration is one of `osteo pretrain`."""
-    return "method" in recorded and "trainer" in recorded
-
-
 def read_config(path: Path) -> Config:
     """The configuration that a training, or a pretraining, has recorded; what older versions did not know is default.
 
@@ -380,7 +378,7 @@ def read_config(path: Path) -> Config:
     recorded = read_yaml(path)
     if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
         raise damaged(path, f"is damaged: it lacks {missing[0]}")
-    schema = PretrainConfig if is_of_pretraining(recorded) else Config
+    schema = PretrainConfig if "method" in recorded else Config
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), recorded))
     except (OmegaConfBaseException, ValueError) as error:
