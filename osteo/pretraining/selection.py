@@ -68,7 +68,7 @@ def select(config: PretrainConfig) -> Selection:
     if config.against and Path(config.against).expanduser().is_dir():
         others = _of_run(config.against)
     elif config.against:
-        split = _of_file(config.against, pictures.rows)
+        split = split | _of_file(config.against, pictures.rows)
     is_held = pictures.rows["image_id"].map(split).isin(["val", "test"]) & (pictures.rows["split"] != "excluded")
     everything = _together(pictures, others)
     with writing_to_cache(cache):
@@ -79,7 +79,7 @@ def select(config: PretrainConfig) -> Selection:
         ]["image_id"].tolist():
             raise UserError(
                 f"against={config.against}: {counted(len(lost), 'picture')} that must not be seen cannot be read,"
-                f" {lost[0]} first, so that copies of it could not be found; bring the files back"
+                f" {lost[0].removeprefix(OTHERS)} first, so that copies of it could not be found; bring the files back"
             )
         rows = _left_out(set_unreadable_aside(pictures.rows, small), everything, held, small, cache)
         rows = rows.assign(split=rows["split"].mask(rows["split"] != "excluded", "train"))
@@ -121,19 +121,19 @@ def _pictures(data: DataConfig, cache: Path) -> tuple[Pictures, dict[str, str]]:
 
 
 def _of_file(against: str, rows: pd.DataFrame) -> dict[str, str]:
-    """The split of a file, all of whose validation and test pictures are among these.
+    """What validates or tests by a file, all of which is among these pictures.
 
     Raises:
         UserError: one is not, so that copies of it could not be found.
     """
     split = read_split(against, rows)
-    missing = sorted(name for name in split.keys() - set(rows["image_id"]) if split[name] in ("val", "test"))
-    if missing:
+    held = {image_id: name for image_id, name in split.items() if name in ("val", "test")}
+    if missing := sorted(held.keys() - set(rows["image_id"])):
         raise UserError(
             f"against={Path(against).name} names {counted(len(missing), 'picture')} to validate or test that the data"
             f" does not have, {missing[0]} first, so that copies of it could not be found; give the run directory"
         )
-    return split
+    return held
 
 
 def _of_run(against: str) -> Pictures:
