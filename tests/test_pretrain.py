@@ -315,6 +315,8 @@ def test_what_was_seen_is_carried_on(osteo: Callable, knees: Path, tiny: list[st
     assert carried.sha256 == seen.sha256
     assert torch.equal(carried.descriptors, seen.descriptors)
     assert read_checkpoint(first.best_checkpoint)["seen"]["method"] == "simclr"
+    asked = osteo("evaluate", "tuned", "data=folder", f"data.root={knees}", "split=all", "output_dir=all")
+    assert f"was pretrained on {len(seen.sha256)} of these 80 pictures: the result may be too good" in asked.out
     told = osteo("train", *words, "data.split.fold=1", "model.weights_file=tuned", "output_dir=again")
     assert told.code == 2
     assert "model.weights_file=tuned was pretrained on" in told.err
@@ -382,7 +384,10 @@ def describe_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
     [
         ({"covariates": ["age"]}, "covariates goes with osteo train"),
         ({"optimizer": OptimizerConfig(layer_decay=0.5)}, "optimizer.layer_decay goes with osteo train"),
-        ({"trainer": TrainerConfig(devices=2)}, "trainer.devices=2: osteo pretrain uses one"),
+        ({"trainer": TrainerConfig(devices=2)}, "trainer.devices=2: osteo pretrain uses one device"),
+        ({"trainer": TrainerConfig(devices=1)}, "trainer.monitor=val/loss needs labels"),
+        ({"callbacks": {"stop": {"_target_": "x", "monitor": "val/auroc"}}}, "callbacks.stop.monitor=val/auroc needs"),
+        ({"experiment": "paper"}, "experiment goes with osteo train"),
         ({"method": "masked", "patch": 48}, "patch=48 is more than half of data.image_size=64"),
         ({"against": "nowhere"}, "against=nowhere: no such file or directory"),
     ],

@@ -80,10 +80,16 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
-    """Warns of pictures that a model has learnt from, as far as its run directory still shows them."""
+    """Warns of pictures that a model has learnt from, as far as its checkpoint and its run directory show them."""
+    from osteo.networks.lineage import read_seen
     from osteo.records.content import DamagedError
     from osteo.records.record import Run
 
+    pretrained = read_seen(str(model.path))
+    if pretrained and (count := int(rows["sha256"].isin(pretrained.sha256).sum())):
+        log.warning(
+            "%s was pretrained on %d of these %d pictures: the result may be too good", model.name, count, len(rows)
+        )
     if same_data and split in ("test", "val"):
         return
     try:

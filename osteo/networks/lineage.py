@@ -84,19 +84,18 @@ class Seen:
             UserError: they make no sense.
         """
         try:
-            assert isinstance(values, Mapping)
-            seen = Seen(
-                str(values["method"]), tuple(values["sha256"]), values["descriptors"], tuple(values["compared"])
-            )
-            assert values["version"] == VERSION
-            assert seen.descriptors.shape == (len(seen.sha256), 2, NUMBERS)
-            assert seen.descriptors.dtype == torch.int8
-            assert all(isinstance(sha256, str) for sha256 in (*seen.sha256, *seen.compared))
-        except (AssertionError, AttributeError, KeyError, TypeError) as error:
+            given: Any = values
+            seen = Seen(str(given["method"]), tuple(given["sha256"]), given["descriptors"], tuple(given["compared"]))
+            is_right = given["version"] == VERSION and seen.descriptors.dtype == torch.int8
+            is_right = is_right and seen.descriptors.shape == (len(seen.sha256), 2, NUMBERS)
+            is_right = is_right and all(isinstance(sha256, str) for sha256 in (*seen.sha256, *seen.compared))
+        except (AttributeError, KeyError, TypeError):
+            is_right = False
+        if not is_right:
             raise UserError(
                 f"model.weights_file={name} does not say which pictures it was pretrained on, or not in words of this"
                 " osteo; take another copy of it, or pretrain again"
-            ) from error
+            )
         return seen
 
 

@@ -37,7 +37,8 @@ def show_runs(directory: Path) -> bool:
     changes(usable)
     board = leaderboard(usable)
     is_sweep = not (directory / "status.json").exists()
-    if is_sweep:
+    has_board = len(board) > 0 or not all(run.is_pretraining for run in runs_of(directory))
+    if is_sweep and has_board:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
         console.print(results_table(board))
@@ -54,7 +55,7 @@ def show_runs(directory: Path) -> bool:
         console.print(table)
     place = display_path(directory)
     if is_sweep:
-        lines = [f"records      {place}/<run>/", f"leaderboard  {place}/leaderboard.csv"]
+        lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
         lines += [f"report       osteo report {shlex.quote(place)}"] if len(board) else []
     else:
         lines = [f"record       {place}/"]
