@@ -45,7 +45,7 @@ class LayerMaps(NamedTuple):
     """(N, H, W), the most active first"""
     channels: list[int]
     """their numbers, (N,), from 0"""
-    count: int
+    of: int
     """channels of the layer in all"""
 
 
@@ -116,12 +116,16 @@ def chosen_layers(network: Network, maps: str | Iterable[object] | None) -> list
     return names
 
 
-def stage_layers(network: Network) -> list[str]:
-    """One layer of each of the network's stages, early to late, at most `STAGES` of them."""
+def stage_layers(network: Network, most: int = STAGES) -> list[str]:
+    """One layer of each of the network's stages, early to late; of more than `most` stages, evenly spread ones.
+
+    Raises:
+        UserError: no layer gives a map.
+    """
     layers = {name: layer.grid for name, layer in layers_of(network, with_head=False).items() if layer.grid}
     if not layers:
         raise UserError(f"{network.name} has no layer that gives a map")
-    return _stages(network.backbone, layers, STAGES)
+    return _stages(network.backbone, layers, most)
 
 
 def _stages(backbone: nn.Module, layers: Mapping[str, tuple[int, int, int]], most: int) -> list[str]:
@@ -161,16 +165,15 @@ def to_map(backbone: nn.Module, output: Tensor, batch: int) -> Tensor | None:
     if len(shape) not in (3, 4) or shape[0] != batch:
         return None
     if len(shape) == 3:
+        without_place = {0, *(int(getattr(part, "num_prefix_tokens", 0)) for part in backbone.modules())}
         side = isqrt(shape[1])
-        without_place = {0, *(int(getattr(part, "num_prefix_tokens", 0)) for part in backbone.modules())}  # type: ignore[arg-type]
-        prefix = shape[1] - side**2
-        return (
-            output[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
-            if side > 1 and prefix in without_place
-            else None
-        )
-    is_last = getattr(backbone, "output_fmt", "") == "NHWC" if shape[2] == shape[3] else True
-    if shape[1] == shape[2] > 1 and is_last:
+        before = shape[1] - side**2
+        if side == 1 or before not in without_place:
+            return None
+        on_grid: Tensor = output[:, before:].transpose(1, 2).unflatten(2, (side, side))
+        return on_grid
+    is_either = shape[1] == shape[2] == shape[3]
+    if shape[1] == shape[2] > 1 and (not is_either or getattr(backbone, "output_fmt", "") == "NHWC"):
         return output.permute(0, 3, 1, 2)
     return output if shape[2] == shape[3] > 1 else None
 
@@ -236,7 +239,7 @@ def to_table(image: str, picture: Grey, layers: Iterable[LayerMaps]) -> pd.DataF
     mask = torch.from_numpy(knee(picture).astype(np.float32))
     rows = []
     for layer, maps, channels, _ in layers:
-        on_grid = adaptive_avg_pool2d(mask[None], list(maps.shape[1:]))[0].numpy()
+        on_grid = adaptive_avg_pool2d(mask[None], (maps.shape[1], maps.shape[2]))[0].numpy()
         for channel, values in zip(channels, maps.astype(np.float64), strict=True):
             strength = np.abs(values)
             share = float((strength * on_grid).sum() / strength.sum()) if strength.any() else np.nan

@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.hashsalt": "osteo",  # the same figure gives the same file
+    "image.composite_image": False,  # each picture of an SVG at its own resolution
 }
 
 
@@ -192,7 +193,7 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
     side = (columns - 0.2) / 4  # of the pictures, in the width of a map, as all heights
     head = side + LABEL
     size = (columns * MAP, (head + sum(heights) + TITLE) * MAP)
-    with rc_context({**STYLE, "image.composite_image": False}):
+    with rc_context(STYLE):
         figure = Figure(figsize=size)
         grid = figure.add_gridspec(
             len(layers) + 1, 1, height_ratios=[head, *heights], left=0.01, right=0.99, top=0.995,
@@ -206,7 +207,8 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
         for place, seen in enumerate(pictures):
             left = place * (side + GAP)
             first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
-        for place, name in enumerate(("as the network sees it", "Grad-CAM")[: len(pictures)]):
+        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
+        for place, name in enumerate(("as the network sees it", of_heat)[: len(pictures)]):
             first.text(place * (side + GAP), head - side - 0.04, name, va="top", fontsize=7.5)
         text = "\n".join(fill(fact, 44) for fact in facts)
         first.text(
@@ -223,14 +225,15 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
 def _draw_layer(axes: Axes, layer: LayerMaps, columns: int, height: float) -> None:
     axes.axis("off")
     rows, width = layer.maps.shape[1:]
-    shown = f"{len(layer.maps)} of {layer.count} channels, each {rows} x {width}"
+    shown = f"{len(layer.maps)} of {layer.of} channels, each {rows} x {width}"
     for number, (channel, values) in enumerate(zip(layer.channels, layer.maps, strict=True)):
         row, left = divmod(number, columns)
         top = height - TITLE - row * (1 + LABEL)
         extent = (left, left + 1 - GAP, top - LABEL - 1 + GAP, top - LABEL)
         axes.imshow(values, cmap="viridis", extent=extent, interpolation="none")
-        label = f"channel {channel}\n{values.min():.3g} to {values.max():.3g}"
-        axes.text(left, top - LABEL + 0.03, label, va="bottom", fontsize=6.5, linespacing=1.2)
+        low, high = (f"{value:.{2 if abs(value) < 1 else 3}g}" for value in (values.min(), values.max()))
+        label = f"channel {channel}\n{low} to {high}"
+        axes.text(left, top - LABEL + 0.03, label, va="bottom", fontsize=7, linespacing=1.2)
     axes.text(0, height - TITLE / 2, f"{layer.layer}: {shown}", va="center", fontsize=8.5, fontweight="bold")
     axes.set(xlim=(0, columns), ylim=(0, height), aspect="equal")
 

@@ -120,14 +120,13 @@ def write_explanations(
 
 
 def facts_of(row: Row, model: Model, rule: str) -> list[str]:
-    """What stands beside an explained picture: its name, the call, the logit, probability and threshold."""
+    """What stands beside an explained picture: the call, the logit, probability and threshold."""
     found = row.answer
     assert found is not None
     beyond = ", ".join(
         f"{name.removeprefix('probability_').replace('_', ' ')} {value:.2f}" for name, value in found.details.items()
     )
     return [
-        PurePosixPath(row.name).name,
         f"{model.card.backbone}: {found.call}",
         f"logit {found.logit:.2f}, calibrated probability {found.calibrated:.2f}",
         f"threshold {found.threshold:.2f} ({rule}) for {model.network.task.sides[1]}",
