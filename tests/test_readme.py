@@ -93,7 +93,7 @@ def test_the_readme_has_commands() -> None:
     found = commands()
     assert len(found) > 20
     assert {call.split()[1] for call in found if call.startswith("osteo")} >= {
-        "prepare", "audit", "train", "report", "status", "rerun", "evaluate", "predict", "serve", "export",
+        "prepare", "audit", "train", "report", "status", "rerun", "evaluate", "predict", "serve", "explain", "export",
     }  # fmt: skip
 
 
