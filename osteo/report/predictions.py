@@ -124,7 +124,8 @@ def facts_of(row: Row, model: Model, rule: str) -> list[str]:
     found = row.answer
     assert found is not None
     beyond = ", ".join(
-        f"{name.removeprefix('probability_').replace('_', ' ')} {value:.2f}" for name, value in found.details.items()
+        f"{name.removeprefix('probability_').replace('_t_score', ' T-score')} {value:.2f}"
+        for name, value in found.details.items()
     )
     return [
         f"{model.card.backbone}: {found.call}",
