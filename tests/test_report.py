@@ -163,7 +163,7 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
     assert len(html) < 5_000_000
     assert html.count("<svg") == 7
     assert "What the network sees" in html
-    assert len(re.findall(r": 6 of \d+ channels, each \d+ x \d+", html)) == 8  # four layers of two pictures
+    assert len(re.findall(r": 6 of \d+ channels, each \d+ x \d+", html)) == 6  # three layers of two pictures
     assert "Added value" not in html + markdown, "no covariates were asked for"
     assert html.count('alt="the same with Grad-CAM"') == 8
     terminal = (reported.parent / "terminal.txt").read_text()

@@ -54,7 +54,7 @@ PANELS = ("samples", "augmentations", "predictions")
 """Figures of pictures alone."""
 RADIOGRAPHS = (*PANELS, *FEATURE_MAPS)
 """Names of the figures that show pictures."""
-LAYERS, CHANNELS = 4, 6  # of a network whose feature maps are shown, at most
+LAYERS, CHANNELS = 3, 6  # of a network whose feature maps are shown, at most
 
 log = logging.getLogger(__name__)
 
