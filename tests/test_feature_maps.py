@@ -93,6 +93,7 @@ def test_layers_are_listed_with_their_shapes(known: Network) -> None:
     ("maps", "message"),
     [
         ("scal", "maps: layer 'scal' is unknown among 4 names; the nearest are: scale; maps=list lists them all"),
+        (0, "maps: layer '0' is unknown among 4 names; maps=list lists them all"),
         (["act", "fc"], "maps: layer 'fc' gives 1 for a picture, which is no map; maps=list lists them all"),
         ([], "maps=[] names no layer; name some, or leave it out for one of each stage; maps=list lists them all"),
     ],

@@ -91,12 +91,13 @@ def describe_layers(layers: Mapping[str, Layer]) -> list[str]:
     return lines
 
 
-def chosen_layers(network: Network, maps: str | Iterable[object] | None) -> list[str]:
+def chosen_layers(network: Network, maps: object) -> list[str]:
     """The layers whose maps are asked for.
 
     Args:
         network: that has them.
-        maps: one name or several; None for one layer of each of the network's stages, early to late.
+        maps: one name or a list of them, also of numbers, as YAML reads a name such as 0; None for one layer of each
+            of the network's stages, early to late.
 
     Raises:
         UserError: a name is unknown, or its layer gives no map.
@@ -104,7 +105,7 @@ def chosen_layers(network: Network, maps: str | Iterable[object] | None) -> list
     if maps is None:
         return stage_layers(network)
     layers = layers_of(network)
-    names = list(dict.fromkeys([maps] if isinstance(maps, str) else map(str, maps)))
+    names = list(dict.fromkeys(map(str, maps if isinstance(maps, list | tuple) else [maps])))
     if not names:
         raise UserError(f"maps=[] names no layer; name some, or leave it out for one of each stage; {HINT}")
     for name in names:

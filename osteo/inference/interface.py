@@ -1,4 +1,7 @@
-"""What `osteo predict` does, for Python: `load(RUN).predict(paths)` gives the content of predictions.csv."""
+"""What `osteo predict` and `osteo explain` do, for Python.
+
+`load(RUN).predict(paths)` gives the content of predictions.csv, and `load(RUN).explain(path)` feature maps.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
