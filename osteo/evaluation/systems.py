@@ -1,7 +1,7 @@
 """Runs that differ only in fold and seed are one system; a repeat holds the out-of-fold predictions of its runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +61,8 @@ class System:
     validation: dict[str, float] = field(default_factory=dict)
     """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
+    source: str = ""
+    """of an ensemble: whose system it is, where it is one whose networks answer together"""
 
     @property
     def tested(self) -> int:
@@ -329,6 +331,7 @@ def ensembles(models: Sequence[System]) -> list[System]:
     """
     repeated = [model for model in models if model.repeats > 1]
     systems = [_average(f"{m.name}, mean of {m.repeats} repeats", [m], over_repeats=True) for m in repeated]
+    systems += _of_one_source(models)
     for over_repeats in (False, True):
         if len(models) > 1 and (repeated or not over_repeats):
             name = f"mean of {len(models)} models"
@@ -336,6 +339,20 @@ def ensembles(models: Sequence[System]) -> list[System]:
             systems.append(_average(name, models, over_repeats=over_repeats))
             systems.append(_average(f"{name}, weighted", models, over_repeats=over_repeats, weighted=True))
     return systems
+
+
+def _of_one_source(models: Sequence[System]) -> list[System]:
+    """The means of the networks of a source that says that they answer together; not where the sweep has no other."""
+    together: dict[str, list[System]] = {}
+    for model in models:
+        claim = model.runs[0].read_settings().claim if model.runs else {}
+        if claim.get("averaged"):
+            together.setdefault(str(claim["source"]), []).append(model)
+    return [
+        replace(_average(f"{source}: mean of {len(members)} models", members, over_repeats=False), source=source)
+        for source, members in together.items()
+        if 1 < len(members) < len(models)
+    ]
 
 
 def _average(name: str, members: Sequence[System], *, over_repeats: bool, weighted: bool = False) -> System:
