@@ -15,8 +15,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from osteo import files
-from osteo.commands.status import status
 from osteo.command_settings import StatusConfig
+from osteo.commands.status import status
 from osteo.errors import UserError
 from osteo.evaluation.outcomes import check_run
 from osteo.evaluation.systems import read_experiment

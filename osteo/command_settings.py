@@ -1,0 +1,116 @@
+"""What each command but `osteo train` can be told: one dataclass per command, on the same terms as `osteo.config`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from osteo.config import TASK, AugmentConfig, DataConfig, PluginsConfig, option
+from osteo.task import BINARY, RULES, TASKS, YOUDEN
+
+
+@dataclass
+class PrepareConfig(PluginsConfig):
+    """What `osteo prepare` takes."""
+
+    verify: bool = option(
+        False, "hash every file again, compare every stored picture with its checksum, and mend what is damaged"
+    )
+    export_augmented: str | None = option(None, "a new folder for the paper's six variants of every picture, as files")
+    task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class StatusConfig:
+    """What `osteo status` takes."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo status DIRECTORY` is short for it")
+
+
+@dataclass
+class RerunConfig(PluginsConfig):
+    """What `osteo rerun` takes."""
+
+    run: str | None = option(None, "a run directory; `osteo rerun DIRECTORY` is short for it")
+    output_dir: str | None = option(None, "directory of the repetition; null for outputs/ by date and time")
+
+
+@dataclass
+class ExportConfig(PluginsConfig):
+    """What `osteo export` takes."""
+
+    ckpt: Any = option(None, "a checkpoint or a run directory; `osteo export CHECKPOINT` is short for it")
+    format: str = option("onnx", "format of the file", choices=("onnx", "torchscript", "torch_export"))
+    output: str | None = option(None, "the file; null for one beside the checkpoint")
+    int8: bool = option(False, "eight-bit integers, calibrated on the pictures of `check` (format=onnx)")
+    check: str | None = option(None, "a folder or zip of pictures to check the file with; null for phantoms")
+
+
+@dataclass
+class ReportConfig(PluginsConfig):
+    """What `osteo report` takes."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo report DIRECTORY` is short for it")
+    draws: int = option(2000, "draws of the bootstrap", low=100, high=100_000)
+    seed: int = option(0, "seed of the draws", low=0, high=2**32 - 1)
+    primary: str = option("auroc", "the metric that is the primary endpoint; everything else is exploratory")
+    sensitivity: float = option(0.9, "sensitivity that a threshold is to keep on validation", above=0.0, high=1.0)
+    prevalence: float | None = option(
+        None, "share of the positive class among those examined; null for US adults of 50 or more", above=0, high=0.999
+    )
+    mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
+    pictures: bool = option(True, "show radiographs on the page; false where it will be shared")
+    upload_pictures: bool = option(
+        False, "send the figures to W&B too, radiographs among them unless pictures=false; else numbers and names alone"
+    )
+
+
+@dataclass
+class AuditConfig(PluginsConfig):
+    """What `osteo audit` takes."""
+
+    seed: int = option(0, "seed of folds and forests", low=0, high=2**32 - 1)
+    output_dir: str | None = option(None, "where the audit is written; null for outputs/ by date and time")
+    against: str | None = option(None, "a split file or a run directory to search for leaks, instead of data.split")
+    task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class EvaluateConfig(PluginsConfig):
+    """What `osteo evaluate` takes; size and fit of a picture are the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    split: str = option(
+        "test", "pictures that are asked about; all of them test", choices=("test", "val", "train", "all")
+    )
+    output_dir: str | None = option(None, "directory of the record; null for outputs/ by date and time")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class PredictConfig(PluginsConfig):
+    """What `osteo predict` takes; how a picture is prepared is the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
+    output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
+    clinical: str | None = option(None, "CSV or Excel file with the covariates of a model that takes any")
+    clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Bild:picture]")
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
+    interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
+    overlay: bool = option(True, "a picture with its Grad-CAM beside every answer, and a sheet with all of them")
+
+
+@dataclass
+class ServeConfig(PluginsConfig):
+    """What `osteo serve` takes; how a picture is prepared is the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
+    port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
+    interval: bool = option(True, "range over models and harmless changes of the picture, for eight times the time")
+    overlay: bool = option(True, "the picture with its Grad-CAM beside it")
+    most_mib: int = option(32, "largest file that is taken, in MiB", low=1, high=512)
+    a_minute: int | None = option(30, "pictures in a minute, whoever asks; null for no limit", low=1)
