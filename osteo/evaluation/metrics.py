@@ -20,9 +20,9 @@ from osteo.task import TASKS, THRESHOLD
 from osteo.types import Floats, Labels, Mask, Statistic
 
 CLAIM = ("source", "doi", "read", "classes", "pictures", "test_pictures", "parameters", "also", "left_open", "averaged")
-"""What a claim may say beside metrics: who made it and where, how much of it was read, about how many classes and
-pictures, how many parameters the network has, what it says in words and what it leaves open, and whether the networks of
-the source answer together. What it claims of another task has the task's name, with metrics of its own."""
+"""What a claim may say beside metrics: who made it and where, how much of it was read, of how many classes and pictures
+it is, how many parameters the network has, what else it says and what it leaves open, and whether the networks of the
+source answer together. What it claims of another task has the task's name, with metrics of its own."""
 
 # --- functions of weighted pictures: weights (D, N), labels (N,), probabilities (N,), calls (N,) -> (D,) --------------
 

@@ -62,7 +62,7 @@ class System:
     """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
     source: str = ""
-    """of an ensemble: whose system it is, where it is one whose networks answer together"""
+    """of an ensemble that is a system of its own: whose"""
 
     @property
     def tested(self) -> int:
@@ -327,11 +327,18 @@ def _design(runs: Sequence[_TestedRun]) -> str:
 def ensembles(models: Sequence[System]) -> list[System]:
     """Means of calibrated probabilities over models, over repeats, and over both; unweighted, and weighted by skill.
 
+    The networks of a source that answer together (`claim.averaged`) have a mean of their own beside those of others.
+
     The weight of a run is its skill on its own validation pictures. Thresholds are averaged like probabilities.
     """
     repeated = [model for model in models if model.repeats > 1]
     systems = [_average(f"{m.name}, mean of {m.repeats} repeats", [m], over_repeats=True) for m in repeated]
-    systems += _of_one_source(models)
+    claims = [model.runs[0].read_settings().claim if model.runs else {} for model in models]
+    for source in dict.fromkeys(claim["source"] for claim in claims if claim.get("averaged")):
+        members = [m for m, claim in zip(models, claims, strict=True) if claim.get("source") == source]
+        if 1 < len(members) < len(models):
+            mean = _average(f"{source}: mean of {len(members)} models", members, over_repeats=False)
+            systems.append(replace(mean, source=source))
     for over_repeats in (False, True):
         if len(models) > 1 and (repeated or not over_repeats):
             name = f"mean of {len(models)} models"
@@ -339,20 +346,6 @@ def ensembles(models: Sequence[System]) -> list[System]:
             systems.append(_average(name, models, over_repeats=over_repeats))
             systems.append(_average(f"{name}, weighted", models, over_repeats=over_repeats, weighted=True))
     return systems
-
-
-def _of_one_source(models: Sequence[System]) -> list[System]:
-    """The means of the networks of a source that says that they answer together; not where the sweep has no other."""
-    together: dict[str, list[System]] = {}
-    for model in models:
-        claim = model.runs[0].read_settings().claim if model.runs else {}
-        if claim.get("averaged"):
-            together.setdefault(str(claim["source"]), []).append(model)
-    return [
-        replace(_average(f"{source}: mean of {len(members)} models", members, over_repeats=False), source=source)
-        for source, members in together.items()
-        if 1 < len(members) < len(models)
-    ]
 
 
 def _average(name: str, members: Sequence[System], *, over_repeats: bool, weighted: bool = False) -> System:

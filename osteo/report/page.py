@@ -294,8 +294,8 @@ def _tables(
     results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
 ) -> dict[str, pd.DataFrame]:
     runs = [run for result in results.models for run in result.system.runs]
-    claims = any(run.read_settings().claim for run in runs)
-    age = added_value.auroc_of_age(results, clinical) if claims and clinical is not None else None
+    has_claims = any(run.read_settings().claim for run in runs)
+    age = added_value.auroc_of_age(results, clinical) if has_claims and clinical is not None else None
     return {
         "comparison": rows.comparison_table(results),
         **({} if (claims := rows.literature_table(results, age)).empty else {"literature": claims}),

@@ -79,7 +79,7 @@ def literature_table(results: Results, age: Interval | None = None) -> pd.DataFr
             line |= {
                 "parameters (M)": f"{run.read_environment()['parameters'] / 1e6:.1f}{stated}",
                 "p above width and height": p_value(against.get(result.system.name, float("nan"))),
-                "read": claim.get("read", "not stated"),
+                "read": claim.get("read", "-"),
             }
             lines.append(line)
     of_source = [r for r in results.ranked if r.system.kind == "ensemble" and r.system.source]
