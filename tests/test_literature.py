@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from osteo.networks.backbones import create_backbone
 from osteo.networks.composites import Fused, OfSequence
 from osteo.networks.network import Network
 from osteo.networks.torchvision import Shape
+from osteo.report.paper import costs
 from osteo.report.rows import claim_of, literature_table
 from osteo.task import BINARY, RULES
 
@@ -221,3 +223,18 @@ def test_the_literature_is_trained_and_reported(osteo: Callable[..., Any], tmp_p
     assert "What the sources claim, beside what is measured here" in page
     assert "| Athira and Kumar 2024: gru/test_resnet | accuracy | 0.953 | not stated |" in page
     assert (tmp_path / "s/tables/literature.tex").exists()
+
+
+def test_costs_are_those_of_a_system_not_of_its_backbone() -> None:
+    def result(name: str, runs: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(system=SimpleNamespace(name=name, runs=[SimpleNamespace(name=run) for run in runs]))
+
+    board = pd.DataFrame(
+        {"run": ["0", "1", "2"], "backbone": "vgg16", "parameters": 134_000_000, "seconds": [60.0, 120.0, 45.0],
+         "seconds_per_epoch": [6.0, 8.0, 4.0], "pictures_per_second": 20.0, "peak_memory_mib": 900}
+    )  # fmt: skip
+    models: Any = [result("vgg16 model.channels=1", ["2"]), result("vgg16 model.channels=3", ["0", "1"])]
+    table = costs(board, models).set_index("system")
+    assert table["minutes per run"].to_dict() == {"vgg16 model.channels=3": 1.5, "vgg16 model.channels=1": 0.8}
+    assert table["s per epoch"].to_dict() == {"vgg16 model.channels=3": 7.0, "vgg16 model.channels=1": 4.0}
+    assert set(table["parameters (M)"]) == {134.0}

@@ -275,7 +275,7 @@ def compose(
         paper_tables={
             "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
             "table2": paper.table_2(results.models, task),
-            "costs": paper.costs(board),
+            "costs": paper.costs(board, results.models),
         },
         added=beyond.lines,
         verdict=[
