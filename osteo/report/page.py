@@ -276,7 +276,7 @@ def compose(
         paper_tables={
             "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
             "table2": paper.table_2(results.models, task),
-            "costs": paper.costs(board),
+            "costs": paper.costs(board, results.models),
         },
         added=beyond.lines,
         verdict=[
@@ -295,9 +295,11 @@ def _tables(
     results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
 ) -> dict[str, pd.DataFrame]:
     runs = [run for result in results.models for run in result.system.runs]
+    has_claims = any(run.read_settings().claim for run in runs)
+    age = added_value.auroc_of_age(results, clinical) if has_claims and clinical is not None else None
     return {
         "comparison": rows.comparison_table(results),
-        **({} if (claims := rows.literature_table(results)).empty else {"literature": claims}),
+        **({} if (claims := rows.literature_table(results, age)).empty else {"literature": claims}),
         "methods": rows.methods_table(results),
         "between": rows.primary_table(results),
         "exploratory": rows.exploratory_table(results),
