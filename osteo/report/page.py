@@ -29,7 +29,7 @@ from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinish
 from osteo.report import figures, paper, plots, rows
 from osteo.report.card import model_card
 from osteo.report.html import inline, render
-from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
+from osteo.report.radiographs import FEATURE_MAPS, RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
@@ -48,6 +48,7 @@ CAPTIONS = {
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
     added_value.FIGURE: added_value.CAPTION,
+    **FEATURE_MAPS,
 }
 SECTIONS = {
     "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
@@ -124,7 +125,7 @@ class Report:
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        drawn, titles = self.figures, list(SECTIONS.items())
+        drawn, titles = {**self.figures, **self.pictures.figures}, list(SECTIONS.items())
         paper = ", the paper grey" if self.results.experiment.task == BINARY else ""
         captions = CAPTIONS | {"forest": CAPTIONS["forest"].format(paper=paper)}
         if self.section:
@@ -275,7 +276,7 @@ def compose(
         paper_tables={
             "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
             "table2": paper.table_2(results.models, task),
-            "costs": paper.costs(board),
+            "costs": paper.costs(board, results.models),
         },
         added=beyond.lines,
         verdict=[
@@ -294,9 +295,11 @@ def _tables(
     results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
 ) -> dict[str, pd.DataFrame]:
     runs = [run for result in results.models for run in result.system.runs]
+    has_claims = any(run.read_settings().claim for run in runs)
+    age = added_value.auroc_of_age(results, clinical) if has_claims and clinical is not None else None
     return {
         "comparison": rows.comparison_table(results),
-        **({} if (claims := rows.literature_table(results)).empty else {"literature": claims}),
+        **({} if (claims := rows.literature_table(results, age)).empty else {"literature": claims}),
         "methods": rows.methods_table(results),
         "between": rows.primary_table(results),
         "exploratory": rows.exploratory_table(results),
