@@ -32,10 +32,10 @@ LOW, HIGH = ["optimizer.lr=5e-4"], ["optimizer.lr=2e-3"]
 SYSTEMS: dict[str, tuple[list[str] | None, list[str]]] = {
     "random weights": (None, HIGH),
     "ImageNet": (None, [*LOW, IMAGENET]),
-    "simclr": (["method=simclr"], HIGH),
-    "byol": (["method=byol"], HIGH),
     "masked": (["method=masked"], HIGH),
+    "simclr": (["method=simclr"], HIGH),
     "ImageNet, then simclr": (["method=simclr", *LOW, IMAGENET], LOW),
+    "byol": (["method=byol"], HIGH),
 }
 """How the weights are pretrained, if at all, and what a training is told beside."""
 
