@@ -209,12 +209,15 @@ class _TestedRun(NamedTuple):
     def part(self) -> str:
         """Which part of its repeat it tested: a fold or a source; empty where all of it."""
         fold, source = self.settings["data.split.fold"], self.settings["data.split.test_source"]
-        return f"fold {fold}" if fold is not None else f"source {source}" if source else ""
+        return f"source {source}" if source else f"fold {fold}" if fold is not None else ""
 
     @property
     def parts(self) -> set[str]:
         """Those that a whole repeat has."""
-        if self.settings["data.split.fold"] is not None:
+        is_fold = self.settings["data.split.fold"] is not None
+        if is_fold and self.settings["data.split.test_source"]:
+            return {self.part}  # a fold numbers the repeats of this source
+        if is_fold:
             return {f"fold {fold}" for fold in range(self.settings["data.split.folds"])}
         if self.settings["data.split.test_source"]:
             used = self.manifest[self.manifest["split"] != "excluded"]
@@ -225,9 +228,10 @@ class _TestedRun(NamedTuple):
     def of(run: Run, sensitivity: float) -> "_TestedRun":
         settings = flatten(asdict(run.read_settings()))
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
-        design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
+        design = "sources" if split["test_source"] else "folds" if split["fold"] is not None else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
+        label += f", repeat {split['fold']}" if design == "sources" and split["fold"] is not None else ""
         task, recorded = TASKS[settings["task"]], run.read_predictions()
         predictions, manifest = (against_rest(table, task) for table in (recorded, run.read_manifest()))
         test, val = (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BEYOND = ("balanced_accuracy", "quadratic_weighted_kappa", "auroc_macro", "mean_absolute_error", "bias", "pearson_r")
 """Metrics on the board of tasks that say more than of two classes."""
-FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
+FACTS = ("backbone", "protocol", "seed", "fold", "parameters", "epochs")
 
 
 def show_runs(directory: Path) -> bool:
@@ -115,7 +115,7 @@ def results_table(board: pd.DataFrame) -> Table:
             del columns[key]
     table = Table()
     for title in columns.values():
-        table.add_column(title, justify="left" if title == "backbone" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title in ("backbone", "protocol") else "right", no_wrap=True)
     for _, row in board.iterrows():
         table.add_row(*(_cell(key, row[key]) for key in columns))
     return table
