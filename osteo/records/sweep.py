@@ -160,8 +160,8 @@ def changes(runs: Sequence[Run]) -> list[str]:
 def leaderboard(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per finished training, the best AUROC on validation first, by which a run may be chosen.
 
-    Columns: run, backbone, protocol where a run has one, seed, fold, parameters, epochs, best_epoch, val/auroc, the metrics as test/..., and the
-    cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
+    Columns: run, backbone, protocol where any has one, seed, fold, parameters, epochs, best_epoch, val/auroc, the
+    metrics as test/..., and the cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
     rows = []
     for run in runs:

@@ -81,6 +81,8 @@ def show_report(report: "Report") -> None:
     console.print(as_table(tables["costs"], title="cost"))
     main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
     console.print(as_table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals"))
+    if "ladder" in tables:
+        console.print(as_table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals"))
     if report.section:
         console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
