@@ -42,6 +42,7 @@ BENCHMARKS = {
     "damage": "every file of a run, a sweep, a study and a cache damaged in turn",
     "recipe": "which recipe wins on the real radiographs, by fit, size, features and ingredient",
     "learning": "the best recipe on a quarter, a half, three quarters and all of the training pictures",
+    "ladder": "what a network reaches under protocols from the loosest to the strictest, on phantoms and real files",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 

@@ -23,9 +23,9 @@ from osteo.report.plots import SOFT
 FIGURE = TABLE = "ladder"
 CAPTION = (
     "AUROC and accuracy of the same network, recipe and number of epochs by protocol, the loosest first, with 95 %"
-    " intervals; below, how many were tested, and of how many a copy or variant was in training. Small points are single"
-    " folds or repeats, a dashed line is what the source claims. It shows how such a number can arise, and not how a"
-    " source came to its own."
+    " intervals; below, how many were tested, and of how many a copy or variant was in training. Small points are"
+    " single folds or repeats, a dashed line is what the source claims. It shows how such a number can arise, and not"
+    " how a source came to its own."
 )
 PROTOCOLS = ("augmented_first", "by_picture", "no_copies", "grouped_folds", "other_source")
 """Those of conf/protocol, the loosest first."""
