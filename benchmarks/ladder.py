@@ -1,11 +1,11 @@
 """The protocol ladder where the truth is known, and on the real radiographs.
 
-Phantoms whose labels are drawn by lot: no picture says anything about its label, the truth is an AUROC of 0.5, and what
-is above it is what a protocol leaks. Half of them have a copy, byte for byte or altered, some under the other label. The
-network is small, starts from random weights and learns its pictures by heart.
+Phantoms whose labels are drawn by lot: no picture says anything about its label, the truth is an AUROC of 0.5, and
+what is above it is what a protocol leaks. Half of them have a copy, byte for byte or altered, some under the other
+label. The network is small, starts from random weights and learns its pictures by heart.
 
-The real files are those of ../shared/data/kaggle, of one source, so that other_source has nothing to test on. Sweeps are
-kept in $OSTEO_LADDER (default ladder_runs/), so that one may be cut off and taken up.
+The real files are those of ../shared/data/kaggle, of one source, so that other_source has nothing to test on. Sweeps
+are kept in $OSTEO_LADDER (default ladder_runs/), so that one may be cut off and taken up.
 """
 
 import os
