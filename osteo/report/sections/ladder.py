@@ -72,7 +72,7 @@ def read_by_protocol(runs: Sequence[Run], *, sensitivity: float) -> dict[str, Ex
     """
     of_protocol: dict[str, list[Run]] = {}
     for run in runs:
-        of_protocol.setdefault(run.read_settings().protocol or "", []).append(run)
+        of_protocol.setdefault(run.read_config().get("protocol") or "", []).append(run)
     names = [name for name in PROTOCOLS if name in of_protocol]
     names += sorted(of_protocol.keys() - set(names), key=lambda name: (not name, name))
     return {name: read_experiment(of_protocol[name], sensitivity=sensitivity) for name in names}
