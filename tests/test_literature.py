@@ -167,7 +167,8 @@ def test_the_literature_is_trained_and_reported(osteo: Callable[..., Any], tmp_p
     words = ["data=mendeley", "data.name=phantom", "data.phantom.kaggle={normal: 8, osteoporosis: 8}",
              "data.phantom.mendeley={normal: 6, osteopenia: 0, osteoporosis: 6}", "data.split.fold=0",
              "data.split.folds=2", "model.pretrained=false", "data.image_size=32", "data.batch_size=4",
-             "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu", "logger=null"]  # fmt: skip
+             "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu",
+             "logger=null"]  # fmt: skip
     done = osteo("train", "-m", "experiment=literature", "experiment/literature=kumar2024,siddiqua2024", *words,
                  "model.backbone=gru/test_resnet", "output_dir=s")  # fmt: skip
     assert done.code == 0, done.err
