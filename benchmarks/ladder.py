@@ -36,7 +36,7 @@ SWEEPS = {
     ],
     "202 real pictures": [
         f"data.kaggle={SHARED}/data/kaggle", "model.backbone=tf_efficientnet_lite0", "data.image_size=128",
-        f"model.weights_file={SHARED}/weights/tf_efficientnet_lite0.safetensors", "trainer.max_epochs=5",
+        f"model.weights_file={SHARED}/weights/tf_efficientnet_lite0.safetensors", "trainer.max_epochs=2",
         "optimizer.lr=0.0005",
     ],
 }  # fmt: skip

@@ -262,7 +262,6 @@ def compose(
     beyond = added_value.find(results, setting.covariates, pictures.clinical)
     section, task = task_section(results), results.experiment.task
     is_phantom = setting.data.name == "phantom"
-    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
         directory=directory,
         title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
@@ -284,11 +283,7 @@ def compose(
         tables=_tables(results, board, manifest, pictures.clinical, climbed.rungs)
         | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables, **climbed.tables},
         paper_figures=figures.overview(results.models, originals(manifest), task),
-        paper_tables={
-            "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
-            "table2": paper.table_2(results.models, task),
-            "costs": paper.costs(board),
-        },
+        paper_tables=_paper_tables(setting, board, results, manifest),
         added=beyond.lines,
         verdict=[
             *(section.sentences if section else []),
@@ -301,6 +296,18 @@ def compose(
         limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
         section=section,
     )
+
+
+def _paper_tables(
+    setting: Config, board: pd.DataFrame, results: Results, manifest: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    task = results.experiment.task
+    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
+    return {
+        "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
+        "table2": paper.table_2(results.models, task),
+        "costs": paper.costs(board),
+    }
 
 
 def _tables(
