@@ -26,20 +26,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORK = Path(os.environ.get("OSTEO_LADDER", "ladder_runs")).resolve()
 PHANTOMS, COPIED, CONTRADICTORY = 96, 48, 8
 PROTOCOLS = ladder.PROTOCOLS[:4]
-FOLDS = 5
 COMMON = ["experiment=ladder", "data=kaggle", f"protocol={','.join(PROTOCOLS)}", "logger=null", "callbacks=null",
           "trainer.monitor=epoch"]  # fmt: skip
-SWEEPS = {
-    "phantoms, labels by lot": [
+SWEEPS: dict[str, tuple[int, list[str]]] = {
+    "phantoms, labels by lot": (5, [
         f"data.kaggle={WORK}/phantoms", "model.backbone=test_resnet", "data.image_size=48", "trainer.max_epochs=30",
         "optimizer.lr=0.003", "optimizer.weight_decay=0",
-    ],
-    "202 real pictures": [
+    ]),
+    "202 real pictures": (3, [
         f"data.kaggle={SHARED}/data/kaggle", "model.backbone=tf_efficientnet_lite0", "data.image_size=128",
         f"model.weights_file={SHARED}/weights/tf_efficientnet_lite0.safetensors", "trainer.max_epochs=2",
         "optimizer.lr=0.0005",
-    ],
+    ]),
 }  # fmt: skip
+"""Folds, and overrides."""
 
 
 def measure(names: tuple[str, ...] = tuple(SWEEPS)) -> list[dict]:
@@ -60,8 +60,9 @@ def measure(names: tuple[str, ...] = tuple(SWEEPS)) -> list[dict]:
 def train(name: str) -> tuple[list, float]:
     """The runs of a sweep, trained or gone on with where some are missing, and the seconds that this took."""
     sweep, begun = WORK / name.replace(" ", "_").replace(",", ""), time.perf_counter()
-    if not sweep.is_dir() or len(trained(sweep, check_run)[0]) < FOLDS * len(PROTOCOLS):
-        begin = ["-m", *COMMON, *SWEEPS[name], f"output_dir={sweep}"]
+    folds, words = SWEEPS[name]
+    if not sweep.is_dir() or len(trained(sweep, check_run)[0]) < folds * len(PROTOCOLS):
+        begin = ["-m", *COMMON, *words, f"data.split.folds={folds}", f"output_dir={sweep}"]
         goes_on = [f"resume={sweep}"] if sweep.is_dir() else begin
         subprocess.run([*python("osteo"), "train", *goes_on], check=True, stdout=subprocess.DEVNULL)
     return trained(sweep, check_run)[0], time.perf_counter() - begun
