@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from benchmarks.ladder import plant
 from osteo.app.hydra import CONF
 from osteo.checks import check
 from osteo.command_settings import EvaluateConfig, PrepareConfig, ReportConfig
@@ -106,6 +107,18 @@ def test_every_row_is_seen_in_its_own_variant(prepared: Prepared, split: str, st
 def test_variants_need_the_paper_s_augmentation(prepared: Prepared) -> None:
     with pytest.raises(UserError, match=r"data\.split\.variants_first=true needs augment=paper"):
         KneeDataModule(prepared, batch_size=8)
+
+
+def test_planted_copies_leak_by_picture_and_are_gone_without(tmp_path: Path) -> None:
+    plant(tmp_path / "k", pictures=12, copied=6, contradictory=2)
+    by_picture = DataConfig(name="kaggle", kaggle=str(tmp_path / "k"), image_size=32,
+                            split=SplitConfig(grouped=False, stratify=["label"], fold=0, folds=2))  # fmt: skip
+    loose = prepare(by_picture).manifest
+    assert (len(loose), loose["group"].nunique(), loose["sha256"].nunique()) == (18, 12, 15)  # three are altered
+    assert 0 < len(leaks(loose)["clusters"]) <= 6
+    used = prepare(replace(by_picture, clean=True)).manifest.query("split != 'excluded'")
+    assert len(used) == used["group"].nunique() == 10  # of two, both copies are set aside
+    assert leaks(used)["clusters"] == []
 
 
 def config(**split: Any) -> Config:
@@ -239,7 +252,7 @@ def test_copies_in_training_are_counted(found: ladder.Findings) -> None:
     assert table["accuracy, claimed"].tolist() == [0.97] * 4
     assert "AUROC, claimed" not in table
     assert found.verdict == [
-        "Everything here is of protocol=grouped_folds; what protocol=by_picture give stands in the section Protocol"
+        "Everything here is of protocol=grouped_folds; what protocol=by_picture gave stands in the section Protocol"
         " ladder. Nothing is pooled or tested across protocols."
     ]
 

@@ -101,7 +101,7 @@ def find(experiments: Mapping[str, Experiment], *, draws: int, seed: int) -> Fin
     main = main_protocol(experiments)
     others = {_titled(name): experiment for name, experiment in experiments.items() if name != main}
     lines = [
-        f"Everything here is of {_titled(main)}; what {', '.join(others)} give stands in the section Protocol ladder."
+        f"Everything here is of {_titled(main)}; what {', '.join(others)} gave stands in the section Protocol ladder."
         " Nothing is pooled or tested across protocols.",
         *(f"{name}: {note}." for name, other in others.items() for note in other.notes),
     ]
@@ -189,7 +189,7 @@ def draw(rungs: Sequence[Rung]) -> Figure:
     protocols = list(dict.fromkeys(rung.protocol for rung in rungs))
     systems = list(dict.fromkeys(rung.system for rung in rungs))
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 4.4), layout="constrained")
+        figure = Figure(figsize=(9.5, 4.4 + 0.1 * len(systems)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric in zip(panels, DRAWN, strict=True):
             for number, system in enumerate(systems):
@@ -201,7 +201,8 @@ def draw(rungs: Sequence[Rung]) -> Figure:
             axes.set(ylabel=f"{all_metrics()[metric].title} with 95 % interval", xlim=(-0.5, len(protocols) - 0.5))
             axes.set_xticks(range(len(protocols)), [_tick(rungs, protocol) for protocol in protocols], fontsize=8)
             axes.grid(axis="y", color=SOFT, lw=0.4, alpha=0.4)
-        panels[-1].legend(frameon=False, loc="best", fontsize=8)
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
         return figure
 
 
