@@ -41,6 +41,7 @@ BENCHMARKS = {
     "export": "an exported model through our wrapper against plain onnxruntime",
     "damage": "every file of a run, a sweep, a study and a cache damaged in turn",
     "recipe": "which recipe wins on the real radiographs, by fit, size, features and ingredient",
+    "literature": "the systems of the literature beside ours on the real radiographs, on the same folds",
     "learning": "the best recipe on a quarter, a half, three quarters and all of the training pictures",
     "ladder": "what a network reaches under protocols from the loosest to the strictest, on phantoms and real files",
     "fuzz": "ten thousand malformed uploads to osteo serve",

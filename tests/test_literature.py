@@ -6,22 +6,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
+from benchmarks.literature_page import PAGE, page
 from osteo.app.hydra import CONF
 from osteo.errors import UserError
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.gradcam import evidence, grad_cam
 from osteo.evaluation.metrics import all_metrics, check_claim
-from osteo.evaluation.systems import _names
+from osteo.evaluation.systems import System, _names, ensembles
 from osteo.networks.backbones import create_backbone
 from osteo.networks.composites import Fused, OfSequence
 from osteo.networks.network import Network
 from osteo.networks.torchvision import Shape
-from osteo.report.rows import literature_table
-from osteo.task import BINARY
+from osteo.report.paper import costs
+from osteo.report.rows import claim_of, literature_table
+from osteo.task import BINARY, RULES
 
 SOURCES = sorted((CONF / "experiment" / "literature").glob("*.yaml"))
 COMPOSITES = (
@@ -109,7 +112,8 @@ def test_every_source_has_a_claim_and_is_swept(path: Path) -> None:
     chosen = yaml.safe_load(path.read_text())
     claim = chosen["claim"]
     check_claim(claim)
-    assert {"source", "doi", "read", "classes"} <= claim.keys()
+    is_ours = path.stem.startswith("osteo_")
+    assert ({"source", "averaged"} if is_ours else {"source", "doi", "read", "classes", "left_open"}) <= claim.keys()
     swept = yaml.safe_load((CONF / "experiment" / "literature.yaml").read_text())["hydra"]["sweeper"]["params"]
     assert path.stem in swept["experiment/literature"].split(",")
     assert len(SOURCES) == len(swept["experiment/literature"].split(","))
@@ -121,6 +125,7 @@ def test_every_source_has_a_claim_and_is_swept(path: Path) -> None:
         ({"accurracy": 0.9}, "claim 'accurracy' is unknown"),
         ({"accuracy": 97.3}, "claim.accuracy=97.3 must be a number from 0 to 1"),
         ({"auroc": "0.9"}, "claim.auroc=0.9 must be a number from 0 to 1"),
+        ({"three_class": {"accuracy": 98.2}}, "claim.accuracy=98.2 must be a number from 0 to 1"),
     ],
 )
 def test_a_claim_that_cannot_be_is_one_line(claim: dict[str, Any], message: str) -> None:
@@ -131,26 +136,68 @@ def test_a_claim_that_cannot_be_is_one_line(claim: dict[str, Any], message: str)
 def test_claims_stand_beside_what_is_measured() -> None:
     intervals = dict.fromkeys(all_metrics(), Interval(0.8, 0.7, 0.9))
 
-    def result(claim: dict[str, Any]) -> SimpleNamespace:
-        run = SimpleNamespace(read_settings=lambda: SimpleNamespace(claim=claim))
-        system = SimpleNamespace(name=claim.get("source"), runs=[run], tested=40)
+    def result(claim: dict[str, Any], kind: str = "model") -> SimpleNamespace:
+        setting = SimpleNamespace(claim=claim, task="binary")
+        run = SimpleNamespace(read_settings=lambda: setting, read_environment=lambda: {"parameters": 3_371_713})
+        runs, source = ([run], "") if kind == "model" else ([], claim.get("source", ""))
+        system = SimpleNamespace(name=claim.get("source", "size"), runs=runs, tested=40, kind=kind, source=source)
         return SimpleNamespace(system=system, intervals=intervals)
 
     claims = [
-        {"source": "A", "classes": 2, "accuracy": 0.95, "test_pictures": 47, "read": "full text"},
-        {"source": "B", "classes": 2, "accuracy": 0.85},
-        {"source": "C", "classes": 3, "accuracy": 0.95},
+        {"source": "A", "classes": 2, "accuracy": 0.95, "test_pictures": 47, "read": "full text", "parameters": 4e6},
+        {"source": "B", "classes": 2, "accuracy": 0.85, "read": "abstract", "three_class": {"accuracy": 0.99}},
+        {"source": "C", "classes": 3, "accuracy": 0.95, "read": "abstract"},
         {"source": "D", "classes": 2, "read": "abstract"},
+        {"source": "ours", "averaged": True},
         {},
     ]
-    results: Any = SimpleNamespace(models=list(map(result, claims)), experiment=SimpleNamespace(task=BINARY))
-    table = literature_table(results)
-    assert table["system"].tolist() == ["A", "B", "C", "D"]
-    assert table["claimed"].tolist() == ["0.950", "0.850", "0.950 (3 classes)", "not stated"]
-    assert table["claim vs. interval"].tolist() == ["above", "within", "-", "-"]
-    assert table["test pictures"].tolist() == [47, *["not stated"] * 3]
-    assert set(table["measured"]) == {"0.800 (0.700 to 0.900)"}
-    assert table["read"].tolist() == ["full text", "not stated", "not stated", "abstract"]
+    models, shortcut = list(map(result, claims)), result({}, "shortcut")
+    family = [
+        SimpleNamespace(pair=SimpleNamespace(first=name, second="size"), p=p)
+        for name, p in (("A", 0.03), ("C", 0.0001))
+    ]
+    results: Any = SimpleNamespace(
+        models=models, ranked=[*models, result({"source": "mean of ours"}, "ensemble"), shortcut], shortcut=shortcut,
+        family=family, experiment=SimpleNamespace(task=BINARY),
+    )  # fmt: skip
+    table = literature_table(results, Interval(0.97, 0.9, 0.99))
+    assert table["system"].tolist() == ["A", "B", "C", "D", "ours", "mean of ours", "size", "age alone"]
+    nothing = ["-"] * 4
+    assert table["claimed"].tolist() == ["0.950", "0.850", "0.950 (3 classes)", "not stated", *nothing]
+    assert table["claim vs. interval"].tolist() == ["above", "within", "-", "-", *nothing]
+    assert table["test pictures"].tolist() == [47, *["not stated"] * 3, *nothing]
+    assert table["measured"].tolist() == [*["0.800 (0.700 to 0.900)"] * 7, "-"]
+    assert table["AUROC, measured"].tolist()[-2:] == ["0.800 (0.700 to 0.900)", "0.970 (0.900 to 0.990)"]
+    assert table["parameters (M)"].tolist() == ["3.4 (4.0 stated)", *["3.4"] * 4, "-", "-", "-"]
+    assert table["p above width and height"].tolist() == ["0.030", "-", "< 0.001", *["-"] * 5]
+    assert table["read"].tolist() == ["full text", *["abstract"] * 3, *nothing]
+
+
+def test_a_claim_of_another_task_stands_in_the_place_of_the_first() -> None:
+    claim = {"source": "B", "classes": 2, "accuracy": 0.85, "auroc": 0.9, "three_class": {"accuracy": 0.99}}
+    of_three: Any = SimpleNamespace(claim=claim, task="three_class")
+    assert claim_of(of_three) == {"source": "B", "classes": 3, "accuracy": 0.99}
+    of_two: Any = SimpleNamespace(claim=claim, task="binary")
+    assert claim_of(of_two) == {"source": "B", "classes": 2, "accuracy": 0.85, "auroc": 0.9}
+
+
+def test_networks_of_a_source_that_answer_together_are_one_system_more() -> None:
+    def model(name: str, probability: float, claim: dict[str, Any]) -> System:
+        run: Any = SimpleNamespace(read_settings=lambda: SimpleNamespace(claim=claim))
+        scores = np.full((1, 3), probability)
+        return System(name, "model", scores, scores, dict.fromkeys(RULES, scores), np.ones((1, 3)),
+                      np.zeros((1, 3), int), runs=[run])  # fmt: skip
+
+    ours = {"source": "ours", "averaged": True}
+    models = [model("a", 0.2, ours), model("b", 0.6, ours), model("c", 0.9, {"source": "theirs"})]
+    together = [system for system in ensembles(models) if system.source]
+    assert [system.name for system in together] == ["ours: mean of 2 models"]
+    assert together[0].probabilities.tolist() == [pytest.approx([0.4, 0.4, 0.4])]
+    assert not [system for system in ensembles(models[:2]) if system.source]
+
+
+def test_the_page_on_the_literature_is_what_its_sources_make_of_it() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.literature_page"
 
 
 def test_a_system_is_named_after_its_source_where_that_tells_it_from_the_others() -> None:
@@ -177,3 +224,18 @@ def test_the_literature_is_trained_and_reported(osteo: Callable[..., Any], tmp_p
     assert "What the sources claim, beside what is measured here" in page
     assert "| Athira and Kumar 2024: gru/test_resnet | accuracy | 0.953 | not stated |" in page
     assert (tmp_path / "s/tables/literature.tex").exists()
+
+
+def test_costs_are_those_of_a_system_not_of_its_backbone() -> None:
+    def result(name: str, runs: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(system=SimpleNamespace(name=name, runs=[SimpleNamespace(name=run) for run in runs]))
+
+    board = pd.DataFrame(
+        {"run": ["0", "1", "2"], "backbone": "vgg16", "parameters": 134_000_000, "seconds": [60.0, 120.0, 45.0],
+         "seconds_per_epoch": [6.0, 8.0, 4.0], "pictures_per_second": 20.0, "peak_memory_mib": 900}
+    )  # fmt: skip
+    models: Any = [result("vgg16 model.channels=1", ["2"]), result("vgg16 model.channels=3", ["0", "1"])]
+    table = costs(board, models).set_index("system")
+    assert table["minutes per run"].to_dict() == {"vgg16 model.channels=3": 1.5, "vgg16 model.channels=1": 0.8}
+    assert table["s per epoch"].to_dict() == {"vgg16 model.channels=3": 7.0, "vgg16 model.channels=1": 4.0}
+    assert set(table["parameters (M)"]) == {134.0}

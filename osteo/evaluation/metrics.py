@@ -16,11 +16,13 @@ from osteo.errors import UserError, unknown
 from osteo.evaluation.bootstrap import DRAWS, Bootstrapped, Interval, Rows, bootstrap, rows_of
 from osteo.evaluation.ties import join_ties
 from osteo.parts import Metric
-from osteo.task import THRESHOLD
+from osteo.task import TASKS, THRESHOLD
 from osteo.types import Floats, Labels, Mask, Statistic
 
-CLAIM = ("source", "doi", "read", "classes", "pictures", "test_pictures")
-"""What a claim may say beside metrics."""
+CLAIM = ("source", "doi", "read", "classes", "pictures", "test_pictures", "parameters", "also", "left_open", "averaged")
+"""What a claim may say beside metrics: who made it and where, how much of it was read, of how many classes and pictures
+it is, how many parameters the network has, what else it says and what it leaves open, and whether the networks of the
+source answer together. What it claims of another task has the task's name, with metrics of its own."""
 
 # --- functions of weighted pictures: weights (D, N), labels (N,), probabilities (N,), calls (N,) -> (D,) --------------
 
@@ -129,11 +131,14 @@ def check_claim(claim: Mapping[str, Any]) -> None:
     """Refuses what no source can claim of its system; metrics are shares.
 
     Raises:
-        UserError: a name is neither a metric nor one of `CLAIM`, or a metric is not from 0 to 1.
+        UserError: a name is neither a metric nor a task nor one of `CLAIM`, or a metric is not from 0 to 1.
     """
     for name, value in claim.items():
+        if name in TASKS and isinstance(value, Mapping):
+            check_claim(value)
+            continue
         if name not in CLAIM and name not in all_metrics():
-            raise unknown("claim", name, [*CLAIM, *all_metrics()])
+            raise unknown("claim", name, [*CLAIM, *all_metrics(), *TASKS])
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name not in CLAIM and not (is_number and 0.0 <= value <= 1.0):
             raise UserError(f"claim.{name}={value} must be a number from 0 to 1")

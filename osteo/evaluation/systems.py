@@ -1,7 +1,7 @@
 """Runs that differ only in fold and seed are one system; a repeat holds the out-of-fold predictions of its runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +61,8 @@ class System:
     validation: dict[str, float] = field(default_factory=dict)
     """metrics on validation pictures, by name, the mean over runs; of models only"""
     runs: list[Run] = field(default_factory=list)
+    source: str = ""
+    """of an ensemble that is a system of its own: whose"""
 
     @property
     def tested(self) -> int:
@@ -329,10 +331,18 @@ def _design(runs: Sequence[_TestedRun]) -> str:
 def ensembles(models: Sequence[System]) -> list[System]:
     """Means of calibrated probabilities over models, over repeats, and over both; unweighted, and weighted by skill.
 
+    The networks of a source that answer together (`claim.averaged`) have a mean of their own beside those of others.
+
     The weight of a run is its skill on its own validation pictures. Thresholds are averaged like probabilities.
     """
     repeated = [model for model in models if model.repeats > 1]
     systems = [_average(f"{m.name}, mean of {m.repeats} repeats", [m], over_repeats=True) for m in repeated]
+    claims = [model.runs[0].read_settings().claim if model.runs else {} for model in models]
+    for source in dict.fromkeys(claim["source"] for claim in claims if claim.get("averaged")):
+        members = [m for m, claim in zip(models, claims, strict=True) if claim.get("source") == source]
+        if 1 < len(members) < len(models):
+            mean = _average(f"{source}: mean of {len(members)} models", members, over_repeats=False)
+            systems.append(replace(mean, source=source))
     for over_repeats in (False, True):
         if len(models) > 1 and (repeated or not over_repeats):
             name = f"mean of {len(models)} models"

@@ -306,7 +306,7 @@ def _paper_tables(
     return {
         "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
         "table2": paper.table_2(results.models, task),
-        "costs": paper.costs(board),
+        "costs": paper.costs(board, results.models),
     }
 
 
@@ -315,7 +315,9 @@ def _tables(
     rungs: Sequence[ladder.Rung],
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
     runs = [run for result in results.models for run in result.system.runs]
-    claims = rows.literature_table(results)
+    has_claims = any(run.read_settings().claim for run in runs)
+    age = added_value.auroc_of_age(results, clinical) if has_claims and clinical is not None else None
+    claims = rows.literature_table(results, age)
     return {
         "comparison": rows.comparison_table(results),
         **({} if claims.empty else {"literature": ladder.beside_claims(claims, rungs)}),

@@ -62,13 +62,17 @@ def table_2(models: Sequence[Result], task: Task = BINARY) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def costs(board: pd.DataFrame) -> pd.DataFrame:
-    """What each backbone took: seconds per epoch, pictures per second, peak memory; the mean over its runs."""
+def costs(board: pd.DataFrame, models: Sequence[Result]) -> pd.DataFrame:
+    """What each model took: minutes per run, seconds per epoch, pictures per second, memory; the mean over its runs."""
     names = {
-        "seconds_per_epoch": "s an epoch",
-        "pictures_per_second": "pictures a second",
+        "seconds": "minutes per run",
+        "seconds_per_epoch": "s per epoch",
+        "pictures_per_second": "pictures per second",
         "peak_memory_mib": "peak MiB",
     }
-    means = board.groupby("backbone", sort=False)[["parameters", *names]].mean().rename(columns=names)
+    of_run = {run.name: result.system.name for result in models for run in result.system.runs}
+    systems = board["run"].map(of_run).rename("system")
+    means = board.groupby(systems, sort=False)[["parameters", *names]].mean().rename(columns=names)
     means.insert(0, "parameters (M)", (means.pop("parameters") / 1e6).round(1))
+    means["minutes per run"] /= 60.0
     return means.round(1).reset_index()

@@ -1,10 +1,12 @@
 """The tables of a report, from its results."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from osteo.config import Config
 from osteo.evaluation import curves
 from osteo.evaluation.bootstrap import Interval, bootstrap, format_interval
 from osteo.evaluation.calibration import calibration_error
@@ -12,7 +14,7 @@ from osteo.evaluation.metrics import all_metrics, metric_intervals
 from osteo.evaluation.probes import PROBES
 from osteo.evaluation.systems import Experiment, System
 from osteo.report.results import Result, Results, mean_over_repeats
-from osteo.task import RULES, THRESHOLD
+from osteo.task import RULES, TASKS, THRESHOLD
 
 SMALLEST = 10  # pictures of a subgroup that has a row
 MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgroup, and of the terminal
@@ -54,31 +56,65 @@ def comparison_table(results: Results) -> pd.DataFrame:
     )
 
 
-def literature_table(results: Results) -> pd.DataFrame:
-    """What sources claim of their systems beside what is measured here, one row per model that follows a source.
+def literature_table(results: Results, age: Interval | None = None) -> pd.DataFrame:
+    """What sources claim of their systems beside what is measured here: models that follow a source, and shortcuts.
 
-    A claim about another number of classes is named, and not compared.
+    A claim about another number of classes is named, and not compared. The p-value is of the primary endpoint, against
+    width and height, after Holm's correction.
+
+    Args:
+        results: of the sweep.
+        age: AUROC of age alone, where it is known.
     """
-    metrics, lines, classes = all_metrics(), [], len(results.experiment.task.class_names)
+    settings = {r.system.name: r.system.runs[0].read_settings() for r in results.models}
+    if not any(setting.claim for setting in settings.values()):
+        return pd.DataFrame()
+    against = {test.pair.first: test.p for test in results.family if test.pair.second == results.shortcut.system.name}
+    lines = []
     for result in results.models:
-        claim = result.system.runs[0].read_settings().claim
-        if not claim:
-            continue
-        first = next((name for name in claim if name in metrics), "accuracy")
-        claimed, measured, of_classes = claim.get(first), result.intervals[first], claim.get("classes", classes)
-        other = "" if of_classes == classes else f" ({of_classes} classes)"
-        lines.append({
-            "system": result.system.name,
-            "metric": metrics[first].title,
-            "claimed": "not stated" if claimed is None else f"{claimed:.3f}{other}",
-            "test pictures": claim.get("test_pictures", "not stated"),
-            "measured": format_interval(measured),
-            "pictures": result.system.tested,
-            "claim vs. interval": _place(None if other else claimed, measured),
-            "AUROC, measured": format_interval(result.intervals["auroc"]),
-            "read": claim.get("read", "not stated"),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+        if claim := claim_of(settings[result.system.name]):
+            run = result.system.runs[0]
+            line = _claimed(claim, result, classes=len(results.experiment.task.class_names))
+            stated = f" ({claim['parameters'] / 1e6:.1f} stated)" if "parameters" in claim else ""
+            line |= {
+                "parameters (M)": f"{run.read_environment()['parameters'] / 1e6:.1f}{stated}",
+                "p above width and height": p_value(against.get(result.system.name, float("nan"))),
+                "read": claim.get("read", "-"),
+            }
+            lines.append(line)
+    of_source = [r for r in results.ranked if r.system.kind == "ensemble" and r.system.source]
+    lines += [_claimed({}, result) for result in (*of_source, results.shortcut)]
+    if age is not None and np.isfinite(age.value):
+        lines.append({"system": "age alone", "AUROC, measured": format_interval(age)})
+    return pd.DataFrame(lines).fillna("-")
+
+
+def claim_of(setting: Config) -> dict[str, Any]:
+    """What the source of a run claims of its task; its metrics, where it has some for this very task."""
+    claim = {name: value for name, value in setting.claim.items() if name not in TASKS}
+    if own := setting.claim.get(setting.task):
+        claim = {name: value for name, value in claim.items() if name not in all_metrics()}
+        claim |= {"classes": len(TASKS[setting.task].class_names), **own}
+    return claim
+
+
+def _claimed(claim: Mapping[str, Any], result: Result, classes: int | None = None) -> dict[str, object]:
+    """A claim beside what is measured; of what claims nothing, what is measured alone."""
+    metrics = all_metrics()
+    first = next((name for name in claim if name in metrics), "accuracy")
+    claimed, measured, of_classes = claim.get(first), result.intervals[first], claim.get("classes", classes)
+    other = "" if of_classes == classes else f" ({of_classes} classes)"
+    unknown = "not stated" if claim.get("read") else "-"
+    return {
+        "system": result.system.name,
+        "metric": metrics[first].title,
+        "claimed": unknown if claimed is None else f"{claimed:.3f}{other}",
+        "test pictures": claim.get("test_pictures", unknown),
+        "measured": format_interval(measured),
+        "pictures": result.system.tested,
+        "claim vs. interval": _place(None if other else claimed, measured),
+        "AUROC, measured": format_interval(result.intervals["auroc"]),
+    }
 
 
 def _place(claimed: float | None, measured: Interval) -> str:

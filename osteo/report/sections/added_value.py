@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.special import logit
 
-from osteo.evaluation.bootstrap import format_interval
+from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
@@ -95,6 +95,14 @@ def measure(results: Results, system: System, names: Sequence[str], clinical: pd
         experiment.labels, logits, as_numbers(names, clinical), system.networks, experiment.groups,
         draws=results.draws, seed=results.seed,
     )  # fmt: skip
+
+
+def auroc_of_age(results: Results, clinical: pd.DataFrame) -> Interval | None:
+    """What age alone reaches, over the tested pictures whose age is known; None where no model of it can be fitted."""
+    if not np.isfinite(clinical["age"].to_numpy(float)).any():
+        return None
+    known = clinical[clinical["age"].notna()].reindex(clinical.index)
+    return measure(results, results.best.system, ["age"], known).auroc[CLINICAL]
 
 
 def _in_words(model: str, names: Sequence[str], value: AddedValue) -> str:

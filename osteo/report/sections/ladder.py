@@ -19,6 +19,7 @@ from osteo.evaluation.systems import Experiment, System, read_experiment
 from osteo.records.record import Run
 from osteo.report.figures import COLOURS, STYLE
 from osteo.report.plots import SOFT
+from osteo.report.rows import claim_of
 
 FIGURE = TABLE = "ladder"
 CAPTION = (
@@ -124,7 +125,7 @@ def _rung(protocol: str, experiment: Experiment, system: System, draws: int, see
         for name, value in values.items():
             by_run[name].append(value)
         copied += copied_to_training(run.read_manifest())
-    claim, classes = system.runs[0].read_settings().claim, len(experiment.task.class_names)
+    claim, classes = claim_of(system.runs[0].read_settings()), len(experiment.task.class_names)
     return Rung(
         protocol,
         system.name,
