@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from osteo.config import PAPER_VARIANTS, AugmentConfig, Config, DataConfig, Spli
 from osteo.data.datamodule import KneeDataModule, unit
 from osteo.data.manifest import VARIANT, originals, read_manifest
 from osteo.data.prepare import Prepared, prepare
-from osteo.data.summary import leaks
+from osteo.data.summary import copied_to_training, leaks
 from osteo.errors import UserError
 from osteo.evaluation.metrics import measure, metric_intervals
 from osteo.evaluation.systems import Experiment, read_experiment
@@ -29,7 +28,6 @@ from osteo.records.record import Run
 from osteo.report.page import read_report
 from osteo.report.paper import table_1
 from osteo.report.radiographs import PictureFindings
-from osteo.report.rows import literature_table
 from osteo.report.sections import ladder
 from osteo.training.augment import make_augmentation
 from tests.test_systems import PICTURES, write_run
@@ -68,7 +66,7 @@ def test_a_picture_is_seven_rows_that_the_split_deals_one_by_one(prepared: Prepa
     assert counts.to_dict() == {"test": 40, "train": 120, "val": 36}
     assert len(leaks(manifest)["pictures"]) == 28
     tested = manifest[manifest["split"] == "test"]
-    assert ladder.copied_to_training(manifest) == len(tested) == 40
+    assert copied_to_training(manifest) == len(tested) == 40
     assert len(leaks(manifest)["clusters"]) == len(set(manifest["group"]))
 
 
@@ -227,6 +225,9 @@ def test_every_protocol_is_an_experiment_of_its_own(
 ) -> None:
     assert list(experiments) == ["by_picture", "grouped_folds"]
     assert ladder.main_protocol(experiments) == "grouped_folds"
+    assert [experiment.design.rpartition(" that ")[2] for experiment in experiments.values()] == [
+        "may have seen a copy of it", "never saw it"
+    ]  # fmt: skip
     assert [(rung.protocol, rung.system) for rung in found.rungs] == [
         (protocol, system) for protocol in experiments for system in ("R: resnet18", "D: densenet121")
     ]
@@ -272,22 +273,15 @@ def test_intervals_take_a_picture_and_its_copy_as_one(
     assert found.rungs[0].intervals["accuracy"] == by_group != by_picture
 
 
-def test_the_claims_have_a_column_for_every_other_protocol(
-    experiments: Mapping[str, Experiment], found: ladder.Findings
-) -> None:
-    models = [
-        SimpleNamespace(system=system, intervals=rung.intervals)
-        for system, rung in zip(experiments["grouped_folds"].of_kind("model"), found.rungs[2:], strict=True)
-    ]
-    results: Any = SimpleNamespace(experiment=experiments["grouped_folds"], models=models)
-    claims = ladder.beside_claims(literature_table(results), found.rungs)
-    place = list(claims).index("measured")
-    assert list(claims)[place + 1] == "measured, protocol=by_picture"
-    expected = found.tables["ladder"]["accuracy"].tolist()
-    assert claims["measured, protocol=by_picture"].tolist() == expected[:2]
-    assert claims["measured"].tolist() == expected[2:]
-    alone = ladder.beside_claims(literature_table(results), [])
-    assert list(alone) == [name for name in claims if name != "measured, protocol=by_picture"]
+def test_the_claims_have_a_column_for_every_other_protocol(found: ladder.Findings) -> None:
+    shown = {"system": ["D: densenet121", "R: resnet18", "width and height alone"],
+             "metric": ["AUROC", "accuracy", "accuracy"], "measured": list("abc"), "pictures": 60}  # fmt: skip
+    claims = ladder.beside_claims(pd.DataFrame(shown), found.rungs)
+    assert list(claims) == ["system", "metric", "measured", "measured, protocol=by_picture", "pictures"]
+    table = found.tables["ladder"]
+    expected = [table["AUROC"][1], table["accuracy"][0], "-"]
+    assert claims["measured, protocol=by_picture"].tolist() == expected
+    assert list(ladder.beside_claims(pd.DataFrame(shown), [])) == list(shown)
 
 
 def test_the_figure_has_a_line_and_a_claim_per_system(found: ladder.Findings) -> None:
@@ -312,7 +306,8 @@ def test_a_ladder_is_trained_and_reported(
 ) -> None:
     protocols = ["augmented_first", "grouped_folds", "other_source"]
     words = ["experiment=ladder", f"protocol={','.join(protocols)}", "data=phantom", *SMALL, "data.split.fold=0,1",
-             "data.split.folds=2", "model.backbone=test_resnet", "data.image_size=32", "data.batch_size=8",
+             "data.split.folds=2", "experiment/literature=kumar2024", "model.backbone=gru/test_resnet",
+             "model.pretrained=false", "data.image_size=32", "data.batch_size=8",
              "trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.accelerator=cpu",
              "logger=null"]  # fmt: skip
     done = osteo("train", "-m", *words, f"output_dir={sweep}")
@@ -332,6 +327,9 @@ def test_a_ladder_is_trained_and_reported(
     assert table[["tested", "different pictures"]].to_numpy().tolist() == [[210, 30], [30, 30], [10, 10]]
     assert table["with a copy in training"].tolist()[1:] == ["0 of 30", "0 of 20"]
     assert report.figures["ladder"].axes
+    claims = report.files["literature"].set_index("system").loc["Athira and Kumar 2024: gru/test_resnet"]
+    assert claims["measured, protocol=augmented_first"] == table["accuracy"][0]
+    assert claims["measured"] == table["accuracy"][1]
     page = report.html()
     assert '<h2 id="ladder">Protocol ladder</h2>' in page
     assert '<li><a href="#ladder">Protocol ladder</a></li>' in page

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from osteo.data.summary import copied_to_training
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import all_metrics, measure, metric_intervals
 from osteo.evaluation.systems import Experiment, System, read_experiment
@@ -139,12 +140,6 @@ def _rung(protocol: str, experiment: Experiment, system: System, draws: int, see
         copied=copied,
         answers=int(known.sum()),
     )
-
-
-def copied_to_training(manifest: pd.DataFrame) -> int:
-    """Test pictures of whose group one trains: a copy or variant of the picture, or another of the same patient."""
-    trained = set(manifest.loc[manifest["split"] == "train", "group"])
-    return int(manifest.loc[manifest["split"] == "test", "group"].isin(trained).sum())
 
 
 def table(rungs: Iterable[Rung]) -> pd.DataFrame:
