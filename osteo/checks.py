@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from osteo import parts
-from osteo.command_settings import AuditConfig, EvaluateConfig, PredictConfig, PrepareConfig
+from osteo.command_settings import AuditConfig, EvaluateConfig, ExplainConfig, PredictConfig, PrepareConfig
 from osteo.config import DATA_SETS, VIEWS, Config, DataConfig, ModelConfig, PhantomConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
 from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
@@ -52,7 +52,7 @@ def check(config: Any, prefix: str = "") -> None:
         check_data(config.data)
     if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
         raise UserError("data.split.variants_first=true goes with osteo train alone; leave it out")
-    if isinstance(config, PredictConfig):
+    if isinstance(config, PredictConfig | ExplainConfig):
         _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
         raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")

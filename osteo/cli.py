@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "what checkpoints reach on a data set or a split",
     "predict": "what checkpoints say of your own pictures",
     "serve": "the same on a page of this computer, for one picture after the other",
+    "explain": "what a network sees of your own pictures: Grad-CAM and feature maps of its layers",
     "report": "figures and tables of a sweep, beside the paper's",
     "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
 }
@@ -28,6 +29,7 @@ POSITIONAL = {
     "evaluate": "ckpt",
     "predict": "ckpt",
     "serve": "ckpt",
+    "explain": "ckpt",
     "export": "ckpt",
 }
 """The key that a command's first argument stands for where it has no key."""

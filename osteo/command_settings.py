@@ -103,6 +103,22 @@ class PredictConfig(PluginsConfig):
 
 
 @dataclass
+class ExplainConfig(PluginsConfig):
+    """What `osteo explain` takes; how a picture is prepared is the checkpoint's business."""
+
+    ckpt: Any = option(None, "a checkpoint or a run directory; `osteo explain CHECKPOINT` is short for it")
+    input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
+    maps: Any = option(
+        None, "the layer whose feature maps are shown, or a list of them; null for one of each stage; list prints all"
+    )
+    channels: int = option(16, "channels of a layer that are shown, the most active ones", low=1, high=4096)
+    output_dir: str | None = option(None, "where figures and numbers are written; null for outputs/ by date and time")
+    clinical: str | None = option(None, "CSV or Excel file with the covariates of a model that takes any")
+    clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Bild:picture]")
+    rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))
+
+
+@dataclass
 class ServeConfig(PluginsConfig):
     """What `osteo serve` takes; how a picture is prepared is the checkpoint's business."""
 

@@ -32,7 +32,7 @@ from osteo.reading.framing import square
 from osteo.reading.pictures import decode
 from osteo.records.record import Run
 from osteo.report.html import render
-from osteo.report.predictions import overlay_path, write, write_png
+from osteo.report.predictions import path_of, write, write_png
 from osteo.report.summary import show_runs
 from osteo.report.tables import as_table, terminal
 from osteo.task import BINARY
@@ -301,7 +301,7 @@ def test_the_answers_to_any_name_are_written(tmp_path: Path) -> None:
     assert [line["file"] for line in json.loads((folder / "predictions.json").read_text())["pictures"]] == names
     assert "<script>alert" not in (folder / "predictions.html").read_text(encoding="utf-8")
     for name in names:
-        write_png(overlay_path(folder, f"deep/{name}/{name} (left half)"), RAMP)
+        write_png(path_of(folder / "overlays", f"deep/{name}/{name} (left half)"), RAMP)
     assert sum(path.is_file() for path in (folder / "overlays").rglob("*")) == len(EVIL)
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from osteo.command_settings import AuditConfig, EvaluateConfig, PredictConfig, RerunConfig
+from osteo.command_settings import AuditConfig, EvaluateConfig, ExplainConfig, PredictConfig, RerunConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import sha256_of, write_json, write_text
 from osteo.records import locks, outputs
 from osteo.records.outputs import AUDIT, LISTING, PREDICTIONS, claim, drop_earlier, replaced
 
-CONFIGS = [Config(), EvaluateConfig(), RerunConfig(), PredictConfig(), AuditConfig()]
+CONFIGS = [Config(), EvaluateConfig(), RerunConfig(), PredictConfig(), ExplainConfig(), AuditConfig()]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -51,8 +51,8 @@ def test_what_is_there_is_refused(tmp_path: Path, config: object, kind: str) -> 
         isinstance(config, Config | EvaluateConfig | RerunConfig),
         ("predictions", "what is left of a run"),
     )
-    if kind in results and isinstance(config, AuditConfig):
-        claim(folder, config)  # nothing of it is written by an audit
+    if kind in results and isinstance(config, AuditConfig | ExplainConfig):
+        claim(folder, config)  # nothing of it is written by these
     else:
         found = "predictions.csv" if kind == "predictions" or (kind in results and not makes_record) else "(a run|runs)"
         with pytest.raises(UserError, match=rf"there holds {found} already.*; choose another output_dir") as error:

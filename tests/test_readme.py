@@ -29,6 +29,7 @@ PHANTOMS = [
 SMALLER = [
     (r"\bK\.zip\b", "kaggle"), (r"\bM\.zip\b", "mendeley"), (r"\b(my|their)_xrays\b", "kaggle"), (r"\bRUN\b", "run"),
     (r"\bmultirun/<date>/<time>", "sweep"), (r"\boutputs/<date>/<time>", "run"), (r"picture\.dcm", "kaggle"),
+    (r"\bknee\.png", "kaggle/normal/10n.png"),
     (r"\bhealthy:normal,ill:", "normal:normal,osteoporosis:"), (r"trainer\.devices=4", "trainer.devices=2"),
     (r"model\.backbone=(\w+,[\w,]+)", "model.backbone=test_resnet,test_vit"),
     (r"model\.backbone=\w+(?![\w,/])", "model.backbone=test_resnet"), (r"n_trials=40", "n_trials=2"),
@@ -93,7 +94,7 @@ def test_the_readme_has_commands() -> None:
     found = commands()
     assert len(found) > 20
     assert {call.split()[1] for call in found if call.startswith("osteo")} >= {
-        "prepare", "audit", "train", "report", "status", "rerun", "evaluate", "predict", "serve", "export",
+        "prepare", "audit", "train", "report", "status", "rerun", "evaluate", "predict", "serve", "explain", "export",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 FIGURES = {
     "collection", "samples", "augmentations", "metrics", "confusion", "predictions",
-    "forest", "roc_pr", "training", "reliability", "decision",
+    "forest", "roc_pr", "training", "reliability", "decision", "feature_maps_right", "feature_maps_wrong",
 }  # fmt: skip
 
 
@@ -160,7 +161,9 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
         assert "lies outside the knee" in text
         assert "Spearman" in text
     assert len(html) < 5_000_000
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 7
+    assert "What the network sees" in html
+    assert len(re.findall(r": 6 of \d+ channels, each \d+ x \d+", html)) == 6  # three layers of two pictures
     assert "Added value" not in html + markdown, "no covariates were asked for"
     assert html.count('alt="the same with Grad-CAM"') == 8
     terminal = (reported.parent / "terminal.txt").read_text()

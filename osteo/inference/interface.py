@@ -1,4 +1,7 @@
-"""What `osteo predict` does, for Python: `load(RUN).predict(paths)` gives the content of predictions.csv."""
+"""What `osteo predict` and `osteo explain` do, for Python.
+
+`load(RUN).predict(paths)` gives the content of predictions.csv, and `load(RUN).explain(path)` feature maps.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +15,11 @@ from osteo import parts
 from osteo.checks import check
 from osteo.command_settings import PredictConfig
 from osteo.errors import UserError, counted
-from osteo.inference.model import Model, check_known, load_models
+from osteo.inference.explain import chosen_layers, feature_maps
+from osteo.inference.model import Model, check_known, load_models, to_batch
 from osteo.inference.predictions import Opened, answer_pictures, list_pictures, open_pictures, to_table
 from osteo.reading.covariates import Patient
-from osteo.types import Grey
+from osteo.types import Grey, Singles
 
 Picture: TypeAlias = str | Path | Grey
 """A file, a folder or a zip; or a radiograph as uint8 (H, W), bone bright."""
@@ -59,6 +63,25 @@ class Predictor:
         known = [{}] * len(given) if patients is None else self._check_patients(patients, len(given))
         answered = answer_pictures(self.models, self._open(given, known), rule=rule, interval=interval)
         return to_table((row for rows in answered for row in rows), rule)
+
+    def explain(self, picture: Picture, maps: str | Sequence[str] | None = None) -> dict[str, Singles]:
+        """The feature maps of layers of the first model for one picture, float32 (C, H, W) by the layer's name.
+
+        Args:
+            picture: a file, or an array as `predict` takes it.
+            maps: names of layers, as `osteo explain RUN maps=list` prints them; None for one of each stage.
+
+        Raises:
+            UserError: there is not one picture, it cannot be used, or a layer is unknown or gives no map.
+        """
+        model = self.models[0]
+        layers = chosen_layers(model.network, maps)
+        opened = list(self._open([picture], [{}]))
+        if len(opened) != 1:
+            raise UserError(f"there are {counted(len(opened), 'picture')}; give one to explain")
+        if opened[0].grey is None:
+            raise UserError(f"{opened[0].name}: {opened[0].reason}")
+        return feature_maps(model.network, to_batch([model.prepare(opened[0].grey)]), layers)
 
     def _check_patients(self, patients: Sequence[Patient], count: int) -> Sequence[Patient]:
         if len(patients) != count:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from osteo.command_settings import AuditConfig, PredictConfig
+from osteo.command_settings import AuditConfig, ExplainConfig, PredictConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json
@@ -27,8 +27,9 @@ class Results(NamedTuple):
 
 
 PREDICTIONS = Results("predict", ("predictions.json", "predictions.csv", "predictions.html", "overlays"), "pictures")
+EXPLANATIONS = Results("explain", ("explain.json", "explain.csv", "maps"), "pictures")
 AUDIT = Results("audit", ("audit.json", "audit.html"), "exact_duplicate_groups")
-OF_CONFIG = {PredictConfig: PREDICTIONS, AuditConfig: AUDIT}
+OF_CONFIG = {PredictConfig: PREDICTIONS, ExplainConfig: EXPLANATIONS, AuditConfig: AUDIT}
 ASIDE = ".results-"
 LISTING, LISTED_FOLDERS = ".report.json", ("figures", "tables")
 """What lists the files of a report with their SHA-256, by their names, and the folders in which these lie."""
@@ -95,11 +96,12 @@ def _check_surroundings(directory: Path, place: str, config: object) -> None:
     outer = next((path for path in whole_path.parents if is_run(path) and (path / "config.yaml").exists()), None)
     if outer is not None:
         raise UserError(f"{place} lies within the run {outer.name}; choose another output_dir")
-    if isinstance(config, PredictConfig) and config.input:
+    if isinstance(config, PredictConfig | ExplainConfig) and config.input:
         given = Path(config.input).expanduser()
         if given.is_dir() and whole_path.is_relative_to(given.resolve()):
+            drawn = OF_CONFIG[type(config)].names[-1]
             raise UserError(
-                f"{place} lies within input={display_path(given)}, so that overlays would be taken for pictures; choose"
+                f"{place} lies within input={display_path(given)}, so that {drawn} would be taken for pictures; choose"
                 " another output_dir"
             )
 

@@ -12,17 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from osteo.evaluation.gradcam import overlay
 from osteo.evaluation.metrics import all_metrics
 from osteo.files import whole
+from osteo.inference.explain import RULE, LayerMaps
 from osteo.report.paper import HEADINGS
 from osteo.report.results import Result
 from osteo.task import CLASSES, Task
-from osteo.types import Floats, Grey
+from osteo.types import Floats, Grey, Singles
 
 BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#222222", "#EEF3F8"
 """Okabe and Ito's colours, which most colour-blind readers tell apart."""
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 MOST = 6  # models on one figure
+MAP = 1.15  # width of a feature map and its gap, in inches
+GAP, LABEL, TITLE = 0.08, 0.3, 0.32  # beside a map, above it and above those of a layer, in this width
+FEWEST_COLUMNS, MOST_COLUMNS = 6, 8  # maps in a row
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -35,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.hashsalt": "osteo",  # the same figure gives the same file
+    "image.composite_image": False,  # each picture of an SVG at its own resolution
 }
 
 
@@ -171,6 +177,65 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(f"{mark} {panel.title}", fontsize=7.5, color=colour)
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.8)
+
+
+def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers: Sequence[LayerMaps]) -> Figure:
+    """What a network sees: the picture, where the evidence lies, what is said of it, and feature maps by layer.
+
+    Args:
+        picture: uint8 (S, S), as the network sees it.
+        heat: its Grad-CAM in [0, 1], (S, S); None where there is none.
+        facts: lines beside it.
+        layers: early to late; each map is drawn from its smallest activation to its largest.
+    """
+    columns = max([FEWEST_COLUMNS, *(min(MOST_COLUMNS, len(layer.maps)) for layer in layers)])
+    heights = [-(-len(layer.maps) // columns) * (1 + LABEL) + TITLE for layer in layers]
+    side = (columns - 0.2) / 4  # of the pictures, in the width of a map, as all heights
+    head = side + LABEL
+    size = (columns * MAP, (head + sum(heights) + TITLE) * MAP)
+    with rc_context(STYLE):
+        figure = Figure(figsize=size)
+        grid = figure.add_gridspec(
+            len(layers) + 1, 1, height_ratios=[head, *heights], left=0.01, right=0.99, top=0.995,
+            bottom=TITLE * MAP / size[1], hspace=0,
+        )  # fmt: skip
+        pictures = [np.repeat(picture[:, :, None], 3, axis=2)]
+        if heat is not None:
+            pictures.append(overlay(picture, heat)[:, :, ::-1])
+        first = figure.add_subplot(grid[0])
+        first.axis("off")
+        for place, seen in enumerate(pictures):
+            left = place * (side + GAP)
+            first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
+        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
+        for place, name in enumerate(("as the network sees it", of_heat)[: len(pictures)]):
+            first.text(place * (side + GAP), head - side - 0.04, name, va="top", fontsize=7.5)
+        text = "\n".join(fill(fact, 44) for fact in facts)
+        first.text(
+            len(pictures) * (side + GAP) + GAP, head, text, va="top", fontsize=8, linespacing=1.4, parse_math=False
+        )
+        first.set(xlim=(0, columns), ylim=(0, head), aspect="equal")
+        for number, (layer, height) in enumerate(zip(layers, heights, strict=True), 1):
+            _draw_layer(figure.add_subplot(grid[number]), layer, columns, height)
+        if layers:
+            figure.text(0.01, 0.004, f"{RULE}; dark is a map's smallest activation, bright its largest", fontsize=7.5)
+        return figure
+
+
+def _draw_layer(axes: Axes, layer: LayerMaps, columns: int, height: float) -> None:
+    axes.axis("off")
+    rows, width = layer.maps.shape[1:]
+    shown = f"{len(layer.maps)} of {layer.of} channels, each {rows} x {width}"
+    for number, (channel, values) in enumerate(zip(layer.channels, layer.maps, strict=True)):
+        row, left = divmod(number, columns)
+        top = height - TITLE - row * (1 + LABEL)
+        extent = (left, left + 1 - GAP, top - LABEL - 1 + GAP, top - LABEL)
+        axes.imshow(values, cmap="viridis", extent=extent, interpolation="none")
+        low, high = (f"{value:.{2 if abs(value) < 1 else 3}g}" for value in (values.min(), values.max()))
+        label = f"channel {channel}\n{low} to {high}"
+        axes.text(left, top - LABEL + 0.03, label, va="bottom", fontsize=7, linespacing=1.2)
+    axes.text(0, height - TITLE / 2, f"{layer.layer}: {shown}", va="center", fontsize=8.5, fontweight="bold")
+    axes.set(xlim=(0, columns), ylim=(0, height), aspect="equal")
 
 
 def bars(models: Sequence[Result], contrast: str) -> Figure:

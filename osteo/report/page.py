@@ -28,7 +28,7 @@ from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinish
 from osteo.report import figures, paper, plots, rows
 from osteo.report.card import model_card
 from osteo.report.html import inline, render
-from osteo.report.radiographs import RADIOGRAPHS, PictureFindings, inspect_pictures
+from osteo.report.radiographs import FEATURE_MAPS, RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, ladder, record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
@@ -48,6 +48,7 @@ CAPTIONS = {
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
     added_value.FIGURE: added_value.CAPTION,
     ladder.FIGURE: ladder.CAPTION,
+    **FEATURE_MAPS,
 }
 SECTIONS = {
     "results": "Results", "ladder": "Protocol ladder", "tests": "Tests", "curves": "Curves",
@@ -125,7 +126,7 @@ class Report:
 
     def html(self) -> str:
         """One HTML file with everything in it."""
-        drawn, titles = self.figures, list(SECTIONS.items())
+        drawn, titles = {**self.figures, **self.pictures.figures}, list(SECTIONS.items())
         paper = ", the paper grey" if self.results.experiment.task == BINARY else ""
         captions = CAPTIONS | {"forest": CAPTIONS["forest"].format(paper=paper)}
         if self.section:

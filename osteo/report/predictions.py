@@ -1,20 +1,26 @@
-"""The answers of `osteo predict`: a table, a JSON file, a picture each, and a sheet for people."""
+"""The answers of `osteo predict`: a table, a JSON file, a picture each, and a sheet for people; and of `explain`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from osteo.command_settings import PredictConfig, ServeConfig
-from osteo.errors import counted
+from osteo.command_settings import ExplainConfig, PredictConfig, ServeConfig
+from osteo.errors import counted, printable
 from osteo.evaluation.gradcam import overlay
 from osteo.files import display_path, name_of_file, portable, whole, write_json, write_table, write_text
+from osteo.inference import explain
 from osteo.inference.answer import VARIANTS
-from osteo.inference.model import Model
+from osteo.inference.model import Model, to_batch
 from osteo.inference.predictions import Row, to_table
+from osteo.report.figures import STYLE, explained
 from osteo.report.html import embed, render
 from osteo.report.tables import as_table, terminal
 from osteo.task import details_columns
@@ -49,13 +55,11 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
     table = to_table(rows, config.rule)
     write_table(folder / "predictions.csv", table)
     cards = [model.card.facts() for model in models]
-    records = [
-        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
-        for line in table.to_dict("records")
+    overlays = [
+        path_of(folder / "overlays", row.name) for row in rows if row.answer is not None and row.heat is not None
     ]
-    overlays = [overlay_path(folder, row.name) for row in rows if row.answer is not None and row.heat is not None]
     listed = [path.relative_to(folder / "overlays").as_posix() for path in overlays]  # so that they may be replaced
-    content = {"models": cards, "notes": caveats(models, config), "pictures": records, "overlays": listed}
+    content = {"models": cards, "notes": caveats(models, config), "pictures": _records(table), "overlays": listed}
     write_json(folder / "predictions.json", content)
     figures = []
     for row in rows:
@@ -64,17 +68,85 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
             seen = np.asarray(picture, np.uint8)
             if row.heat is not None:
                 seen = np.hstack([seen, overlay(row.answer.prepared, row.heat)])
-                write_png(overlay_path(folder, row.name), seen)
+                write_png(path_of(folder / "overlays", row.name), seen)
             figures.append({"row": row, "picture": embed(seen)})
     failed = [row for row in rows if row.reason]
     page = render("predictions.html.jinja", figures=figures, failed=failed, notes=caveats(models, config), models=cards)
     write_text(folder / "predictions.html", page)
 
 
-def overlay_path(folder: Path, name: str) -> Path:
-    """Where the overlay of a picture lies, whatever the length of its name."""
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in line.items()}
+        for line in table.to_dict("records")
+    ]
+
+
+def write_explanations(
+    folder: Path, rows: Iterable[Row], model: Model, layers: Sequence[str], config: ExplainConfig
+) -> list[Row]:
+    """Writes explain.csv and .json and a figure per picture in maps/ into a folder.
+
+    Args:
+        folder: that is empty.
+        rows: of `answer_pictures`, each of which is drawn before the next is asked for.
+        model: that answered.
+        layers: of its network, early to late.
+        config: how many channels of each are shown, and the rule of the threshold.
+
+    Returns:
+        The rows without their heat maps.
+    """
+    answered, tables, drawn = [], [pd.DataFrame(columns=list(explain.COLUMNS))], []
+    for row in rows:
+        answered.append(row._replace(heat=None))
+        if (found := row.answer) is None:
+            continue
+        of_layers = explain.feature_maps(model.network, to_batch([found.prepared]), layers)
+        shown = [explain.most_active(name, maps, config.channels) for name, maps in of_layers.items()]
+        tables.append(explain.to_table(row.name, found.prepared, shown))
+        drawn.append(path_of(folder / "maps", row.name))
+        write_figure(drawn[-1], explained(found.prepared, row.heat, facts_of(row, model, config.rule), shown))
+    content = {
+        "models": [model.card.facts()],
+        "layers": list(layers),
+        "channels": explain.RULE,
+        "pictures": _records(to_table(answered, config.rule)),
+        "maps": [path.relative_to(folder / "maps").as_posix() for path in drawn],
+    }
+    write_json(folder / "explain.json", content)
+    write_table(folder / "explain.csv", pd.concat([table for table in tables if len(table)] or tables))
+    return answered
+
+
+def facts_of(row: Row, model: Model, rule: str) -> list[str]:
+    """What stands beside an explained picture: the call, the logit, probability and threshold."""
+    found = row.answer
+    assert found is not None
+    beyond = ", ".join(
+        f"{name.removeprefix('probability_').replace('_t_score', ' T-score')} {value:.2f}"
+        for name, value in found.details.items()
+    )
+    return [
+        f"{model.card.backbone}: {found.call}",
+        f"logit {found.logit:.2f}, calibrated probability {found.calibrated:.2f}",
+        f"threshold {found.threshold:.2f} ({rule}) for {model.network.task.sides[1]}",
+        *([beyond] if beyond else []),
+        *found.inspection.flags,
+        *found.notes,
+    ]
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """Where what is drawn of a picture lies, whatever the length of its name."""
     *inner, last = PurePosixPath(portable(name)).parts
-    return folder.joinpath("overlays", *(name_of_file(part, "") for part in inner), name_of_file(last, ".png"))
+    return folder.joinpath(*(name_of_file(part, "") for part in inner), name_of_file(last, ".png"))
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, whole."""
+    with whole(path) as aside, rc_context(STYLE):
+        figure.savefig(aside, format="png", dpi=130, facecolor="white", metadata={"Software": None})
 
 
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
@@ -97,3 +169,14 @@ def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int =
     console.print(f"{counted(len(rows), 'row')}: {flagged} flagged, {failed} without an answer")
     console.print(f"{models[0].card.intended_use}")
     console.print(f"sheet        {display_path(folder)}/predictions.html", soft_wrap=True)
+
+
+def show_explanations(folder: Path, rows: Sequence[Row], layers: Sequence[str]) -> None:
+    """Prints what was explained, what could not be, and where the figures lie."""
+    for row in rows:
+        if row.reason:
+            print(f"{printable(row.name)}: {row.reason}")
+    drawn = sum(row.answer is not None for row in rows)
+    print(f"{counted(drawn, 'figure')} of {counted(len(layers), 'layer')}: {', '.join(layers)}")
+    print(f"figures      {printable(display_path(folder))}/maps")
+    print(f"numbers      {printable(display_path(folder))}/explain.csv")

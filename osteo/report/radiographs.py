@@ -23,11 +23,13 @@ from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.probes import probe_on_folds
 from osteo.files import cache_dir
+from osteo.inference import explain
 from osteo.inference.card import check_origin
+from osteo.inference.model import load_model, to_batch
 from osteo.reading.framing import decoded_size, square
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run
-from osteo.report.figures import Panel, panels
+from osteo.report.figures import Panel, explained, panels
 from osteo.report.html import embed
 from osteo.report.results import Results
 from osteo.report.rows import mistakes
@@ -42,8 +44,17 @@ RANDOMISED = 40  # untrained networks whose maps are compared with the model's, 
 COMPARED = 4  # pictures of each run with which that is done
 RANDOM_SEED = 1_000_000  # of the first of them: no run starts from the weights that one of these seeds draws
 BATCH = 32
-RADIOGRAPHS = ("samples", "augmentations", "predictions")
+FEATURE_MAPS = {
+    "feature_maps_right": "The right call of which the best run was most confident, as its network sees it: Grad-CAM,"
+    " and the most active channels of layers, early to late, each from its smallest activation (dark) to its largest.",
+    "feature_maps_wrong": "The same for the wrong call of which it was most confident.",
+}
+"""Figures of feature maps, with their captions."""
+PANELS = ("samples", "augmentations", "predictions")
+"""Figures of pictures alone."""
+RADIOGRAPHS = (*PANELS, *FEATURE_MAPS)
 """Names of the figures that show pictures."""
+LAYERS, CHANNELS = 3, 6  # of a network whose feature maps are shown, at most
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +144,8 @@ def _explain(
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
+    if config.pictures:
+        figures |= feature_map_figures(system.best_run, stored, results.experiment.task)
     shown = _mistakes(wrong, system.best_run.read_manifest(), stored, maps, results.experiment.task)
     return PictureFindings(figures, shown, sentences, sanity, probes, note, clinical)
 
@@ -239,7 +252,45 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
         told = f"{called} {why}" + (f"\nin truth {true}" if task.has_many_classes and called != true else "")
         predicted.append(Panel(picture(str(row["image_id"])), told, called == true))
     rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]
-    return dict(zip(RADIOGRAPHS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
+    return dict(zip(PANELS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
+
+
+def feature_map_figures(best: Run, stored: Mapping[str, Grey], task: Task) -> dict[str, Figure]:
+    """What the best run's network sees of its most confident right call and wrong call; none where it gives no map.
+
+    Args:
+        best: the run.
+        stored: its test pictures, as the network sees them, by image_id.
+        task: that it was asked.
+    """
+    predictions = best.read_predictions()
+    test = predictions[predictions["split"] == "test"]
+    test = test.iloc[np.argsort(-(test["probability"] - THRESHOLD).abs(), kind="stable")]
+    figures: dict[str, Figure] = {}
+    try:
+        model = load_model(best.best_checkpoint)
+        layers = explain.stage_layers(model.network, LAYERS)
+    except UserError as error:
+        log.warning("feature maps are left out: %s", error)
+        return figures
+    for _, row in test.iterrows():
+        called, why = called_by(task, row)
+        true = task.class_names[int(row["label"])]
+        name, image_id = list(FEATURE_MAPS)[called != true], str(row["image_id"])
+        if name in figures or image_id not in stored:
+            continue
+        batch = to_batch([stored[image_id]])
+        try:
+            heat = gradcam.grad_cam(model.network, batch)[0].numpy()
+        except UserError:
+            heat = None
+        maps = explain.feature_maps(model.network, batch, layers)
+        shown = [explain.most_active(layer, of_layer, CHANNELS) for layer, of_layer in maps.items()]
+        facts = [f"{model.card.backbone}, run {best.name}", f"in truth {true}", f"called {called}, {why}"]
+        figures[name] = explained(stored[image_id], heat, facts, shown)
+        if len(figures) == len(FEATURE_MAPS):
+            break
+    return figures
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -1,0 +1,46 @@
+"""osteo explain: what a network sees of pictures: where its evidence lies, and the feature maps of its layers."""
+
+import sys
+
+from osteo.app import hydra as application
+from osteo.command_settings import ExplainConfig
+from osteo.errors import UserError
+from osteo.records.record import Job
+
+
+def main() -> None:
+    """Entry point."""
+    application.run("explain", ExplainConfig, explain)
+
+
+def explain(config: ExplainConfig, job: Job) -> bool:
+    """Draws every picture; returns whether every file could be used. With maps=list, prints the layers instead."""
+    from tqdm import tqdm
+
+    from osteo.inference.explain import LIST, chosen_layers, describe_layers, layers_of
+    from osteo.inference.model import load_models, names_of
+    from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
+    from osteo.records.outputs import EXPLANATIONS, replaced
+    from osteo.report.predictions import show_explanations, write_explanations
+
+    if len(names := names_of(config.ckpt)) > 1:
+        raise UserError(f"ckpt names {len(names)} checkpoints; layers are those of one network: name one")
+    if not config.input and config.maps != LIST:
+        raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
+    models = load_models(names)
+    network = models[0].network
+    if config.maps == LIST:
+        print("\n".join(describe_layers(layers_of(network))))
+        return True
+    layers = chosen_layers(network, config.maps)
+    archive, entries = list_pictures(str(config.input))
+    patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
+    pictures = open_pictures(archive, entries, models, patients)
+    answered = answer_pictures(models, pictures, rule=config.rule, interval=False, overlay=True)
+    progress = tqdm(answered, total=len(entries), unit="picture", disable=not sys.stderr.isatty())
+    with replaced(job.directory, EXPLANATIONS) as folder:
+        rows = write_explanations(
+            folder, (row for of_picture in progress for row in of_picture), models[0], layers, config
+        )
+    show_explanations(job.directory, rows, layers)
+    return not any(row.reason for row in rows)
