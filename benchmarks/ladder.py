@@ -35,7 +35,7 @@ SWEEPS: dict[str, tuple[int, list[str]]] = {
     ]),
     "202 real pictures": (3, [
         f"data.kaggle={SHARED}/data/kaggle", "model.backbone=tf_efficientnet_lite0", "data.image_size=128",
-        f"model.weights_file={SHARED}/weights/tf_efficientnet_lite0.safetensors", "trainer.max_epochs=2",
+        f"model.weights_file={SHARED}/weights/tf_efficientnet_lite0.safetensors", "trainer.max_epochs=5",
         "optimizer.lr=0.0005",
     ]),
 }  # fmt: skip
