@@ -287,7 +287,7 @@ def test_the_claims_have_a_column_for_every_other_protocol(found: ladder.Finding
 def test_the_figure_has_a_line_and_a_claim_per_system(found: ladder.Findings) -> None:
     area, accuracy = found.figures["ladder"].axes
     texts = [label.get_text() for label in accuracy.get_xticklabels()]
-    assert texts == ["by\npicture\nn = 60\n33% with a copy", "grouped\nfolds\nn = 60\n0% with a copy"]
+    assert texts == ["by\npicture\nn = 60\n33% with\na copy", "grouped\nfolds\nn = 60\n0% with\na copy"]
     named = {line.get_label() for line in accuracy.get_lines()}
     assert {"R: resnet18", "R: resnet18, claimed", "D: densenet121", "D: densenet121, claimed"} <= named
     assert not any("claimed" in str(line.get_label()) for line in area.get_lines())

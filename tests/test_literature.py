@@ -166,7 +166,7 @@ def test_claims_stand_beside_what_is_measured() -> None:
     assert table["claimed"].tolist() == ["0.950", "0.850", "0.950 (3 classes)", "not stated", *nothing]
     assert table["claim vs. interval"].tolist() == ["above", "within", "-", "-", *nothing]
     assert table["test pictures"].tolist() == [47, *["not stated"] * 3, *nothing]
-    assert table["measured"].tolist() == [*["0.800 (0.700 to 0.900)"] * 7, "-"]
+    assert table["measured"].tolist() == [*["0.800 (0.700 to 0.900)"] * 7, "0.970 (0.900 to 0.990)"]
     assert table["AUROC, measured"].tolist()[-2:] == ["0.800 (0.700 to 0.900)", "0.970 (0.900 to 0.990)"]
     assert table["parameters (M)"].tolist() == ["3.4 (4.0 stated)", *["3.4"] * 4, "-", "-", "-"]
     assert table["p above width and height"].tolist() == ["0.030", "-", "< 0.001", *["-"] * 5]

@@ -216,4 +216,4 @@ def _line(axes: Axes, places: Sequence[float], rungs: Sequence[Rung], metric: st
 def _tick(rungs: Sequence[Rung], protocol: str) -> str:
     first = next(rung for rung in rungs if rung.protocol == protocol)
     name = protocol.replace("_", "\n", 1) if protocol else "no\nprotocol"
-    return f"{name}\nn = {first.tested}\n{first.copied / max(1, first.answers):.0%} with a copy"
+    return f"{name}\nn = {first.tested}\n{first.copied / max(1, first.answers):.0%} with\na copy"
