@@ -50,6 +50,8 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
+    if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
+        raise UserError("data.split.variants_first=true goes with osteo train alone; leave it out")
     if isinstance(config, PredictConfig | ExplainConfig):
         _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
@@ -127,9 +129,10 @@ def _check_archives(data: DataConfig) -> None:
             raise UserError(f"data.{key}={place}: no such file or folder")
     if data.download and not {"kaggle", "mendeley"} & set(used):
         raise UserError(f"data.download=true goes with the two archives, not with data={data.name}")
-    if data.split.test_source == data.name and len(used) == 1:
+    if data.split.test_source and len(used) == 1:
+        what_for = "train" if data.split.test_source == data.name else "test"
         raise UserError(
-            f"data.split.test_source={data.split.test_source} leaves nothing to train on:"
+            f"data.split.test_source={data.split.test_source} leaves nothing to {what_for} on:"
             f" data={data.name} is a single source"
         )
     if data.name != "folder":
@@ -207,10 +210,16 @@ def _check_split(split: SplitConfig) -> None:
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
             f" for data.split.folds={split.folds}"
         )
+    numbers_repeat = split.fold is not None and split.test_source is not None
     given = (split.file is not None, split.fold is not None, split.test_source is not None, split.ready_made)
-    if sum(given) > 1:
+    if sum(given) - numbers_repeat > 1:
         names = "data.split.file, data.split.fold, data.split.test_source and data.split.ready_made"
-        raise UserError(f"only one of {names} can be given")
+        raise UserError(f"only one of {names} can be given, except that a fold beside a test_source numbers the repeat")
+    if split.variants_first and (split.grouped or split.file or split.test_source or split.ready_made):
+        raise UserError(
+            "data.split.variants_first=true deals the variants of a picture one by one: it goes with"
+            " data.split.grouped=false, and not with a split that is given"
+        )
     if split.train + split.val >= 1.0:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
     if wrong_columns := sorted(set(split.stratify) - {"label", "source", "patient", "format", "mode"}):
@@ -311,6 +320,11 @@ def _check_training(config: Config) -> None:
             raise UserError(
                 f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: leave one of them out"
             )
+    if config.data.split.variants_first and (config.augment.name != "paper" or config.augment.val or config.covariates):
+        raise UserError(
+            "data.split.variants_first=true makes the variants of augment=paper rows of their own: it needs"
+            " augment=paper, and goes neither with augment.val=true nor with covariates"
+        )
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
     if config.trainer.monitor == LAST_EPOCH:

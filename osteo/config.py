@@ -25,6 +25,16 @@ TASK = (
     "what a picture is asked: osteoporosis against normal (binary), one of three classes (three_class, or ordinal,"
     " which knows their order), osteopenia_or_worse against normal, or the T-score (t_score)"
 )
+PAPER_VARIANTS = (
+    "original",
+    "horizontal flip",
+    "vertical flip",
+    "brightness and contrast",
+    "CLAHE",
+    "rotation by 90 degrees",
+    "rotation by 45 degrees",
+)
+"""What augment=paper makes of every picture, in this order."""
 CLAHE_CLIP_LIMIT, CLAHE_TILES = 2.0, (8, 8)  # OpenCV's names; the usual choice for radiographs
 
 
@@ -61,7 +71,11 @@ class SplitConfig:
     """Who trains, who validates, who tests."""
 
     seed: int = option(0, "seed of the split", low=0)
-    fold: int | None = option(None, "test fold, from 0 to folds - 1; null for one hold-out split", low=0)
+    fold: int | None = option(
+        None,
+        "test fold, from 0 to folds - 1; null for one hold-out split; beside test_source it only numbers the repeat",
+        low=0,
+    )
     folds: int = option(5, "number of folds", low=2)
     grouped: bool = option(True, "keep a patient's pictures, and copies of one picture, on one side")
     train: float = option(0.7, "share of the pictures that train", above=0.0, high=1.0)
@@ -71,6 +85,11 @@ class SplitConfig:
     test_source: str | None = option(None, "leave-one-source-out: every picture of this source tests")
     ready_made: bool = option(
         False, "take the split of folders named train, val and test; without val, it is drawn from train"
+    )
+    variants_first: bool = option(
+        False,
+        "make the variants of augment=paper before the split, which then cuts through pictures: a mistake that inflates"
+        " results, to measure by how much",
     )
 
 
@@ -276,6 +295,9 @@ class Config(PluginsConfig):
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
     experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
+    protocol: str | None = option(
+        None, "name of the overlay under conf/protocol that was chosen: how the pictures are cleaned, split and varied"
+    )
     task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     covariates: list[str] = option([], "what is known of a patient beside the picture, as in [age,sex,bmi]")
     claim: dict[str, Any] = option(

@@ -9,12 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from scipy.stats import kstest
 
-from osteo.config import AugmentConfig, Config
+from osteo.config import PAPER_VARIANTS, AugmentConfig, Config
 from osteo.data.phantom import draw
 from osteo.errors import UserError
 from osteo.reading.framing import clahe, square
 from osteo.training.augment import (
-    PAPER_VARIANTS,
     Online,
     Operations,
     Paper,

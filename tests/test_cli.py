@@ -42,7 +42,7 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
         (["optimizer.lrr=1"], "key 'optimizer.lrr' is unknown; choose one of: name, lr, weight_decay"),
         (
             ["optimiser.lr=1"],
-            "key 'optimiser' is unknown; choose one of: plugins, seed, output_dir, experiment, task, ",
+            "key 'optimiser' is unknown; choose one of: plugins, seed, output_dir, experiment, protocol, task, ",
         ),
         (["+extra=1"], "key 'extra' is unknown; choose one of: plugins, seed"),
         (["trainer.max_epochs=ten"], "trainer.max_epochs=ten: Value 'ten' of type 'str' could not be converted"),
@@ -96,7 +96,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["data.root=empty"], "holds no pictures in class folders"),
         (["trainer.accelerator=cuda"], "this machine shows no CUDA device; use trainer.accelerator=cpu or auto"),
         (["data.split.file=gone.csv"], "data.split.file=gone.csv: no such file"),
-        (["data.split.test_source=mendeley"], "data.split.test_source 'mendeley' is unknown; choose one of: folder"),
+        (
+            ["data.split.test_source=mendeley"],
+            "data.split.test_source=mendeley leaves nothing to test on: data=folder is a single source",
+        ),
     ],
 )
 def test_a_mistake_found_later_is_one_line_too(

@@ -14,7 +14,7 @@ from osteo.config import Config
 from osteo.search_settings import SearchSettings
 from osteo.training.instances import find_class
 
-GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "debug"))
+GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "protocol", "debug"))
 OVERLAYS = sorted((CONF / "debug").glob("*.yaml"))
 
 

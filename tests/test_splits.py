@@ -88,6 +88,10 @@ def test_leave_one_source_out() -> None:
     table = assign_splits(manifest(PAPER), SplitConfig(test_source="mendeley"))
     assert set(table.loc[table["source"] == "mendeley", "split"]) == {"test"}
     assert set(table.loc[table["source"] == "kaggle", "split"]) == {"train", "val"}
+    with pytest.raises(UserError, match="test_source 'mendelei' is unknown; choose one of: kaggle, mendeley"):
+        assign_splits(manifest(PAPER), SplitConfig(test_source="mendelei"))
+    again = assign_splits(manifest(PAPER), SplitConfig(test_source="mendeley", fold=3))  # a fold numbers the repeat
+    assert (again["split"] == table["split"]).all()
 
 
 def test_a_given_split_is_taken_as_it_is(tmp_path: object) -> None:

@@ -183,9 +183,8 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
 
 def without_null_groups(arguments: list[str]) -> list[str]:
     """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them."""
-    without = [
-        argument for argument in arguments if argument not in ("callbacks=null", "debug=null", "experiment=null")
-    ]
+    null_groups = ("callbacks=null", "debug=null", "experiment=null", "protocol=null")
+    without = [argument for argument in arguments if argument not in null_groups]
     return ["~logger" if argument == "logger=null" else argument for argument in without]
 
 

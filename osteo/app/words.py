@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-GROUPS = ("experiment", "debug")
+GROUPS = ("experiment", "protocol", "debug")
 """Keys that choose a file of conf/, which Hydra wants without quotes."""
 
 

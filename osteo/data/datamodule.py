@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from osteo.config import DataConfig
-from osteo.data.manifest import SPLITS
+from osteo.data.manifest import SPLITS, VARIANT
 from osteo.data.prepare import Prepared, configured, prepare
 from osteo.errors import UserError
 from osteo.task import T_SCORE
@@ -53,6 +53,8 @@ class Index(NamedTuple):
     """int64 (N,), row in the store"""
     covariates: Tensor | None
     """float32 (N, F)"""
+    variants: Tensor | None
+    """int64 (N,), the variant that each row is, where they were made before the split"""
     members: dict[str, Tensor]
     """int64, rows by split"""
 
@@ -130,7 +132,8 @@ class KneeDataModule(LightningDataModule):
         batch_size: pictures per step, of all processes together.
         seed: of the order of training pictures.
         augment: applied while training, and in validation where `augment_val` says so; None changes nothing.
-        variants: fixed variants per picture that `augment` knows; an epoch shows each of them.
+        variants: fixed variants per picture that `augment` knows; an epoch shows each of them, or, where variants were
+            made before the split, every row in its own.
         augment_val: augment validation too.
         cpu_transform: applied to each training picture on the CPU before all else, in place of `augment`.
         features: float32 (N, V, F), what stands for the pictures of the store in place of their pixels.
@@ -194,6 +197,11 @@ class KneeDataModule(LightningDataModule):
         is_used = manifest["split"].isin(SPLITS)
         self.table = manifest[is_used].reset_index(drop=True)
         self._store = torch.from_numpy(store.pictures[: 2 if self.variants > 1 else 1])  # uint8 (P, N, S, S)
+        variants = torch.tensor(self.table[VARIANT].to_numpy(int)) if VARIANT in self.table else None
+        if variants is not None:
+            if self.variants <= int(variants.max()):
+                raise UserError("data.split.variants_first=true needs augment=paper, which makes the variants")
+            self.variants = 1
         members = {
             split: torch.tensor(np.flatnonzero(self.table["split"] == split), dtype=torch.int64) for split in SPLITS
         }
@@ -203,6 +211,7 @@ class KneeDataModule(LightningDataModule):
             ),
             torch.tensor([store.rows[sha256] for sha256 in self.table["sha256"]]),
             None if self._covariates is None else self._covariates[torch.tensor(is_used.to_numpy(bool))],
+            variants,
             members | {"predict": torch.cat([members["val"], members["test"]])},
         )
         self._device = self._cpu  # the same where the batches are
@@ -301,6 +310,8 @@ class KneeDataModule(LightningDataModule):
         members = self._device.members[split]
         variants, rows = items // len(members), members[items % len(members)]
         draw = (epoch * self.variants + variants) * len(self.table) + rows
+        if self._device.variants is not None:
+            variants, augmented = self._device.variants[rows], True
         pictures = self._pictures(rows, variants, draw, pixels, augmented=augmented)
         known = self._device.covariates
         of_patients = None if known is None else known[rows]
@@ -332,11 +343,12 @@ class KneeDataModule(LightningDataModule):
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""
         if self._device.labels.device == device:
             return
-        labels, stored, covariates, members = self._cpu
+        labels, stored, covariates, variants, members = self._cpu
         self._device = Index(
             labels.to(device),
             stored.to(device),
             None if covariates is None else covariates.to(device),
+            None if variants is None else variants.to(device),
             {split: rows.to(device) for split, rows in members.items()},
         )
         if self._features is not None:

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from osteo.config import PAPER_VARIANTS
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_sealed, read_table, write_sealed
@@ -43,6 +44,8 @@ COLUMNS = {
     "split": "string",  # train, val, test, excluded
     "reason": "string",  # why excluded
 }
+VARIANT = "variant"
+"""A further column where variants are made before the split: which of PAPER_VARIANTS a row is, from 0."""
 SPLITS = ("train", "val", "test")
 OSTEOPENIA = "osteopenia: not in the binary task"
 NO_T_SCORE = "no T-score"
@@ -147,7 +150,26 @@ def follow_t_scores(manifest: pd.DataFrame, known: Mapping[str, float], *, compl
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the manifest's columns, in order and typed."""
-    return table.reindex(columns=list(COLUMNS)).astype(COLUMNS).fillna({"split": "", "reason": "", "patient": ""})
+    columns = COLUMNS | ({VARIANT: "Int64"} if VARIANT in table else {})
+    return table.reindex(columns=list(columns)).astype(columns).fillna({"split": "", "reason": "", "patient": ""})
+
+
+def with_variants(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The manifest with one row per variant of every picture that is used, as if each were a picture of its own.
+
+    The original keeps its image_id; that of another variant is followed by # and the variant's name. All else, such as
+    `sha256` and `group`, is that of the picture.
+    """
+    variants = [
+        manifest.assign(image_id=manifest["image_id"] + (f"#{name}" if number else ""), variant=number)
+        for number, name in enumerate(PAPER_VARIANTS)
+    ]
+    return pd.concat([variants[0], *(rows[rows["split"] != "excluded"] for rows in variants[1:])], ignore_index=True)
+
+
+def originals(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The manifest without the rows of other variants, where it has any."""
+    return manifest[manifest[VARIANT] == 0] if VARIANT in manifest else manifest
 
 
 def read_manifest(path: Path) -> pd.DataFrame:

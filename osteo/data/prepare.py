@@ -100,6 +100,8 @@ def prepare(
     if not split:
         everything = manifest["split"].mask(manifest["split"] != "excluded", "test")
         return Prepared(manifest.assign(split=everything), store)
+    if config.split.variants_first:
+        manifest = table.with_variants(manifest)
     stated = manifest["split"].isin(table.SPLITS).any()
     manifest = assign_splits(manifest, config.split, TASKS[str(config.task)], complete=complete)
     _report_leaks(manifest, config, "mend the split that the labels state" if stated else "")
@@ -348,6 +350,8 @@ def _report_leaks(manifest: pd.DataFrame, config: DataConfig, stated: str) -> No
 
 def _remedy(split: SplitConfig, stated: str) -> str:
     """What keeps copies and patients in one split; empty where the sources themselves are the split."""
+    if split.variants_first:
+        return "data.split.variants_first=false makes variants of training pictures alone"
     dealt = "" if split.grouped else "data.split.grouped=true keeps them in one split"
     if split.file:
         return "mend the file"

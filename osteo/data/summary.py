@@ -26,6 +26,12 @@ def leaks(manifest: pd.DataFrame) -> dict[str, list[list[str]]]:
     }
 
 
+def copied_to_training(manifest: pd.DataFrame) -> int:
+    """Test pictures of whose group one trains: a copy or variant of the picture, or another of the same patient."""
+    trained = set(manifest.loc[manifest["split"] == "train", "group"])
+    return int(manifest.loc[manifest["split"] == "test", "group"].isin(trained).sum())
+
+
 def by_split(manifest: pd.DataFrame, clinical: pd.DataFrame | None) -> pd.DataFrame:
     """What a flow diagram of a paper needs: one row per split, columns as text.
 

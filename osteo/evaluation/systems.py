@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier
 
+from osteo.data.summary import copied_to_training
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import check_finite, measure
@@ -211,25 +212,27 @@ class _TestedRun(NamedTuple):
     def part(self) -> str:
         """Which part of its repeat it tested: a fold or a source; empty where all of it."""
         fold, source = self.settings["data.split.fold"], self.settings["data.split.test_source"]
-        return f"fold {fold}" if fold is not None else f"source {source}" if source else ""
+        return f"source {source}" if source else f"fold {fold}" if fold is not None else ""
 
     @property
     def parts(self) -> set[str]:
-        """Those that a whole repeat has."""
-        if self.settings["data.split.fold"] is not None:
+        """Those that a whole repeat has; where a fold numbers the repeats of a source, that source."""
+        fold, source = self.settings["data.split.fold"], self.settings["data.split.test_source"]
+        if fold is not None and not source:
             return {f"fold {fold}" for fold in range(self.settings["data.split.folds"])}
-        if self.settings["data.split.test_source"]:
+        if source and fold is None:
             used = self.manifest[self.manifest["split"] != "excluded"]
             return {f"source {source}" for source in used["source"]}
-        return {""}
+        return {self.part}
 
     @staticmethod
     def of(run: Run, sensitivity: float) -> "_TestedRun":
         settings = flatten(asdict(run.read_settings()))
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
-        design = "folds" if split["fold"] is not None else "sources" if split["test_source"] else "hold-out"
+        design = "sources" if split["test_source"] else "folds" if split["fold"] is not None else "hold-out"
         seed = settings["seed"]
         label = f"seed {seed}" if split["seed"] == seed else f"seed {seed}, split {split['seed']}"
+        label += f", repeat {split['fold']}" if design == "sources" and split["fold"] is not None else ""
         task, recorded = TASKS[settings["task"]], run.read_predictions()
         predictions, manifest = (against_rest(table, task) for table in (recorded, run.read_manifest()))
         test, val = (
@@ -315,12 +318,11 @@ def _design(runs: Sequence[_TestedRun]) -> str:
     times = "once" if repeats == 1 else f"{repeats} times"
     if kinds == {"folds"}:
         folds = runs[0].settings["data.split.folds"]
-        return f"{folds}-fold cross-validation, {times}; each picture is tested by a network that never saw it"
+        saw = "may have seen a copy of it" if any(copied_to_training(run.manifest) for run in runs) else "never saw it"
+        return f"{folds}-fold cross-validation, {times}; each picture is tested by a network that {saw}"
     if kinds == {"sources"}:
-        sources = sorted({str(run.settings["data.split.test_source"]) for run in runs})
-        return (
-            f"leave one source out ({', '.join(sources)}), {times}; each source is tested by networks that never saw it"
-        )
+        sources = ", ".join(sorted({str(run.settings["data.split.test_source"]) for run in runs}))
+        return f"leave one source out ({sources}), {times}; each source is tested by networks that never saw it"
     return f"one hold-out split, trained {times}" if kinds == {"hold-out"} else "different kinds of splits, mixed"
 
 

@@ -160,15 +160,15 @@ def changes(runs: Sequence[Run]) -> list[str]:
 def leaderboard(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per finished training, the best AUROC on validation first, by which a run may be chosen.
 
-    Columns: run, backbone, seed, fold, parameters, epochs, best_epoch, val/auroc, the metrics as test/..., and the
-    cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
+    Columns: run, backbone, protocol where any has one, seed, fold, parameters, epochs, best_epoch, val/auroc, the
+    metrics as test/..., and the cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
     rows = []
     for run in runs:
         metrics, facts = run.read_results()
         rows.append(
-            {"run": run.name}
-            | {key: facts[key] for key in ("backbone", "seed", "fold", "parameters", "epochs", "best_epoch")}
+            {"run": run.name, "backbone": facts["backbone"], "protocol": facts.get("protocol")}
+            | {key: facts[key] for key in ("seed", "fold", "parameters", "epochs", "best_epoch")}
             | {"val/auroc": metrics["val/auroc"]}
             | {
                 name: value
@@ -180,4 +180,5 @@ def leaderboard(runs: Sequence[Run]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if rows:
         table = table.sort_values("val/auroc", ascending=False, kind="stable").reset_index(drop=True)
+        table = table.drop(columns=[] if table["protocol"].notna().any() else "protocol")
     return table

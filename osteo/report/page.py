@@ -15,13 +15,12 @@ from osteo.checks import check
 from osteo.command_settings import ReportConfig
 from osteo.config import Config
 from osteo.data import summary
-from osteo.data.manifest import DELIBERATE, copies
+from osteo.data.manifest import DELIBERATE, copies, originals
 from osteo.data.prepare import decodable
 from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
-from osteo.evaluation.systems import read_experiment
 from osteo.files import public, write_table, write_text
 from osteo.records.outputs import drop_earlier
 from osteo.records.record import Run
@@ -31,7 +30,7 @@ from osteo.report.card import model_card
 from osteo.report.html import inline, render
 from osteo.report.radiographs import FEATURE_MAPS, RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
-from osteo.report.sections import added_value, record
+from osteo.report.sections import added_value, ladder, record
 from osteo.report.sections.task import POINTS, TaskSection, task_section
 from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
@@ -48,11 +47,12 @@ CAPTIONS = {
     "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
     "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
     added_value.FIGURE: added_value.CAPTION,
+    ladder.FIGURE: ladder.CAPTION,
     **FEATURE_MAPS,
 }
 SECTIONS = {
-    "results": "Results", "tests": "Tests", "curves": "Curves", "calibration": "Calibration",
-    "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
+    "results": "Results", "ladder": "Protocol ladder", "tests": "Tests", "curves": "Curves",
+    "calibration": "Calibration", "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
     "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
 }  # fmt: skip
 LIMITS = [
@@ -67,6 +67,7 @@ LIMITS = [
     "Grad-CAM shows a few cells of the last feature map, enlarged: it points to regions, not to structures.",
     "Research use only; not a medical device.",
 ]  # fmt: skip
+NO_LADDER = ladder.Findings()
 PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
 
 
@@ -131,11 +132,12 @@ class Report:
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
+        absent = {name for name, has in (("added", self.added), ("ladder", ladder.TABLE in self.tables)) if not has}
         return render(
             "report.html.jinja",
             figures={name: inline(drawn[name], name, text) for name, text in captions.items() if name in drawn},
             captions=captions,
-            sections=[(id_, name) for id_, name in titles if id_ != "added" or self.added],
+            sections=[(id_, name) for id_, name in titles if id_ not in absent],
             **self.context(),
         )
 
@@ -146,7 +148,8 @@ class Report:
     @property
     def files(self) -> dict[str, pd.DataFrame]:
         """The tables that are files too, by their names."""
-        names = ["comparison", "literature", "between", "exploratory", "thresholds", "subgroups", *added_value.TABLES]
+        names = ["comparison", "literature", ladder.TABLE, "between", "exploratory", "thresholds", "subgroups"]
+        names += added_value.TABLES
         return {
             **self.paper_tables,
             **(self.section.tables if self.section else {}),
@@ -218,7 +221,8 @@ def read_report(config: ReportConfig) -> Report:
     if not runs:
         raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
     board = leaderboard(runs)
-    experiment = read_experiment(runs, sensitivity=config.sensitivity)
+    experiments = ladder.read_by_protocol(runs, sensitivity=config.sensitivity)
+    experiment = experiments[ladder.main_protocol(experiments)]
     experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
     log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
     results = compute(
@@ -226,12 +230,18 @@ def read_report(config: ReportConfig) -> Report:
         prevalence=config.prevalence or PREVALENCE[experiment.task.class_names[-1]],
     )  # fmt: skip
     setting = results.best.system.best_run.read_settings()
-    return compose(directory, setting, board, results, inspect_pictures(setting, results, config))
+    climbed = ladder.find(experiments, draws=config.draws, seed=config.seed)
+    if setting.data.split.variants_first:
+        pictures = PictureFindings(note="What needs the pictures is left out: their variants are in no file.")
+    else:
+        pictures = inspect_pictures(setting, results, config)
+    return compose(directory, setting, board, results, pictures, climbed)
 
 
 def compose(
-    directory: Path, setting: Config, board: pd.DataFrame, results: Results, pictures: PictureFindings
-) -> Report:
+    directory: Path, setting: Config, board: pd.DataFrame, results: Results, pictures: PictureFindings,
+    climbed: ladder.Findings = NO_LADDER,
+) -> Report:  # fmt: skip
     """Puts a report together.
 
     Args:
@@ -240,6 +250,7 @@ def compose(
         board: the leaderboard.
         results: of the sweep.
         pictures: what they show.
+        climbed: what a sweep of several protocols shows.
     """
     runs = [run for result in results.models for run in result.system.runs]
     manifest = results.best.system.best_run.read_manifest()
@@ -252,7 +263,6 @@ def compose(
     beyond = added_value.find(results, setting.covariates, pictures.clinical)
     section, task = task_section(results), results.experiment.task
     is_phantom = setting.data.name == "phantom"
-    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
     return Report(
         directory=directory,
         title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
@@ -269,20 +279,18 @@ def compose(
             "reliability": plots.reliability(results),
             "decision": plots.decision(results),
             **beyond.figures,
+            **climbed.figures,
         },
-        tables=_tables(results, board, manifest, pictures.clinical)
-        | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables},
-        paper_figures=figures.overview(results.models, manifest, task),
-        paper_tables={
-            "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
-            "table2": paper.table_2(results.models, task),
-            "costs": paper.costs(board, results.models),
-        },
+        tables=_tables(results, board, manifest, pictures.clinical, climbed.rungs)
+        | {"probes": rows.probe_table(results, pictures.probes, fit), **beyond.tables, **climbed.tables},
+        paper_figures=figures.overview(results.models, originals(manifest), task),
+        paper_tables=_paper_tables(setting, board, results, manifest),
         added=beyond.lines,
         verdict=[
             *(section.sentences if section else []),
             *sentences,
             *beyond.verdict,
+            *climbed.verdict,
             *([PHANTOM] if is_phantom else []),
         ],
         audit=audit,
@@ -291,22 +299,36 @@ def compose(
     )
 
 
-def _tables(
-    results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None
+def _paper_tables(
+    setting: Config, board: pd.DataFrame, results: Results, manifest: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
+    task = results.experiment.task
+    variants = make_augmentation(setting.augment, side=setting.data.image_size).variants
+    return {
+        "table1": paper.table_1(manifest, task, variants=variants, augment_val=setting.augment.val),
+        "table2": paper.table_2(results.models, task),
+        "costs": paper.costs(board, results.models),
+    }
+
+
+def _tables(
+    results: Results, board: pd.DataFrame, manifest: pd.DataFrame, clinical: pd.DataFrame | None,
+    rungs: Sequence[ladder.Rung],
+) -> dict[str, pd.DataFrame]:  # fmt: skip
     runs = [run for result in results.models for run in result.system.runs]
     has_claims = any(run.read_settings().claim for run in runs)
     age = added_value.auroc_of_age(results, clinical) if has_claims and clinical is not None else None
+    claims = rows.literature_table(results, age)
     return {
         "comparison": rows.comparison_table(results),
-        **({} if (claims := rows.literature_table(results, age)).empty else {"literature": claims}),
+        **({} if claims.empty else {"literature": ladder.beside_claims(claims, rungs)}),
         "methods": rows.methods_table(results),
         "between": rows.primary_table(results),
         "exploratory": rows.exploratory_table(results),
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
         "subgroups": rows.subgroup_table(results, results.best, clinical),
-        "flow": summary.flow(manifest, DELIBERATE),
+        "flow": summary.flow(originals(manifest), DELIBERATE),
         "by_split": summary.by_split(manifest, None),
         "runs": record.runs_table(board, results.experiment.task),
         "versions": record.versions_table(runs),
@@ -330,6 +352,7 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     for run in runs:
         of_run = summary.leaks(run.read_manifest())
         leaks = {name: max(leaks[name], len(of_run[name])) for name in leaks}
+    manifest = originals(manifest)
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
     used_exact, used_contradictory = copies(used)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from osteo.data.manifest import VARIANT, originals
 from osteo.report.results import Result
 from osteo.task import BINARY, Task
 
@@ -30,13 +31,15 @@ def table_1(manifest: pd.DataFrame, task: Task = BINARY, *, variants: int, augme
     """
     used = manifest[manifest["label"].notna()]
     class_name = used["label"].map(dict(enumerate(task.class_names)))
-    counts = pd.crosstab(class_name, used["split"]).reindex(
-        index=list(task.class_names), columns=["train", "val", "test"], fill_value=0
+    every, counts = (
+        pd.crosstab(class_name[rows.index], rows["split"]).reindex(
+            index=list(task.class_names), columns=["train", "val", "test"], fill_value=0
+        )
+        for rows in (used, originals(used))
     )
     factor = pd.Series({"train": variants - 1, "val": (variants - 1) * augment_val, "test": 0})
-    rows = pd.concat(
-        [counts.rename(lambda name: f"Original {name}"), (counts * factor).rename(lambda name: f"Augmented {name}")]
-    )
+    made = every - counts if VARIANT in used else counts * factor
+    rows = pd.concat([counts.rename(lambda name: f"Original {name}"), made.rename(lambda name: f"Augmented {name}")])
     rows.loc["Total"] = rows.sum()
     rows["Total"] = rows.sum(axis=1)
     rows.columns = ["Train", "Validation", "Test", "Total"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BEYOND = ("balanced_accuracy", "quadratic_weighted_kappa", "auroc_macro", "mean_absolute_error", "bias", "pearson_r")
 """Metrics on the board of tasks that say more than of two classes."""
-FACTS = ("backbone", "seed", "fold", "parameters", "epochs")
+FACTS = ("backbone", "protocol", "seed", "fold", "parameters", "epochs")
 
 
 def show_runs(directory: Path) -> bool:
@@ -85,6 +85,8 @@ def show_report(report: "Report") -> None:
     console.print(as_table(tables["costs"], title="cost"))
     main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
     console.print(as_table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals"))
+    if "ladder" in tables:
+        console.print(as_table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals"))
     if report.section:
         console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
     for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
@@ -119,7 +121,7 @@ def results_table(board: pd.DataFrame) -> Table:
             del columns[key]
     table = Table()
     for title in columns.values():
-        table.add_column(title, justify="left" if title == "backbone" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title in ("backbone", "protocol") else "right", no_wrap=True)
     for _, row in board.iterrows():
         table.add_row(*(_cell(key, row[key]) for key in columns))
     return table

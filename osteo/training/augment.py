@@ -14,21 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from osteo.checks import check_arguments
-from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, AugmentConfig
+from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, PAPER_VARIANTS, AugmentConfig
 from osteo.errors import UserError, first_line, unknown
 from osteo.training.draws import hashed, hashed_uniform
 from osteo.types import Transform
 
-PAPER_VARIANTS = (
-    "original",
-    "horizontal flip",
-    "vertical flip",
-    "brightness and contrast",
-    "CLAHE",
-    "rotation by 90 degrees",
-    "rotation by 45 degrees",
-)
-"""What an epoch of the paper holds of every picture, in this order."""
 BATCHWISE = ("same_on_batch", "p_batch", "keepdim")
 """Arguments of Kornia's operations that say what the pictures of a batch have in common."""
 FETCHING = ("RandomDissolving",)

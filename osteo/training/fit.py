@@ -355,6 +355,7 @@ def facts_of(
     accelerator, history = hardware.choose_accelerator(config.trainer), history_of(callbacks)
     facts = {
         "backbone": config.model.backbone,
+        "protocol": config.protocol,
         "seed": config.seed,
         "fold": config.data.split.fold,
         "parameters": sum(parameter.numel() for parameter in module.network.parameters()),

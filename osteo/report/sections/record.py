@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from osteo.data.manifest import originals
 from osteo.files import sha256_of
 from osteo.records.record import Run
 from osteo.report.results import Results
@@ -16,12 +17,10 @@ def runs_table(board: pd.DataFrame, task: Task) -> pd.DataFrame:
     """One row per run of the leaderboard, those of one model beside each other."""
     own = {"nominal": "test/balanced_accuracy", "ordinal": "test/balanced_accuracy",
            "regression": "test/mean_absolute_error"}.get(task.kind, "test/accuracy")  # fmt: skip
-    columns = ["run", "backbone", "seed", "fold", "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]
-    table = board[columns].copy()
+    of_system = [key for key in ("backbone", "protocol", "seed", "fold") if key in board]
+    table = board[["run", *of_system, "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]].copy()
     table["fold"] = table["fold"].astype("Int64")
-    return table.sort_values(["backbone", "seed", "fold"], kind="stable").rename(
-        columns=lambda name: name.replace("_", " ")
-    )
+    return table.sort_values(of_system, kind="stable").rename(columns=lambda name: name.replace("_", " "))
 
 
 def versions_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -41,7 +40,7 @@ def versions_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def data_sha256(manifest: pd.DataFrame) -> str:
     """A hash of the used pictures and their labels, whatever their names and order."""
-    used = manifest[manifest["split"] != "excluded"]
+    used = originals(manifest[manifest["split"] != "excluded"])
     lines = sorted(f"{sha} {int(label)}" for sha, label in zip(used["sha256"], used["label"], strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
