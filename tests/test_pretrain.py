@@ -19,6 +19,8 @@ from osteo.config import AugmentConfig, Config, DataConfig, ModelConfig, Optimiz
 from osteo.data.duplicates import find_pairs
 from osteo.data.manifest import COPY
 from osteo.errors import UserError
+from osteo.evaluation.outcomes import without_fold
+from osteo.evaluation.systems import _names
 from osteo.networks import lineage
 from osteo.networks.lineage import Seen, describe, first_copies, likeness_to, read_seen
 from osteo.networks.network import Network
@@ -431,3 +433,12 @@ def test_a_picture_that_must_not_be_seen_and_cannot_be_read_stops_everything(
     shutil.rmtree(tmp_path / "knees")
     with pytest.raises(UserError, match=r"its pictures cannot be read, .*no such file or folder"):
         select(configured(unlabelled, against=str(tmp_path / "run")))
+
+
+def test_the_folds_of_a_system_have_weights_of_their_own_and_are_one_system() -> None:
+    common = {"model.backbone": "resnet18", "seed": 0}
+    runs = [common | {"model.weights_file": f"phase1/{fold}", "data.split.fold": fold} for fold in range(3)]
+    assert set(_names(list(map(without_fold, runs)))) == {"resnet18"}
+    other = common | {"model.weights_file": "2/weights.pt", "data.split.fold": 2}
+    assert without_fold(other) == other
+    assert len(set(_names(list(map(without_fold, [*runs, other]))))) == 2

@@ -1,6 +1,8 @@
 """What a record says of predictions, whatever the task."""
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,17 @@ log = logging.getLogger(__name__)
 def against_rest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """A manifest or predictions with the label 1 for the positive class and 0 for the rest, as two classes have it."""
     return table.assign(label=(table["label"] == task.positive).astype(table["label"].dtype))
+
+
+def without_fold(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings by dotted keys, without the fold in the name of weights that were pretrained for it.
+
+    `model.weights_file=phase1/${data.split.fold}` names other weights in every fold of one system.
+    """
+    name, fold = settings.get("model.weights_file"), settings.get("data.split.fold")
+    if not name or fold is None or Path(str(name)).name != str(fold):
+        return dict(settings)
+    return {**settings, "model.weights_file": str(Path(str(name)).parent)}
 
 
 def evaluate_task(task: Task, predictions: pd.DataFrame) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from osteo.data.summary import copied_to_training
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import check_finite, measure
-from osteo.evaluation.outcomes import against_rest
+from osteo.evaluation.outcomes import against_rest, without_fold
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
@@ -160,7 +160,7 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         UserError: no test picture has been predicted, or the runs are of different tasks.
     """
     tested = [_TestedRun.of(run, sensitivity) for run in runs]
-    names = _names([run.settings for run in tested])
+    names = _names([without_fold(run.settings) for run in tested])
     if len(tasks := {str(run.settings["task"]) for run in tested}) > 1:
         raise UserError(f"the runs are of different tasks ({', '.join(sorted(tasks))}): give a sweep of one of them")
     task = TASKS[tasks.pop()] if tasks else BINARY
