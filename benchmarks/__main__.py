@@ -44,6 +44,7 @@ BENCHMARKS = {
     "literature": "the systems of the literature beside ours on the real radiographs, on the same folds",
     "learning": "the best recipe on a quarter, a half, three quarters and all of the training pictures",
     "ladder": "what a network reaches under protocols from the loosest to the strictest, on phantoms and real files",
+    "pretrain": "what pretraining without labels brings, over random weights and beside ImageNet's",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 

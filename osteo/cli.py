@@ -11,6 +11,7 @@ from osteo.errors import printable, unknown
 COMMANDS = {
     "prepare": "read the archives, decode every picture once, and show what is used",
     "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
+    "pretrain": "learn from pictures without labels; its checkpoint is a model.weights_file of train",
     "train": "train one model, or sweep many with -m",
     "status": "how far the runs of a sweep are, and what failed",
     "rerun": "repeat a recorded run and compare the metrics",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from osteo.config import TASK, AugmentConfig, DataConfig, PluginsConfig, option
+from osteo.config import TASK, AugmentConfig, Config, DataConfig, PluginsConfig, option
 from osteo.task import BINARY, RULES, TASKS, YOUDEN
 
 
@@ -18,6 +18,27 @@ class PrepareConfig(PluginsConfig):
     task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class PretrainConfig(Config):
+    """What `osteo pretrain` takes: what `osteo train` does, as far as it asks for no label."""
+
+    method: str = option(
+        "simclr",
+        "what a network learns by: two views of a picture are alike and unlike others (simclr), one view foretells the"
+        " other (byol), or hidden parts of a picture follow from the rest (masked)",
+        choices=("simclr", "byol", "masked"),
+    )
+    against: str | None = option(
+        None, "a split file or a run directory whose validation and test pictures, and their copies, are left out"
+    )
+    temperature: float = option(0.1, "by which likeness is divided (method=simclr)", above=0.0, high=10.0)
+    momentum: float = option(
+        0.99, "share of the teacher that a step keeps at first; it rises to 1 (method=byol)", low=0.0, high=1.0
+    )
+    hidden: float = option(0.6, "share of a picture that is hidden (method=masked)", above=0.0, high=0.95)
+    patch: int = option(32, "side of the squares that are hidden, in pixels (method=masked)", low=2, high=512)
 
 
 @dataclass

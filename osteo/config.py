@@ -128,9 +128,14 @@ class DataConfig:
     image_size: int = option(224, "side of the square picture that the network sees, in pixels", low=16, high=2048)
     fit: str = option(
         "pad",
-        "how a picture is made square: padded, stretched (resize), a square about the joint at one scale (crop), or"
-        " tiles of bone above and below the joint (bone)",
-        choices=("pad", "resize", "crop", "bone"),
+        "how a picture is made square: padded, stretched (resize), a square about the joint at one scale (crop), tiles"
+        " of bone above and below the joint (bone), or a square about the joint by clusters and edges (clusters)",
+        choices=("pad", "resize", "crop", "bone", "clusters"),
+    )
+    enhance: str = option(
+        "none",
+        "what is done to it then: nothing; or mean filter, histogram equalisation and mean filter again (equalise)",
+        choices=("none", "equalise"),
     )
     batch_size: int = option(16, "pictures per training step, on all devices together", low=1)
     cache: str | None = option(None, "where decoded pictures are kept; default $OSTEO_CACHE, else ~/.cache/osteo")

@@ -276,7 +276,10 @@ def test_padding_shows_the_network_what_shape_a_file_has_and_stretching_does_not
         files[f"s/{i}"] = cv2.imencode(".png", noise)[1].tobytes()
 
     def outline(fit: str) -> Shortcut:
-        found = {cut.name: cut for cut in fitted_shortcuts(small(rows), files.__getitem__, image_size=32, fit=fit)}
+        found = {
+            cut.name: cut
+            for cut in fitted_shortcuts(small(rows), files.__getitem__, DataConfig(image_size=32, fit=fit))
+        }
         assert set(found) == {"border", "thumbnail_8x8", "mean_spread", "outline"}
         return found["outline"]
 

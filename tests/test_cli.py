@@ -25,7 +25,7 @@ def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
     assert osteo().code == 2
     done = osteo("trian")
     assert (done.code, done.out) == (2, "")
-    known = "prepare, audit, train, status, rerun, evaluate, predict, serve, explain, report, export"
+    known = "prepare, audit, pretrain, train, status, rerun, evaluate, predict, serve, explain, report, export"
     assert done.err == f"osteo: command 'trian' is unknown; choose one of: {known}\n"
 
 

@@ -15,7 +15,7 @@ from osteo.data.phantom import write_archives
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "osteo serve": "test_serve_live.py", "slurm": "test_launchers.py", "torchrun": "test_distributed.py",
-    "resume=RUN": "test_resume.py",
+    "resume=RUN": "test_resume.py", "osteo pretrain": "test_pretrain.py", "weights_file=phase1": "test_pretrain.py",
 }  # fmt: skip
 """What waits for a person or needs a cluster has tests of its own."""
 SMALL = [

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,7 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from osteo.data.manifest import typed
 from osteo.data.phantom import draw
 from osteo.data.store import open_store
-from osteo.reading.framing import JOINT_FITS, decoded_size, frame, square
+from osteo.inference.model import Model
+from osteo.reading.clusters import find_square
+from osteo.reading.framing import JOINT_FITS, decoded_size, equalise, frame, square
 from osteo.reading.pictures import decode
 from osteo.reading.region import find_region
 from osteo.types import Grey
@@ -134,7 +137,7 @@ def test_where_there_is_no_joint_the_central_square_is_used(
 
 
 def test_a_jpeg_is_decoded_whole_where_a_joint_may_be_small_in_it() -> None:
-    assert (decoded_size(224, "crop"), decoded_size(224, "bone"), decoded_size(224, "pad")) == (0, 0, 224)
+    assert [decoded_size(224, fit) for fit in ("crop", "bone", "clusters", "pad")] == [0, 0, 0, 224]
 
 
 def test_a_crop_is_blind_to_the_shape_of_the_file_and_padding_is_not() -> None:
@@ -169,6 +172,52 @@ def test_joints_are_found_in_real_pictures() -> None:
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (20, 20), (900, 30), (30, 900)])
 def test_odd_shapes_have_no_joint(shape: tuple[int, int]) -> None:
     picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    for fit in ("crop", "bone"):
+    for fit in JOINT_FITS:
         framed = frame(picture, 32, fit)
         assert (framed.picture.shape, framed.is_found) == ((32, 32), False)
+
+
+def test_clusters_and_edges_show_the_joint(phantoms: list[Grey]) -> None:
+    for picture in phantoms:
+        joint, found = find_region(picture).joint, find_square(picture)
+        assert joint is not None
+        assert found is not None
+        assert abs(found.row - joint.row) < 0.2 * found.side
+        assert abs(found.column - joint.column) < 0.2 * found.side
+        assert 0.8 * joint.width < found.side < 2.0 * joint.width
+    black, blank = np.zeros((90, 60), np.uint8), np.full((90, 60), 90, np.uint8)
+    assert (find_square(black), find_square(blank)) == (None, None)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (REAL_DATA / "kaggle").is_dir(), reason="the original X-rays are not at hand")
+def test_clusters_and_edges_show_the_joint_of_real_pictures() -> None:
+    pictures = [decode(file.read_bytes()) for file in sorted((REAL_DATA / "kaggle").rglob("*.*"))[::10]]
+    pairs = [(find_square(picture), find_region(picture).joint) for picture in pictures]
+    both = [(found, joint) for found, joint in pairs if found and joint]
+    assert len(both) >= 0.94 * len(pictures)
+    held = [max(abs(f.row - j.row), abs(f.column - j.column)) < 0.4 * f.side for f, j in both]
+    assert np.mean(held) >= 0.96
+
+
+def test_equalising_evens_the_histogram_and_leaves_padding_black(phantoms: list[Grey]) -> None:
+    dark = np.asarray(1 + 200 * np.random.default_rng(0).random((128, 128)) ** 3, np.uint8)
+    smooth = np.asarray(cv2.GaussianBlur(dark, (0, 0), 4), np.uint8)
+    levels, even = np.sort(equalise(smooth).ravel()) / 255.0, np.linspace(0.0, 1.0, smooth.size)
+    assert np.abs(levels - even).mean() < 0.06 < np.abs(np.sort(smooth.ravel()) / 255.0 - even).mean()
+    plain, enhanced = frame(phantoms[0], 128, "pad").picture, frame(phantoms[0], 128, "pad", "equalise").picture
+    assert enhanced[:, :10].max() == 0
+    assert np.array_equal(enhanced, equalise(plain))
+    constant = np.full((32, 32), 80, np.uint8)
+    assert equalise(constant).std() == 0.0
+
+
+def test_a_store_and_a_model_s_card_know_how_a_picture_was_enhanced(tmp_path: Path, phantoms: list[Grey]) -> None:
+    data = encoded(Image.fromarray(phantoms[0]), "PNG")
+    table = typed(pd.DataFrame([{"image_id": "s/knee", "sha256": sha(data), "split": ""}]))
+    read = {"s/knee": data}.__getitem__
+    for fit, enhance in (("clusters", "equalise"), ("clusters", "none"), ("pad", "equalise")):
+        store = open_store(table, read, tmp_path, image_size=32, fit=fit, enhance=enhance)
+        model = Model(tmp_path, SimpleNamespace(), SimpleNamespace(image_size=32, fit=fit, enhance=enhance), None)  # type: ignore[arg-type]
+        assert np.array_equal(store.pictures[0, 0], model.prepare(decode(data)))
+    assert len(list((tmp_path / "stores").iterdir())) == 3

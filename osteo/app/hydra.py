@@ -79,7 +79,8 @@ class SweepStart(Callback):
             if SweepStart.goes_on:
                 check_unchanged(directory, config)
             elif runs_of(directory):
-                hint = f"choose another output_dir, or go on with it: osteo train resume={display_path(directory)}"
+                verb = config.hydra.job.name
+                hint = f"choose another output_dir, or go on with it: osteo {verb} resume={display_path(directory)}"
                 raise UserError(f"{display_path(directory)} holds runs already; {hint}")
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()

@@ -57,6 +57,7 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
         # the second: the sweep is taken up, or the cluster has requeued the job
         if isinstance(config, Config) and (config.resume is not None or sweep is not None):
             state = taking_up.state_of(record)
+            taking_up.check_same_command(record, config)
             if sweep is not None:
                 taking_up.check_same_job(record, raw)
             if state == "done" and not taking_up.asks_for_epochs(config):
@@ -112,7 +113,8 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         if isinstance(config, Config) and config.fail_fast:
             raise FailFast(f"ended with the failure of job {name}, since fail_fast=true") from error
     if has_begun and isinstance(trouble, MachineError):
-        reason = f"interrupted: {reason}; go on with it: osteo train resume={display_path(record.directory)}"
+        place = display_path(record.directory)
+        reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"
     if is_expected or sweep is not None:
         raise (UnrecordedError if sweep is not None and is_foreign else UserError)(reason) from error
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from osteo import parts
 from osteo.app.resume import EPOCHS, first_change
+from osteo.command_settings import PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path
@@ -45,6 +46,17 @@ def state_of(record: Run) -> str | None:
         f"{display_path(record.directory / STATUS)} is damaged; delete it, and resume goes on with the run after its"
         " last checkpoint"
     )
+
+
+def check_same_command(record: Run, config: Config) -> None:
+    """Refuses the run of a training where a pretraining is asked for, or the other way round.
+
+    Raises:
+        UserError: one line with the command that goes on with it.
+    """
+    verb, place = record.verb, display_path(record.directory)
+    if record.has_config and (verb == "pretrain") != isinstance(config, PretrainConfig):
+        raise UserError(f"{place} is of another command; go on with it: osteo {verb} resume={place}")
 
 
 def check_same_job(record: Run, raw: DictConfig) -> None:

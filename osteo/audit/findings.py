@@ -180,7 +180,7 @@ def audit_dataset(
     labelled = against_rest(labelled, task)
     log.info("measuring shortcuts")
     measured = shortcuts(labelled, thumbnails, facts, clinical, seed=seed)
-    fitted = fitted_shortcuts(labelled, read, image_size=config.image_size, fit=config.fit, seed=seed)
+    fitted = fitted_shortcuts(labelled, read, config, seed=seed)
     used = assign_splits(used, config.split, task) if recorded is None else with_split(used, recorded)
     exact, contradictory = table.copies(manifest)
     return Audit(

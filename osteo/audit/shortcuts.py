@@ -11,11 +11,12 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from osteo.config import DataConfig
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
-from osteo.reading.framing import decoded_size, square
+from osteo.reading.framing import decoded_size, frame
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_colour, read_picture
 from osteo.types import Floats, Grey, ReadFile
@@ -142,22 +143,20 @@ def shortcuts(
     return found
 
 
-def fitted_shortcuts(
-    manifest: pd.DataFrame, read: ReadFile, *, image_size: int, fit: str, seed: int = 0
-) -> list[Shortcut]:
+def fitted_shortcuts(manifest: pd.DataFrame, read: ReadFile, data: DataConfig, *, seed: int = 0) -> list[Shortcut]:
     """The same of what a network sees of each picture, once it is fitted to a square.
 
     Args:
         manifest: rows with a label, with groups.
         read: gives the bytes of a picture by its image_id.
-        image_size: side of the square, in pixels.
-        fit: as `data.fit`.
+        data: that says how it is fitted.
         seed: of the folds and forests.
     """
 
     def measure(image_id: str) -> dict[str, Floats] | None:
         try:
-            return probe_features(square(read_picture(read(image_id), decoded_size(image_size, fit)), image_size, fit))
+            grey = read_picture(read(image_id), decoded_size(data.image_size, data.fit))
+            return probe_features(frame(grey, data.image_size, data.fit, data.enhance).picture)
         except (Unusable, OSError):  # out of reach since it was decoded first
             return None
 

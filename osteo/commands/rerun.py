@@ -31,6 +31,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
     record = Run(Path(config.run).expanduser())
+    if record.is_pretraining:
+        raise UserError(f"run={config.run} is a pretraining, which predicts nothing that could be compared")
     if not (record.directory / "metrics.json").exists():
         raise UserError(
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"

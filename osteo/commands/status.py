@@ -35,7 +35,7 @@ def status(config: StatusConfig, job: Job) -> bool:
     counts = ", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items())
     console.print(f"{counted(len(runs), 'run')}: {counts}")
     if set(table["state"]) & {"interrupted", "failed"}:
-        console.print(f"go on with   osteo train resume={display_path(directory)}", soft_wrap=True)
+        console.print(f"go on with   osteo {runs[0].verb} resume={display_path(directory)}", soft_wrap=True)
     if "damaged" in set(table["state"]):
         console.print("damaged      restore the file from a copy, or train the run again", soft_wrap=True)
     return not {"failed", "damaged"} & set(table["state"])

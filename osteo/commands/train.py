@@ -29,11 +29,12 @@ def train(config: Config, job: Job) -> None:
     begun = time.perf_counter()
     from lightning.pytorch import seed_everything
 
-    from osteo.data.prepare import prepare, read_sources
+    from osteo.data.prepare import prepare, read_sources, reader
     from osteo.data.summary import leaks
     from osteo.evaluation.metrics import check_claim
     from osteo.files import cache_dir
     from osteo.inference.card import card_of, write_card
+    from osteo.networks.lineage import check_unseen
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
     from osteo.training.ranks import quieten, rank, record_of, started
@@ -48,8 +49,10 @@ def train(config: Config, job: Job) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
-    sources = read_sources(config.data, cache_dir(config.data.cache))
+    cache = cache_dir(config.data.cache)
+    sources = read_sources(config.data, cache)
     prepared = prepare(config.data, sources)
+    module.seen = check_unseen(config.model.weights_file, prepared.manifest, reader(sources), cache)
     fit.check_classes(prepared.manifest, module.task)
     covariates = fit.learn_covariates(config, prepared.manifest, sources, module)
     datamodule = fit.make_datamodule(config, prepared, augmentation, module, covariates)

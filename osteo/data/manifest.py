@@ -64,7 +64,12 @@ AS_TEXT: dict[str, Any] = {"dtype": "string", "keep_default_na": False, "na_valu
 
 
 def build_manifest(
-    sources: Mapping[str, Source], cache: Path, *, task: Task = BINARY, renew: bool = False, complete: bool = True
+    sources: Mapping[str, Source],
+    cache: Path,
+    *,
+    task: Task | None = BINARY,
+    renew: bool = False,
+    complete: bool = True,
 ) -> pd.DataFrame:
     """Hashes every picture and reads its header; a second call on the same files reads the table that the first kept.
 
@@ -73,7 +78,7 @@ def build_manifest(
     Args:
         sources: by name, as read.
         cache: folder in which the table is kept, whatever the task.
-        task: that says which label a class has.
+        task: that says which label a class has; None where no picture needs any.
         renew: read all files again.
         complete: refuse sources that together lack a class that has a part in the task.
 
@@ -83,7 +88,8 @@ def build_manifest(
     Raises:
         UserError: a source has no pictures, or lacks a class.
     """
-    _check_classes(sources, task, complete=complete)
+    if task is not None:
+        _check_classes(sources, task, complete=complete)
     stamps = [source.stamp for source in sources.values()]
     pictures = [picture for source in sources.values() for picture in source.pictures]
     # what a picture stands for belongs to it: the same files can be read under other names of classes or by a plugin
@@ -107,8 +113,10 @@ def build_manifest(
     return _drop_repeats(_with_labels(manifest, task))
 
 
-def _with_labels(manifest: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """The manifest with the labels of a task; what has none is set aside."""
+def _with_labels(manifest: pd.DataFrame, task: Task | None) -> pd.DataFrame:
+    """The manifest with the labels of a task; what has none is set aside, unless there is no task."""
+    if task is None:
+        return manifest
     labelled = manifest.assign(label=manifest["class_name"].map(task.labels).astype("Int64"))
     return exclude(labelled, labelled["label"].isna(), OSTEOPENIA)
 

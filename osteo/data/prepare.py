@@ -144,7 +144,9 @@ def _group_and_decode(
     manifest = table.assign_groups(manifest, pairs)
     if config.clean:
         manifest = table.clean(manifest, pairs, t_scores(manifest, sources), TASKS[str(config.task)])
-    return manifest, open_store(manifest, read, cache, image_size=config.image_size, fit=config.fit)
+    return manifest, open_store(
+        manifest, read, cache, image_size=config.image_size, fit=config.fit, enhance=config.enhance
+    )
 
 
 def _searches_copies(config: DataConfig, manifest: pd.DataFrame) -> bool:

@@ -232,6 +232,28 @@ def read_folder(
     return found
 
 
+def read_unlabelled(root: str) -> Source:
+    """All pictures of a folder or zip, whatever their folders are called; of none is anything else known.
+
+    Raises:
+        UserError: it cannot be opened, or holds no picture.
+    """
+    archive, written = open_archive(root, "data.root"), printable(root.rstrip("/"))
+    found, stamps = Source([], read=archive.read), []
+    for entry in archive.entries():
+        if not is_picture(archive, entry):
+            found.strays.append(entry.name)
+            continue
+        found.pictures.append(
+            Picture(f"folder/{entry.name}", "folder", entry.name, f"{written}/{entry.name}", "", refused=entry.refused)
+        )
+        stamps.append(f"{written}/{entry.name}:{entry.stamp}")
+    if not found.pictures:
+        raise UserError(f"data.root={root} holds no pictures ({counted(len(found.strays), 'other file')})")
+    found.stamp = "\n".join(stamps)
+    return found
+
+
 def attach_sheet(sources: Mapping[str, Source], sheet: ClinicalFile) -> None:
     """Gives each source what a clinical sheet says of its pictures; one that it says nothing of keeps its own.
 

@@ -24,11 +24,9 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
-from osteo.reading.framing import JOINT_FITS, clahe, decoded_size, frame
-from osteo.reading.framing import VERSION as FRAMING_VERSION
+from osteo.reading.framing import clahe, decoded_size, frame, version_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_picture
-from osteo.reading.region import VERSION as REGION_VERSION
 from osteo.types import Grey, ReadFile
 
 log = logging.getLogger(__name__)
@@ -85,7 +83,14 @@ class Store:
 
 
 def open_store(
-    manifest: pd.DataFrame, read: ReadFile, folder: Path, *, image_size: int, fit: str, twins: bool = True
+    manifest: pd.DataFrame,
+    read: ReadFile,
+    folder: Path,
+    *,
+    image_size: int,
+    fit: str,
+    enhance: str = "none",
+    twins: bool = True,
 ) -> Store:
     """Opens the store of these pictures, and builds it first where it is missing or damaged.
 
@@ -99,6 +104,7 @@ def open_store(
         folder: where stores are kept.
         image_size: S, in pixels.
         fit: how a picture is made square, see `osteo.reading.framing.frame`.
+        enhance: what is done to it then.
         twins: keep CLAHE twins too.
 
     Raises:
@@ -107,11 +113,10 @@ def open_store(
     kept = manifest[manifest["split"] != "excluded"].drop_duplicates("sha256").sort_values("sha256")
     planes = f"{CLAHE_CLIP_LIMIT}:{CLAHE_TILES}" if twins else "plain"
     shas, images = (kept[column].to_numpy(object).tolist() for column in ("sha256", "image_id"))
-    framing = f"{fit}{FRAMING_VERSION}.{REGION_VERSION}" if fit in JOINT_FITS else fit
-    recipe = f"{VERSION}:{image_size}:{framing}:{planes}:{','.join(shas)}"
+    recipe = f"{VERSION}:{image_size}:{version_of(fit, enhance)}:{planes}:{','.join(shas)}"
     place = folder / "stores" / hashlib.sha256(recipe.encode()).hexdigest()[:32]
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
-    shelf = Shelf(place, shas, images, pixels, read, image_size, fit, 1 + twins)
+    shelf = Shelf(place, shas, images, pixels, read, image_size, fit, enhance, 1 + twins)
     if (index := shelf.load()) is None:
         log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
         with alone(place, "decoding these pictures") as is_alone:
@@ -158,6 +163,7 @@ class Shelf:
     read: ReadFile
     image_size: int
     fit: str
+    enhance: str
     planes: int
     """2 with CLAHE twins, else 1"""
 
@@ -258,7 +264,7 @@ class Shelf:
                         f"{self.images[row]} has changed since it was hashed, though its size and time are the same"
                     )
                 grey = read_picture(content, decoded_size(self.image_size, self.fit))
-                picture, is_found = frame(grey, self.image_size, self.fit)
+                picture, is_found = frame(grey, self.image_size, self.fit, self.enhance)
             except NotRead as error:
                 return f"{NOT_READ} ({error})"
             except (OSError, ValueError, RuntimeError, SyntaxError, cv2.error) as error:

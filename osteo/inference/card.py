@@ -46,7 +46,7 @@ class Card:
     image_size: int
     """side of the square picture that the network sees, in pixels"""
     fit: str
-    """how a picture is made square: pad, resize, crop or bone"""
+    """how a picture is made square: pad, resize, crop, bone or clusters"""
     class_names: list[str]
     """of the task's classes; the last is the positive one, which a positive logit stands for"""
     temperature: float
@@ -69,6 +69,8 @@ class Card:
     """what a picture is asked, see `osteo.task.TASKS`"""
     guard: dict[str, Any] = field(default_factory=dict)
     """what the training pictures look like; see osteo.inference.guard"""
+    enhance: str = "none"
+    """what is done to the square: none or equalise"""
     plugins: list[str] = field(default_factory=list)
     """modules that were loaded for training, by which a backbone or a head may be known"""
 
@@ -169,6 +171,7 @@ _SIZE = _OPTIONS["image_size"]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda value: isinstance(value, int) and _is_number(value, _SIZE["low"], _SIZE["high"]),
     "fit": lambda value: value in _OPTIONS["fit"]["choices"],
+    "enhance": lambda value: value in _OPTIONS["enhance"]["choices"],
     "task": lambda value: isinstance(value, str) and value in TASKS,
     "temperature": lambda value: _is_number(value, COLDEST / 5, HOTTEST * 5),  # a margin around what validation gives
     "thresholds": _are_thresholds,
@@ -199,6 +202,7 @@ def card_of(config: Config, manifest: pd.DataFrame, store: Store, predictions: p
     return Card(
         image_size=config.data.image_size,
         fit=config.data.fit,
+        enhance=config.data.enhance,
         class_names=list(task.class_names),
         task=task.name,
         intended_use=INTENDED_USE.format(asked=ASKED[task.name]),

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from osteo.command_settings import EvaluateConfig
 from osteo.errors import UserError
@@ -51,17 +51,18 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     logits, outputs = [], []
     sources, prepared = {}, {}
     for model in models:
-        size, fit = model.card.image_size, model.card.fit
+        card = model.card
+        framing: dict[str, Any] = {"image_size": card.image_size, "fit": card.fit, "enhance": card.enhance}
         names = () if model.covariates is None else model.covariates.names
-        data = replace(config.data, image_size=size, fit=fit, task=task.name)
+        data = replace(config.data, **framing, task=task.name)
         data = replace(data, covariates=list(names or config.data.covariates))
         if names not in sources:
             sources[names] = read_sources(data, cache_dir(data.cache))
-        if (size, fit, names) not in prepared:
+        if (key := (*framing.values(), names)) not in prepared:
             opened = prepare(data, sources[names], split=config.split != "all", complete=False)
             opened.store.confirm()
-            prepared[size, fit, names] = opened
-        manifest, store = prepared[size, fit, names]
+            prepared[key] = opened
+        manifest, store = prepared[key]
         rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:
             raise UserError(f"split={config.split} has no picture")
@@ -79,10 +80,16 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
 
 
 def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split: str) -> None:
-    """Warns of pictures that a model has learnt from, as far as its run directory still shows them."""
+    """Warns of pictures that a model has learnt from, as far as its checkpoint and its run directory show them."""
+    from osteo.networks.lineage import read_seen
     from osteo.records.content import DamagedError
     from osteo.records.record import Run
 
+    pretrained = read_seen(str(model.path))
+    if pretrained and (count := int(rows["sha256"].isin(pretrained.sha256).sum())):
+        log.warning(
+            "%s was pretrained on %d of these %d pictures: the result may be too good", model.name, count, len(rows)
+        )
     if same_data and split in ("test", "val"):
         return
     try:

@@ -53,7 +53,7 @@ class Model:
 
     def frame(self, grey: Grey) -> Framed:
         """The same, and whether the joint was found where its fit needs it."""
-        return frame(grey, self.card.image_size, self.card.fit)
+        return frame(grey, self.card.image_size, self.card.fit, self.card.enhance)
 
     @property
     def covariates(self) -> Covariates | None:

@@ -49,7 +49,8 @@ class Composite(nn.Module):
 
     def forward_features(self, pictures: Tensor) -> Tensor:
         """Maps normalised (B, C, S, S) to a map (B, F, H, W)."""
-        return self.combine([_map_of(base, pictures) for base in self.bases])
+        maps = [as_map(base, base.forward_features(pictures)) for base in self.bases]  # type: ignore[operator]
+        return self.combine(maps)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Maps that to logits, or to the features before the classifier."""
@@ -181,9 +182,8 @@ def _width(base: nn.Module) -> int:
     return int(base.num_features)  # type: ignore[arg-type]
 
 
-def _map_of(base: Any, pictures: Tensor) -> Tensor:
+def as_map(base: Any, features: Tensor) -> Tensor:
     """The last features of a backbone as a map (B, F, H, W); a transformer's tokens stand in their places again."""
-    features: Tensor = base.forward_features(pictures)
     if features.ndim == 3:
         tokens = features[:, int(getattr(base, "num_prefix_tokens", 0)) :]
         side = int(tokens.shape[1] ** 0.5)

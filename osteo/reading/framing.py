@@ -6,13 +6,18 @@ import cv2
 import numpy as np
 
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
+from osteo.reading.clusters import VERSION as CLUSTERS_VERSION
+from osteo.reading.clusters import find_square
+from osteo.reading.region import VERSION as REGION_VERSION
 from osteo.reading.region import Joint, find_region
 from osteo.types import Grey
 
 CROP = 1.3  # side of "crop", in widths of the bone
 VERSION = 1  # raise it when `frame` gives another "crop" or "bone" of the same picture
-JOINT_FITS = ("crop", "bone")
+JOINT_FITS = ("crop", "bone", "clusters")
 """Fits that need the joint, and every pixel of the file to show it."""
+ENHANCED_VERSION = 1  # raise it when `equalise` gives another picture
+MEAN = 3  # side of its mean filters, in pixels
 NOT_FOUND = "the joint was not found: the central square is used"
 TILE = 0.3  # side of each of the four tiles of "bone", in widths of the bone
 ABOVE, BELOW = 0.18, 0.1  # from the joint line to the tiles of the femur and of the tibia, in widths of the bone
@@ -32,7 +37,7 @@ def square(grey: Grey, size: int, fit: str) -> Grey:
     return frame(grey, size, fit).picture
 
 
-def frame(grey: Grey, size: int, fit: str) -> Framed:
+def frame(grey: Grey, size: int, fit: str, enhance: str = "none") -> Framed:
     """Makes a picture (H, W) size x size.
 
     Args:
@@ -40,10 +45,28 @@ def frame(grey: Grey, size: int, fit: str) -> Framed:
         size: S, in pixels.
         fit: "resize" stretches it; "pad" keeps its proportions between black borders; "crop" is a square about the
             joint, 1.3 times as wide as the bone, black outside the limb; "bone" is made of four tiles, the
-            left and right half of the distal femur over those of the proximal tibia.
+            left and right half of the distal femur over those of the proximal tibia; "clusters" is a square about the
+            joint as `find_square` finds it.
+        enhance: "equalise" smoothes the square, makes its histogram even and smoothes it again, black padding aside.
     """
+    framed = _framed(grey, size, fit)
+    return framed._replace(picture=equalise(framed.picture)) if enhance == "equalise" else framed
+
+
+def equalise(picture: Grey) -> Grey:
+    """A mean filter, histogram equalisation and a mean filter (Mohammed and George 2023); their sizes are ours."""
+    equalised = cv2.equalizeHist(cv2.blur(picture, (MEAN, MEAN)))  # OpenCV's leaves the darkest level out: padding
+    return np.asarray(cv2.blur(equalised, (MEAN, MEAN)), np.uint8)
+
+
+def _framed(grey: Grey, size: int, fit: str) -> Framed:
     if fit not in JOINT_FITS:
         return Framed(_whole(grey, size, fit), True)
+    if fit == "clusters":
+        if (found := find_square(grey)) is None:
+            return Framed(_central(grey, size), False)
+        about = Joint(found.row, found.column, found.side, 0.0, 1.0)
+        return Framed(_cut(grey, about, (-0.5, -0.5, 1.0, 1.0), (size, size)), True)
     region = find_region(grey)
     joint = region.joint
     if joint is None:
@@ -56,6 +79,13 @@ def frame(grey: Grey, size: int, fit: str) -> Framed:
     femur = _cut(grey, joint, (-TILE, -ABOVE - TILE, 2 * TILE, TILE), (size, half), turned=True)
     tibia = _cut(grey, joint, (-TILE, BELOW, 2 * TILE, TILE), (size, size - half), turned=True)
     return Framed(np.vstack([femur, tibia]), True)
+
+
+def version_of(fit: str, enhance: str) -> str:
+    """What changes when the same picture is made another square by these."""
+    found = {"clusters": CLUSTERS_VERSION}.get(fit, REGION_VERSION)
+    framed = f"{fit}{VERSION}.{found}" if fit in JOINT_FITS else fit
+    return framed if enhance == "none" else f"{framed}:{enhance}{ENHANCED_VERSION}"
 
 
 def decoded_size(size: int, fit: str) -> int:

@@ -44,6 +44,8 @@ RANGES = {
 }  # fmt: skip
 """Between which a metric lies; one of a plugin may be any number."""
 OF_HISTORY = ("epoch", "train/loss", "val/loss", "val/auroc")
+OF_PRETRAINING = ("epoch", "train/loss")
+"""Columns of history.csv of a training, and of a pretraining."""
 OF_PREDICTIONS = ("image_id", "split", "label", "logit", "probability")
 TOLERANCE = 1e-3
 """by which a probability may differ from that of its logit: older versions rounded"""
@@ -242,13 +244,17 @@ def refuse_rows(path: Path, table: pd.DataFrame, checks: Iterable[Check]) -> Non
         raise damaged(path, f"is damaged: row {number + 1}{picture}: {say(number)}")
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path, columns: tuple[str, ...] = OF_HISTORY) -> pd.DataFrame:
     """The curves, one row per epoch.
+
+    Args:
+        path: of history.csv.
+        columns: that it has at least.
 
     Raises:
         DamagedError: a column is missing or no number, or the epochs are not those from 0 on.
     """
-    table = read_csv(path, OF_HISTORY)
+    table = read_csv(path, columns)
     check_numbers(path, table, table.columns, finite=False)
     check_numbers(path, table, ("epoch",))
     is_wrong = table["epoch"].to_numpy(float) != np.arange(len(table))
@@ -256,8 +262,12 @@ def read_history(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(path: Path, *, labelled: bool = True) -> pd.DataFrame:
     """The manifest with its splits, typed.
+
+    Args:
+        path: of manifest.csv.
+        labelled: every picture that is used has the label of its class.
 
     Raises:
         DamagedError: a column is missing or of another type, a picture stands in it twice, or a label is not that of
@@ -266,7 +276,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     read = read_csv(path, tuple(COLUMNS), dtype="string", keep_default_na=False, na_values=[""])
     image_ids, splits, labels, classes = (read[name] for name in ("image_id", "split", "label", "class_name"))
     used = (splits != "excluded").to_numpy(bool, na_value=True)
-    check_numbers(path, read, ("label", "width", "height"), where=used)
+    check_numbers(path, read, (*(["label"] if labelled else []), "width", "height"), where=used)
     # a record of a task holds its labels; which task that is, its configuration says
     by_task = [_numbers(classes.map(task.labels.get)) for task in TASKS.values()]
     expected = min(by_task, key=lambda of_task: int((used & (_numbers(labels) != of_task)).sum()))
@@ -274,7 +284,8 @@ def read_manifest(path: Path) -> pd.DataFrame:
         Check(image_ids.isna().to_numpy(bool), lambda _: "it has no image_id"),
         Check(image_ids.duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
         Check(~splits.isin([*SPLITS, "excluded"]).to_numpy(bool), lambda n: f"there is no split {splits.iloc[n]!r}"),
-        Check(used & (_numbers(labels) != expected), lambda n: f"label {labels.iloc[n]} of class {classes.iloc[n]}"),
+        Check(labelled & used & (_numbers(labels) != expected),
+              lambda n: f"label {labels.iloc[n]} of class {classes.iloc[n]}"),
     ])  # fmt: skip
     try:
         return typed(read)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from osteo.command_settings import AuditConfig, ExplainConfig, PredictConfig
+from osteo.command_settings import AuditConfig, ExplainConfig, PredictConfig, PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json
@@ -54,7 +54,8 @@ def claim(directory: Path, config: object) -> None:
     marks = ["status.json"] if results else ["status.json", "config.yaml"]  # the second: of a run without its status
     has_run = any((directory / name).exists() for name in marks)
     if has_run or runs_of(directory) or (directory / "multirun.yaml").exists():
-        hint = f", or go on with it: osteo train resume={place}" if isinstance(config, Config) else ""
+        verb = "pretrain" if isinstance(config, PretrainConfig) else "train"
+        hint = f", or go on with it: osteo {verb} resume={place}" if isinstance(config, Config) else ""
         kind = "a run" if has_run else "runs"
         raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
     found = [name for name in (results or PREDICTIONS).names if (directory / name).exists()]

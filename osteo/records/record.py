@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from osteo.command_settings import PretrainConfig
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json, write_table, write_text
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 STATUS, CONFIG = "status.json", "config.yaml"
 STATES = ("running", "done", "failed", "interrupted")
 """What status.json says; the last: cut off by a signal or by the machine, and goes on when it is resumed."""
+OF_PRETRAINING = re.compile(rb"^method:", re.MULTILINE)
+"""What config.yaml of a pretraining has, and no other; all of it is slow to read where there are many runs."""
 KEPT = ("config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json")
 """Files that do not change any more when a run has ended."""
 LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
@@ -69,7 +73,7 @@ class Run:
         if self.has_begun:
             raise UserError(
                 f"{display_path(self.directory)} holds a run already; choose another output_dir, or go on with it:"
-                f" osteo train resume={display_path(self.directory)}"
+                f" osteo {self.verb} resume={display_path(self.directory)}"
             )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +154,20 @@ class Run:
             DamagedError: what a training leaves is gone, and the configuration that says so, too.
         """
         has_trained = (self.directory / "history.csv").exists() or self.checkpoints.is_dir()
-        return has_trained or "trainer" in self.read_config()
+        return (has_trained or "trainer" in self.read_config()) and not self.is_pretraining
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether it is the record of a pretraining, which knows no labels."""
+        try:
+            return OF_PRETRAINING.search((self.directory / CONFIG).read_bytes()) is not None
+        except OSError:
+            return False
+
+    @property
+    def verb(self) -> str:
+        """The command that goes on with it."""
+        return "pretrain" if self.is_pretraining else "train"
 
     def changes(self) -> str:
         """What is no longer as it was when the run ended, as a clause; empty where nothing is, or nothing is known.
@@ -198,7 +215,7 @@ class Run:
 
     def read_manifest(self) -> pd.DataFrame:
         """The manifest with its splits, typed; see `content.read_manifest`."""
-        return content.read_manifest(self.directory / "manifest.csv")
+        return content.read_manifest(self.directory / "manifest.csv", labelled=not self.is_pretraining)
 
     def read_predictions(self) -> pd.DataFrame:
         """The predictions, checked against the manifest; see `content.read_predictions`."""
@@ -206,8 +223,9 @@ class Run:
         return content.read_predictions(path, self.read_manifest(), complete=self.is_training)
 
     def read_history(self) -> pd.DataFrame:
-        """The curves of a training, one row per epoch; see `content.read_history`."""
-        return content.read_history(self.directory / "history.csv")
+        """The curves, one row per epoch; see `content.read_history`."""
+        columns = content.OF_PRETRAINING if self.is_pretraining else content.OF_HISTORY
+        return content.read_history(self.directory / "history.csv", columns)
 
     def read_metrics(self) -> dict[str, Any]:
         """The metrics, named as in test/accuracy; None where one is undefined.
@@ -352,7 +370,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> Config:
-    """The configuration that a training has recorded; what older versions did not know has its default.
+    """The configuration that a training, or a pretraining, has recorded; what older versions did not know is default.
 
     Raises:
         DamagedError: it is gone, or none of ours.
@@ -360,8 +378,9 @@ def read_config(path: Path) -> Config:
     recorded = read_yaml(path)
     if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
         raise damaged(path, f"is damaged: it lacks {missing[0]}")
+    schema = PretrainConfig if "method" in recorded else Config
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), recorded))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), recorded))
     except (OmegaConfBaseException, ValueError) as error:
         raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)

@@ -19,7 +19,10 @@ FITS = {
     "pad": "padded to a square", "resize": "stretched to a square",
     "crop": "cropped to a square about the joint, 1.3 times as wide as the bone",
     "bone": "four tiles of bone, of the distal femur over the proximal tibia, 0.3 times as wide as the bone each",
+    "clusters": "cropped to a square about the joint, found by clusters of brightness and edges",
 }  # fmt: skip
+
+ENHANCED = {"none": "", "equalise": ", smoothed, its histogram made even, smoothed again"}
 
 
 def model_card(
@@ -59,7 +62,7 @@ def model_card(
         facts=facts,
         size=data.image_size,
         channels=model.channels,
-        fit=FITS[data.fit],
+        fit=FITS[data.fit] + ENHANCED[data.enhance],
         start=start,
         sha256=file_sha256(run.best_checkpoint),
         osteo=facts["osteo"],

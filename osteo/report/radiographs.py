@@ -26,7 +26,7 @@ from osteo.files import cache_dir
 from osteo.inference import explain
 from osteo.inference.card import check_origin
 from osteo.inference.model import load_model, to_batch
-from osteo.reading.framing import decoded_size, square
+from osteo.reading.framing import decoded_size, frame
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run
 from osteo.report.figures import Panel, explained, panels
@@ -231,7 +231,8 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     """
 
     def picture(image_id: str) -> Grey:
-        return square(read_picture(read(image_id), decoded_size(224, setting.data.fit)), 224, setting.data.fit)
+        data = setting.data
+        return frame(read_picture(read(image_id), decoded_size(224, data.fit)), 224, data.fit, data.enhance).picture
 
     manifest = best.read_manifest()
     used = manifest[manifest["split"] != "excluded"]

@@ -37,7 +37,8 @@ def show_runs(directory: Path) -> bool:
     changes(usable)
     board = leaderboard(usable)
     is_sweep = not (directory / "status.json").exists()
-    if is_sweep:
+    has_board = len(board) > 0 or not all(run.is_pretraining for run in runs_of(directory))
+    if is_sweep and has_board:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
         console.print(results_table(board))
@@ -54,16 +55,19 @@ def show_runs(directory: Path) -> bool:
         console.print(table)
     place = display_path(directory)
     if is_sweep:
-        lines = [f"records      {place}/<run>/", f"leaderboard  {place}/leaderboard.csv"]
+        lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
         lines += [f"report       osteo report {shlex.quote(place)}"] if len(board) else []
     else:
         lines = [f"record       {place}/"]
+    for run in runs_of(directory):
+        if statuses[run.name]["state"] == "done" and run.is_pretraining:
+            lines.append(f"fine-tune    osteo train model.weights_file={shlex.quote(display_path(run.directory))}")
     if (directory / "wandb").is_dir():
         lines += [f"compare      wandb leet {place}/wandb"]
     if any(directory.glob("wandb/offline-run-*")):
         lines += [f"upload       wandb sync {place}/wandb/offline-run-*"]
     if failed:
-        lines.append(f"go on        osteo train resume={shlex.quote(place)}")
+        lines.append(f"go on        osteo {runs_of(directory)[0].verb} resume={shlex.quote(place)}")
     console.print("\n".join(lines), soft_wrap=True)
     return bool(statuses) and not failed and not damaged
 
@@ -175,7 +179,7 @@ def _progress(run: Run, state: str) -> dict[str, str]:
     """What is trained, epochs done of all, and time left; of a training that has begun."""
     if state != "done" and not (run.directory / "config.yaml").exists():
         return {}
-    if not run.is_training:
+    if not (run.is_training or run.is_pretraining):
         return {}
     settings = run.read_settings()
     fold = settings.data.split.fold

@@ -127,7 +127,8 @@ class Checkpoints(Checkpoint):
         An epoch whose validation is not finite is never the best, not even as the first.
         """
         followed: dict[str, Any] = {**trainer.callback_metrics, LAST_EPOCH: trainer.current_epoch}
-        score, loss = (float(followed[name]) for name in (self.monitor, "val/loss"))
+        losses = [followed[name] for name in ("val/loss", "train/loss") if name in followed]  # the first of those
+        score, loss = float(followed[self.monitor]), float(losses[0])
         is_finite = math.isfinite(score) and math.isfinite(loss)
         is_best = is_finite and (self.best is None or is_better(self.monitor, score, self.best))
         if is_best:

@@ -41,7 +41,7 @@ from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights, best_outputs
-from osteo.training.module import ADVICE, Classifier, read_checkpoint
+from osteo.training.module import ADVICE, Classifier, Learner, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings
@@ -210,7 +210,7 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
-def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Classifier) -> Path | None:
+def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Learner) -> Path | None:
     """Begins the record, or goes on with it: then from the checkpoint that is returned, if an epoch had ended.
 
     Raises:
@@ -349,7 +349,7 @@ def history_of(callbacks: list[Callback]) -> list[dict[str, float]]:
 
 
 def facts_of(
-    config: Config, module: Classifier, callbacks: list[Callback], *, best_epoch: int, processes: int
+    config: Config, module: Learner, callbacks: list[Callback], *, best_epoch: int, processes: int
 ) -> dict[str, Any]:
     """What environment.json says of a training beside versions: its size, its costs, what it computed on."""
     accelerator, history = hardware.choose_accelerator(config.trainer), history_of(callbacks)

@@ -18,6 +18,8 @@ from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import training_metrics
 from osteo.files import check_checksums
+from osteo.networks.lineage import KEY as SEEN
+from osteo.networks.lineage import Seen
 from osteo.networks.network import Network
 from osteo.networks.outputs import log_probabilities, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
@@ -66,7 +68,84 @@ class Prediction(NamedTuple):
     """of the task, (B,) or (B, K); those of a binary one are its logits"""
 
 
-class Classifier(LightningModule):
+class Learner(LightningModule):
+    """A network that learns: its optimiser and schedule, and no number that is not finite.
+
+    Args:
+        network: that is trained.
+        optimizer: fields of `OptimizerConfig`.
+        monitor: what the best epoch is best at.
+        fast: channels_last and a fused optimiser.
+    """
+
+    seen: Seen | None = None
+    """what the weights that it began with had seen without labels; its checkpoints carry it on"""
+
+    def __init__(self, network: Network, optimizer: Mapping[str, Any], *, monitor: str, fast: bool) -> None:
+        super().__init__()
+        self.optimizer_settings, self.monitor, self.fast = optimizer, monitor, fast
+        self.memory_format = torch.channels_last if fast else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimiser moves."""
+        return self.network
+
+    def on_train_epoch_end(self) -> None:
+        """A loss or weights that are not finite end the run."""
+        self._check_finite(self.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """No loss and no weights that are not finite reach a file, whoever writes it; what they have seen does."""
+        self._check_finite(checkpoint["state_dict"])
+        if self.seen is not None:
+            checkpoint[SEEN] = self.seen.to_dict()
+
+    def _check_finite(self, weights: Mapping[str, Tensor]) -> None:
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise UserError(f"the training loss is not finite in epoch {self.current_epoch}; {ADVICE}")
+        if (name := first_not_finite(weights)) is not None:
+            raise UserError(f"the weights are not finite after epoch {self.current_epoch}, {name} first; {ADVICE}")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
+        clips = self._trainer is not None and self._trainer.gradient_clip_val is not None
+        # in mixed precision, Lightning clips no gradients that a fused optimiser could have to unscale
+        optimizer = make_optimizer(self.trained, self.optimizer_settings, fused=self.fast and not clips)
+        name = self.optimizer_settings["schedule"]
+        if name == "constant":  # needs no trainer
+            steps, epochs = 0, 1
+        else:
+            steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
+        mode = direction(self.monitor)
+        schedule = make_schedule(optimizer, self.optimizer_settings, steps=steps, epochs=epochs, mode=mode)
+        if schedule is None:
+            return optimizer
+        interval = "epoch" if name == "plateau" else "step"
+        settings: Any = {"scheduler": schedule, "interval": interval, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the state of a schedule that has one (plateau); any other is entered at its step, see `enter`."""
+        if self.optimizer_settings["schedule"] != "plateau":
+            checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self) -> None:
+        """Enters the schedule where a training goes on."""
+        for entry in self.trainer.lr_scheduler_configs if self.global_step else ():
+            enter(entry.scheduler, self.global_step)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Moves a schedule; timm's need the number of the step."""
+        if not isinstance(scheduler, Scheduler):
+            super().lr_scheduler_step(scheduler, metric)
+        else:
+            scheduler.step_update(self.global_step)
+
+
+class Classifier(Learner):
     """A network for a task, its loss, optimiser and metrics.
 
     Args:
@@ -92,17 +171,15 @@ class Classifier(LightningModule):
         fast: bool = True,
         image_size: int = 224,
     ) -> None:
-        super().__init__()
         given = {"backbone": network, "image_size": image_size} if isinstance(network, str) else dict(network)
-        self.optimizer_settings = asdict(OptimizerConfig()) | dict(optimizer or {})
-        check_optimizer(self.optimizer_settings)
+        settings = asdict(OptimizerConfig()) | dict(optimizer or {})
+        check_optimizer(settings)
         chosen: dict[str, Any] = {"name": "bce", "args": {}, "label_smoothing": 0.0, "weights": None, **(loss or {})}
-        values = {"network": given, "optimizer": self.optimizer_settings, "loss": chosen}
+        super().__init__(Network(**given), settings, monitor=monitor, fast=fast)
+        values = {"network": given, "optimizer": settings, "loss": chosen}
         # a logger gets the configuration instead, without paths
         self.save_hyperparameters(values | {"monitor": monitor, "fast": fast}, logger=False)
-        self.monitor, self.fast, self.smoothing = monitor, fast, float(chosen["label_smoothing"])
-        self.memory_format = torch.channels_last if fast else torch.contiguous_format
-        self.network = Network(**given).to(memory_format=self.memory_format)
+        self.smoothing = float(chosen["label_smoothing"])
         self.task = self.network.task
         self.network.begin_at([0.0] * self.task.outputs)
         self.loss = make_loss(chosen["name"], chosen["args"], self.task.kind)
@@ -204,6 +281,11 @@ class Classifier(LightningModule):
         called = log_probabilities(kind, outputs).argmax(1)
         return {"logits": positive_logit(kind, outputs), "target": target, "called": called, "truth": truth}
 
+    def on_train_start(self) -> None:
+        """Forgets the pictures of a training that ended within a step."""
+        super().on_train_start()
+        self._pictures = 0
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, weighted by its pictures where several batches make a step.
 
@@ -248,57 +330,6 @@ class Classifier(LightningModule):
         """The outputs for a batch, float32 on the CPU."""
         outputs = self(batch.pictures, batch.covariates).float().cpu()
         return Prediction(batch.rows.cpu(), positive_logit(self.task.kind, outputs), outputs)
-
-    def on_train_epoch_end(self) -> None:
-        """A loss or weights that are not finite end the run."""
-        self._check_finite(self.state_dict())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """No loss and no weights that are not finite reach a file, whoever writes it."""
-        self._check_finite(checkpoint["state_dict"])
-
-    def _check_finite(self, weights: Mapping[str, Tensor]) -> None:
-        loss = self.trainer.callback_metrics.get("train/loss")
-        if loss is not None and not bool(torch.isfinite(loss)):
-            raise UserError(f"the training loss is not finite in epoch {self.current_epoch}; {ADVICE}")
-        if (name := first_not_finite(weights)) is not None:
-            raise UserError(f"the weights are not finite after epoch {self.current_epoch}, {name} first; {ADVICE}")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser and its schedule, which moves by step; one that waits for no progress moves by epoch."""
-        clips = self._trainer is not None and self._trainer.gradient_clip_val is not None
-        # in mixed precision, Lightning clips no gradients that a fused optimiser could have to unscale
-        optimizer = make_optimizer(self.network, self.optimizer_settings, fused=self.fast and not clips)
-        name = self.optimizer_settings["schedule"]
-        if name == "constant":  # needs no trainer
-            steps, epochs = 0, 1
-        else:
-            steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
-        mode = direction(self.monitor)
-        schedule = make_schedule(optimizer, self.optimizer_settings, steps=steps, epochs=epochs, mode=mode)
-        if schedule is None:
-            return optimizer
-        interval = "epoch" if name == "plateau" else "step"
-        settings: Any = {"scheduler": schedule, "interval": interval, "monitor": self.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": settings}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the state of a schedule that has one (plateau); any other is entered at its step, see `enter`."""
-        if self.optimizer_settings["schedule"] != "plateau":
-            checkpoint["lr_schedulers"] = []
-
-    def on_train_start(self) -> None:
-        """Enters the schedule where a training goes on, and forgets the pictures of one that ended within a step."""
-        self._pictures = 0
-        for entry in self.trainer.lr_scheduler_configs if self.global_step else ():
-            enter(entry.scheduler, self.global_step)
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Moves a schedule; timm's need the number of the step."""
-        if not isinstance(scheduler, Scheduler):
-            super().lr_scheduler_step(scheduler, metric)
-        else:
-            scheduler.step_update(self.global_step)
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from timm.optim import (
 )
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from osteo.checks import check_arguments
 from osteo.errors import UserError, first_line, unknown
-from osteo.networks.network import Network
 
 TIMM_SCHEDULES = (
     "cosine",
@@ -70,7 +70,7 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
     check_arguments(made_by, arguments, "optimizer.schedule_args", RESERVED_BY_SCHEDULE)
 
 
-def make_optimizer(network: Network, settings: Mapping[str, Any], *, fused: bool) -> Optimizer:
+def make_optimizer(network: nn.Module, settings: Mapping[str, Any], *, fused: bool) -> Optimizer:
     """The optimiser of a network; biases and norms are not decayed, frozen parameters are left out.
 
     Args:
@@ -156,7 +156,7 @@ def _scaled(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def _groups(network: Network, decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+def _groups(network: Any, decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
     """What is decayed first, then what is not; with `layer_decay` by layers, the last of which is the head."""
     if layer_decay is None:
         groups: list[dict[str, Any]] = param_groups_weight_decay(network, decay)

@@ -54,6 +54,7 @@ def quieten() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*have no `validation_step`.*")  # of a pretraining
     warnings.filterwarnings("ignore", message="No (posi|nega)tive samples in targets.*")  # of a short split
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # model.freeze
     warnings.filterwarnings("ignore", message=".*(custom batch sampler|`srun` command).*")

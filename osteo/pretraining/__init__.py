@@ -1,0 +1,1 @@
+"""Learns from pictures without labels, and from none that is to test."""

@@ -1,0 +1,51 @@
+"""What `osteo pretrain` can be told, which is less than a training."""
+
+from pathlib import Path
+
+from osteo.command_settings import PretrainConfig
+from osteo.config import Config
+from osteo.errors import UserError
+from osteo.task import LAST_EPOCH
+from osteo.training.ranks import started
+
+OF_LABELS = (
+    "covariates", "claim", "trial", "debug", "experiment", "loss.name", "loss.args", "loss.label_smoothing",
+    "loss.class_weights", "data.missing_covariates", "model.head", "model.head_args", "model.fusion", "model.tta",
+    "model.freeze", "augment.mixup", "augment.val", "optimizer.layer_decay",
+)  # fmt: skip
+"""Keys that say something of labels, or of the classifier."""
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Refuses what asks for labels or for the network that learns from them, and what does not go together.
+
+    Raises:
+        UserError: one line that names the key.
+    """
+    if config.augment.name != "online" and (config.method != "masked" or config.augment.name != "none"):
+        raise UserError(f"method={config.method} draws views of a picture anew: set augment=online")
+    usual = Config()
+    for key in OF_LABELS:
+        group, _, name = key.rpartition(".")
+        given, default = (getattr(getattr(c, group) if group else c, name) for c in (config, usual))
+        if given != default:
+            raise UserError(f"{key} goes with osteo train, which has labels, not with osteo pretrain; leave it out")
+    if config.trainer.devices != 1 or started() > 1:
+        raise UserError(f"trainer.devices={config.trainer.devices}: osteo pretrain uses one device; set it to 1")
+    followed = {"trainer.monitor": config.trainer.monitor} | {
+        f"callbacks.{name}.monitor": part["monitor"]
+        for name, part in config.callbacks.items() if isinstance(part, dict) and "monitor" in part
+    }  # fmt: skip
+    for key, value in followed.items():
+        if value not in (LAST_EPOCH, "train/loss"):
+            raise UserError(f"{key}={value} needs labels, which osteo pretrain has not; leave it out")
+    if config.trainer.accumulate_grad_batches > 1:
+        raise UserError(
+            "trainer.accumulate_grad_batches does not make a larger batch of views to compare; raise data.batch_size"
+        )
+    if config.data.batch_size < 2:
+        raise UserError("data.batch_size=1 has nothing that a picture could be unlike; use 2 or more")
+    if config.method == "masked" and config.patch > config.data.image_size // 2:
+        raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
+    if config.against and not Path(config.against).expanduser().exists():
+        raise UserError(f"against={config.against}: no such file or directory")
