@@ -43,8 +43,8 @@ BENCHMARKS = {
     "recipe": "which recipe wins on the real radiographs, by fit, size, features and ingredient",
     "literature": "the systems of the literature beside ours on the real radiographs, on the same folds",
     "learning": "the best recipe on a quarter, a half, three quarters and all of the training pictures",
-    "pretrain": "what pretraining without labels brings, over random weights and beside ImageNet's",
     "ladder": "what a network reaches under protocols from the loosest to the strictest, on phantoms and real files",
+    "pretrain": "what pretraining without labels brings, over random weights and beside ImageNet's",
     "fuzz": "ten thousand malformed uploads to osteo serve",
 }
 
