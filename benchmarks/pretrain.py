@@ -25,15 +25,16 @@ COMMON = [
     "data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.fit=crop", "data.image_size=128",
     f"data.split.folds={FOLDS}", f"data.split.fold=range({FOLDS})", f"model.backbone={BACKBONE}", "logger=null",
 ]  # fmt: skip
-PRETRAIN = ["trainer.max_epochs=15", "data.batch_size=32"]
-TRAIN = ["trainer.max_epochs=10", "trainer.monitor=epoch"]
+PRETRAIN = ["trainer.max_epochs=40", "data.batch_size=32"]
+PROBE = ["experiment=probe", "model.pretrained=false"]
+FINETUNE = ["trainer.max_epochs=20", "trainer.monitor=epoch"]
 LOW, HIGH = ["optimizer.lr=5e-4"], ["optimizer.lr=2e-3"]
 """Learning rates from weights of ImageNet, and from all others."""
 SYSTEMS: dict[str, tuple[list[str] | None, list[str]]] = {
     "random weights": (None, HIGH),
     "ImageNet": (None, [*LOW, IMAGENET]),
-    "masked": (["method=masked"], HIGH),
     "simclr": (["method=simclr"], HIGH),
+    "masked": (["method=masked"], HIGH),
     "ImageNet, then simclr": (["method=simclr", *LOW, IMAGENET], LOW),
     "byol": (["method=byol"], HIGH),
 }
@@ -46,7 +47,9 @@ def measure() -> list[dict]:
         if pretraining is not None:
             run("pretrain", place(name) / "phase1", [*PRETRAIN, *pretraining])
             training = [*training, f"model.weights_file={place(name)}/phase1/${{data.split.fold}}"]
-        run("train", place(name) / "phase2", [*TRAIN, *training])
+        begins_with = [word for word in training if word.startswith("model.weights_file")]
+        run("train", place(name) / "probe", [*PROBE, *begins_with])
+        run("train", place(name) / "finetune", [*FINETUNE, *training])
     return table()
 
 
@@ -72,19 +75,24 @@ def run(command: str, sweep: Path, settings: list[str]) -> None:
 
 def table() -> list[dict]:
     """One row per system of which every fold has been trained."""
-    done = [name for name in SYSTEMS if is_done(place(name) / "phase2")]
-    experiments = {name: read_experiment(trained(place(name) / "phase2", check_run)[0]) for name in done}
-    rows = []
-    for name, experiment in experiments.items():
-        labels, groups, model = experiment.labels, experiment.groups, experiment.of_kind("model")[0]
+    done = [name for name in SYSTEMS if is_done(place(name) / "probe") and is_done(place(name) / "finetune")]
+    return [row(name) for name in done]
+
+
+def row(name: str) -> dict:
+    """What weights reach by a linear probe and by fine-tuning, and how far that is above random weights."""
+    line = {"weights": name}
+    for phase, title in (("probe", "linear probe"), ("finetune", "fine-tuned")):
+        experiment, scratch = (
+            read_experiment(trained(place(system) / phase, check_run)[0]) for system in (name, "random weights")
+        )
+        labels, groups = experiment.labels, experiment.groups
+        model, reference = (of_one.of_kind("model")[0] for of_one in (experiment, scratch))
         found = metric_intervals(labels, model.probabilities, groups, networks=model.networks, names=["auroc"])["auroc"]
-        row = {"weights": name, "pictures": len(labels), "AUROC": format_interval(found)}
-        if name != "random weights" and "random weights" in experiments:
-            scratch = experiments["random weights"].of_kind("model")[0]
-            against = paired_bootstrap(labels, model.answers(), scratch.answers(), groups)["auroc"]
-            row |= {"less that of random weights": format_interval(against.difference), "p": f"{against.p:.2g}"}
-        before, after = ([run.read_environment()["seconds"] for run in runs] for runs in (
-            runs_of(place(name) / "phase1"), model.runs))  # fmt: skip
-        row |= {"s per fold before": f"{sum(before) / FOLDS:.0f}", "s per fold": f"{sum(after) / FOLDS:.0f}"}
-        rows.append(row)
-    return rows
+        line |= {"pictures": len(labels), f"AUROC, {title}": format_interval(found)}
+        against = paired_bootstrap(labels, model.answers(), reference.answers(), groups)["auroc"]
+        is_other = name != "random weights"
+        line |= {f"less that of random weights, {title}": format_interval(against.difference) if is_other else "-"}
+        line |= {f"p, {title}": f"{against.p:.2g}" if is_other else "-"}
+    seconds = [run.read_environment()["seconds"] for run in runs_of(place(name) / "phase1")]
+    return line | {"s of pretraining per fold": round(sum(seconds) / FOLDS)}
