@@ -9,6 +9,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import timm
+import torch
+
 from benchmarks.noise import python
 from benchmarks.recipe import SHARED
 from osteo.evaluation.bootstrap import format_interval
@@ -20,6 +23,7 @@ from osteo.records.sweep import runs_of, trained
 
 WORK = Path(os.environ.get("OSTEO_PRETRAIN", "recipe_runs/pretrain")).resolve()
 BACKBONE, FOLDS = "tf_efficientnet_lite0", 3
+RANDOM = WORK / "random.pt"  # a file too, since a frozen backbone wants one
 IMAGENET = f"model.weights_file={SHARED}/weights/{BACKBONE}.safetensors"
 COMMON = [
     "data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.fit=crop", "data.image_size=128",
@@ -31,7 +35,7 @@ FINETUNE = ["trainer.max_epochs=20", "trainer.monitor=epoch"]
 LOW, HIGH = ["optimizer.lr=5e-4"], ["optimizer.lr=2e-3"]
 """Learning rates from weights of ImageNet, and from all others."""
 SYSTEMS: dict[str, tuple[list[str] | None, list[str]]] = {
-    "random weights": (None, HIGH),
+    "random weights": (None, [*HIGH, f"model.weights_file={RANDOM}"]),
     "ImageNet": (None, [*LOW, IMAGENET]),
     "simclr": (["method=simclr"], HIGH),
     "masked": (["method=masked"], HIGH),
@@ -43,6 +47,10 @@ SYSTEMS: dict[str, tuple[list[str] | None, list[str]]] = {
 
 def measure() -> list[dict]:
     """Trains what is missing; one row per system."""
+    if not RANDOM.exists():
+        RANDOM.parent.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        torch.save(timm.create_model(BACKBONE).state_dict(), RANDOM)
     for name, (pretraining, training) in SYSTEMS.items():
         if pretraining is not None:
             run("pretrain", place(name) / "phase1", [*PRETRAIN, *pretraining])
