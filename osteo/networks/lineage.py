@@ -23,6 +23,7 @@ from torch import Tensor
 from osteo.data.candidates import INVERSE, WHOLE_BOX, Box, cut, find_parts
 from osteo.data.prepare import open_thumbnails
 from osteo.errors import UserError
+from osteo.records.record import Run
 from osteo.records.sweep import best_of
 from osteo.types import Grey, ReadFile, Singles
 
@@ -51,26 +52,19 @@ class Seen:
     """of their files"""
     descriptors: Tensor
     """int8 (N, 2, 128), in the order of `sha256`"""
-    compared: tuple[str, ...] = ()
-    """SHA-256 of pictures that were left out, or that none of these is a copy of: they were compared as pictures"""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and a tensor, as a checkpoint holds them."""
         return {
             "version": VERSION, "method": self.method, "sha256": list(self.sha256), "descriptors": self.descriptors,
-            "compared": list(self.compared),
         }  # fmt: skip
 
     def joined(self, earlier: "Seen | None") -> "Seen":
         """This, and what the weights had seen that it began with."""
         if earlier is None:
             return self
-        return Seen(
-            self.method,
-            self.sha256 + earlier.sha256,
-            torch.cat([self.descriptors, earlier.descriptors]),
-            tuple(sha for sha in self.compared if sha in set(earlier.compared)),
-        )
+        together = torch.cat([self.descriptors, earlier.descriptors])
+        return Seen(self.method, self.sha256 + earlier.sha256, together)
 
     @staticmethod
     def from_dict(values: object, name: str) -> "Seen":
@@ -85,10 +79,10 @@ class Seen:
         """
         try:
             given: Any = values
-            seen = Seen(str(given["method"]), tuple(given["sha256"]), given["descriptors"], tuple(given["compared"]))
+            seen = Seen(str(given["method"]), tuple(given["sha256"]), given["descriptors"])
             is_right = given["version"] == VERSION and seen.descriptors.dtype == torch.int8
             is_right = is_right and seen.descriptors.shape == (len(seen.sha256), 2, NUMBERS)
-            is_right = is_right and all(isinstance(sha256, str) for sha256 in (*seen.sha256, *seen.compared))
+            is_right = is_right and all(isinstance(sha256, str) for sha256 in seen.sha256)
         except (AttributeError, KeyError, TypeError):
             is_right = False
         if not is_right:
@@ -118,7 +112,9 @@ def read_seen(weights_file: str | None) -> Seen | None:
 
 
 def check_unseen(weights_file: str | None, manifest: pd.DataFrame, read: ReadFile, cache: Path) -> Seen | None:
-    """Refuses weights that were pretrained on a validation or test picture, or on a copy of one.
+    """Refuses weights that have learnt from a validation or test picture, with or without labels, or from a copy.
+
+    What weights have learnt from with labels is known where their file lies in a run, by the same bytes alone.
 
     Args:
         weights_file: as `read_seen` takes it.
@@ -132,11 +128,12 @@ def check_unseen(weights_file: str | None, manifest: pd.DataFrame, read: ReadFil
     Raises:
         UserError: one line with the number of pictures, the first of them, and what to do.
     """
+    held = manifest[manifest["split"].isin(["val", "test"])]
     if (seen := read_seen(weights_file)) is None:
+        _check_not_trained_on(weights_file, held)
         return None
     small = open_thumbnails(manifest, read, cache)
     thumbnails = {sha: small.pictures[0, row] for sha, row in small.rows.items() if sha not in small.unreadable}
-    held = manifest[manifest["split"].isin(["val", "test"])]
     copies = first_copies(seen, held["sha256"].tolist(), thumbnails)
     if copies:
         named = held[held["sha256"].isin(copies)]
@@ -148,7 +145,25 @@ def check_unseen(weights_file: str | None, manifest: pd.DataFrame, read: ReadFil
             f" ({first['split']}) first; pretrain without them: osteo pretrain against=RUN_OR_SPLIT_FILE, or the same"
             " data and split"
         )
+    _check_not_trained_on(weights_file, held)
     return seen
+
+
+def _check_not_trained_on(weights_file: str | None, held: pd.DataFrame) -> None:
+    """Refuses the weights of a run that was trained, with labels, on pictures that must not be seen."""
+    path = Path(weights_file).expanduser() if weights_file else None
+    run = None if path is None else Run(path if path.is_dir() else path.parent.parent)
+    if run is None or not (run.directory / "manifest.csv").is_file() or run.is_pretraining:
+        return
+    of_run = run.read_manifest()
+    learnt = held[held["sha256"].isin(of_run.loc[of_run["split"] == "train", "sha256"])]
+    if len(learnt):
+        first = learnt.iloc[0]
+        raise UserError(
+            f"model.weights_file={Path(str(weights_file)).name} was trained on {len(learnt)} of the {len(held)}"
+            f" validation and test pictures, {first['image_id']} ({first['split']}) first; take a run of the same data"
+            " and split"
+        )
 
 
 def first_copies(seen: Seen, sha256: Sequence[str], thumbnails: Mapping[str, Grey]) -> list[str]:
@@ -159,25 +174,26 @@ def first_copies(seen: Seen, sha256: Sequence[str], thumbnails: Mapping[str, Gre
         sha256: of the pictures that it must not have seen.
         thumbnails: uint8 (S, S) by SHA-256, stretched to a square; one that is missing is not compared.
     """
-    known, compared = set(seen.sha256), set(seen.compared)
-    asked = [sha for sha in dict.fromkeys(sha256) if sha in thumbnails and sha not in known | compared]
-    likeness = likeness_to(seen.descriptors.numpy(), [thumbnails[sha] for sha in asked])
+    known = set(seen.sha256)
+    asked = [sha for sha in dict.fromkeys(sha256) if sha in thumbnails and sha not in known]
+    likeness = likeness_to(seen.descriptors.numpy(), [thumbnails[sha] for sha in asked]).max(axis=1, initial=0.0)
     copies = {sha for sha, most in zip(asked, likeness, strict=True) if most >= COPY}
     return [sha for sha in dict.fromkeys(sha256) if sha in known or sha in copies]
 
 
 def likeness_to(descriptors: Descriptors, pictures: Sequence[Grey]) -> Singles:
-    """The greatest correlation of each picture, turned, mirrored, inverted or cropped, with any other one, (M,).
+    """The greatest correlation of each picture, turned, mirrored, inverted or cropped, with each other one, (M, N).
 
     Args:
         descriptors: of the others, (N, 2, NUMBERS).
         pictures: uint8 (S, S), M of them.
     """
-    known = _unit(descriptors.reshape(-1, NUMBERS).astype(np.float32))
-    if not len(known):
-        return np.zeros(len(pictures), np.float32)
-    found = [float(np.abs(_unit(np.stack(_variants(picture)) @ _signs()) @ known.T).max()) for picture in pictures]
-    return np.asarray(found, np.float32)
+    known = _unit(descriptors.reshape(-1, NUMBERS).astype(np.float32)).T
+    found = np.zeros((len(pictures), len(descriptors)), np.float32)
+    for number, picture in enumerate(pictures if len(descriptors) else ()):
+        of_all = np.abs(_unit(np.stack(_variants(picture)) @ _signs()) @ known)
+        found[number] = of_all.reshape(-1, len(descriptors), 2).max(axis=(0, 2))
+    return found
 
 
 def describe(pictures: Sequence[Grey]) -> Descriptors:

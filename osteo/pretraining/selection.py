@@ -25,7 +25,7 @@ from osteo.data.splits import read_split, read_split_file
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError, counted
 from osteo.files import cache_dir, display_path, writing_to_cache
-from osteo.networks.lineage import Seen, describe, first_copies, read_seen
+from osteo.networks.lineage import COPY, Seen, describe, first_copies, likeness_to, read_seen
 from osteo.records.record import Run
 from osteo.types import Grey, ReadFile
 
@@ -172,8 +172,22 @@ def _left_out(rows: pd.DataFrame, everything: Pictures, held: list[str], small: 
         grouped = table.assign_groups(everything.rows, pairs).set_index("image_id")["group"]
         rows = rows.assign(group=rows["image_id"].map(grouped).astype("string"))
         rows = table.exclude(rows, rows["group"].isin(set(grouped[held])), COPY_OF_HELD_OUT)
+        rows = table.exclude(rows, rows["sha256"].isin(_alike(rows, everything, held, small)), COPY_OF_HELD_OUT)
     kept = rows[rows["split"] != "excluded"]
     return table.exclude(rows, rows["image_id"].isin(kept.loc[kept["sha256"].duplicated(), "image_id"]), table.COPY)
+
+
+def _alike(rows: pd.DataFrame, everything: Pictures, held: list[str], small: Store) -> set[str]:
+    """The SHA-256 of pictures that a training would take for copies of what must not be seen; see `check_unseen`."""
+    of_held = everything.rows.loc[everything.rows["image_id"].isin(held), "sha256"].unique()
+    kept = rows.loc[rows["split"] != "excluded", "sha256"].unique()
+    descriptors = describe([_thumbnail(small, sha) for sha in kept])
+    likeness = likeness_to(descriptors, [_thumbnail(small, sha) for sha in of_held])
+    return set(kept[likeness.max(axis=0, initial=0.0) >= COPY])
+
+
+def _thumbnail(small: Store, sha256: str) -> Grey:
+    return np.asarray(small.pictures[0, small.rows[sha256]])
 
 
 def _seen(config: PretrainConfig, rows: pd.DataFrame, held: list[str], small: Store) -> Seen:
@@ -182,20 +196,16 @@ def _seen(config: PretrainConfig, rows: pd.DataFrame, held: list[str], small: St
     Raises:
         UserError: these have seen what must not be seen.
     """
-
-    def thumbnail(sha256: str) -> Grey:
-        return np.asarray(small.pictures[0, small.rows[sha256]])
-
     shas = rows.loc[rows["split"] == "train", "sha256"].tolist()
     earlier = read_seen(config.model.weights_file)
-    if earlier and (copies := first_copies(earlier, held, {sha: thumbnail(sha) for sha in held})):
+    if earlier and (copies := first_copies(earlier, held, {sha: _thumbnail(small, sha) for sha in held})):
         raise UserError(
             f"model.weights_file={Path(str(config.model.weights_file)).name} was pretrained on {len(copies)} of the"
             f" {counted(len(set(held)), 'picture')} that must not be seen, or on copies of them; begin with other"
             " weights"
         )
-    descriptors = torch.from_numpy(describe([thumbnail(sha) for sha in shas]))
-    return Seen(config.method, tuple(shas), descriptors, tuple(sorted(set(held)))).joined(earlier)
+    descriptors = torch.from_numpy(describe([_thumbnail(small, sha) for sha in shas]))
+    return Seen(config.method, tuple(shas), descriptors).joined(earlier)
 
 
 def _line(rows: pd.DataFrame, held: int, config: PretrainConfig) -> str:
