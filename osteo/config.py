@@ -240,7 +240,7 @@ class TrainerConfig:
         [], "epochs that the run was to have before `resume=RUN trainer.max_epochs=N` gave it more, which sets this"
     )
     accelerator: str = option("auto", "device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
-    devices: Any = option("auto", "how many devices, or which")
+    devices: Any = option(1, "how many devices, or which, such as [0,2]; auto for all GPUs of the machine")
     num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)
     precision: str = option(
         "auto",

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 from benchmarks.faults import differs
+from osteo.config import TrainerConfig
 from osteo.records.record import Run
 from osteo.training import hardware
 from tests import slurm
@@ -71,6 +74,15 @@ def test_every_process_takes_the_gpu_that_has_the_fewest(tmp_path: Path) -> None
             assert third == 0
     with hardware.free_gpu(tmp_path, 2) as again:
         assert again == 0
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(None, 1), (3, 3), ([0, 5], 2), ("auto", 8)])
+def test_a_run_takes_one_gpu_of_eight_unless_it_is_given_more(
+    monkeypatch: pytest.MonkeyPatch, devices: Any, processes: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    limits = TrainerConfig() if devices is None else TrainerConfig(devices=devices)
+    assert hardware.count_processes(limits, "cuda") == processes
 
 
 @pytest.mark.parametrize("choice", ["hydra/launcher=processes", "hydra/launcher=slurm"])
