@@ -249,7 +249,7 @@ def test_copies_in_training_are_counted(found: ladder.Findings) -> None:
     table = found.tables["ladder"]
     assert table["protocol"].tolist() == ["by_picture"] * 2 + ["grouped_folds"] * 2
     assert table["with a copy in training"].tolist() == ["20 of 60"] * 2 + ["0 of 60"] * 2
-    assert table["tested"].tolist() == table["different pictures"].tolist() == [60] * 4
+    assert table["tested"].tolist() == table["groups"].tolist() == [60] * 4
     assert table["accuracy, claimed"].tolist() == [0.97] * 4
     assert "AUROC, claimed" not in table
     assert found.verdict == [
@@ -324,7 +324,7 @@ def test_a_ladder_is_trained_and_reported(
     report = read_report(ReportConfig(runs=str(sweep), draws=100))
     table = report.files["ladder"]
     assert table["protocol"].tolist() == protocols
-    assert table[["tested", "different pictures"]].to_numpy().tolist() == [[210, 30], [30, 30], [10, 10]]
+    assert table[["tested", "groups"]].to_numpy().tolist() == [[210, 30], [30, 30], [10, 10]]
     assert table["with a copy in training"].tolist()[1:] == ["0 of 30", "0 of 20"]
     assert report.figures["ladder"].axes
     claims = report.files["literature"].set_index("system").loc["Athira and Kumar 2024: gru/test_resnet"]

@@ -153,13 +153,15 @@ def test_claims_stand_beside_what_is_measured() -> None:
         {},
     ]
     models, shortcut = list(map(result, claims)), result({}, "shortcut")
+    better, worse = (SimpleNamespace(difference=Interval(value, -1, 1)) for value in (0.2, -0.2))
+    pairs = {name: SimpleNamespace(first=name, second="size") for name in "AC"}
     family = [
-        SimpleNamespace(pair=SimpleNamespace(first=name, second="size"), p=p)
-        for name, p in (("A", 0.03), ("C", 0.0001))
+        SimpleNamespace(pair=pairs["A"], p=0.03, comparison=better),
+        SimpleNamespace(pair=pairs["C"], p=0.0001, comparison=worse),
     ]
     results: Any = SimpleNamespace(
         models=models, ranked=[*models, result({"source": "mean of ours"}, "ensemble"), shortcut], shortcut=shortcut,
-        family=family, experiment=SimpleNamespace(task=BINARY),
+        family=family, primary="auroc", experiment=SimpleNamespace(task=BINARY),
     )  # fmt: skip
     table = literature_table(results, Interval(0.97, 0.9, 0.99))
     assert table["system"].tolist() == ["A", "B", "C", "D", "ours", "mean of ours", "size", "age alone"]
@@ -170,7 +172,7 @@ def test_claims_stand_beside_what_is_measured() -> None:
     assert table["measured"].tolist() == [*["0.800 (0.700 to 0.900)"] * 7, "0.970 (0.900 to 0.990)"]
     assert table["AUROC, measured"].tolist()[-2:] == ["0.800 (0.700 to 0.900)", "0.970 (0.900 to 0.990)"]
     assert table["parameters (M)"].tolist() == ["3.4 (4.0 stated)", *["3.4"] * 4, "-", "-", "-"]
-    assert table["p above width and height"].tolist() == ["0.030", "-", "< 0.001", *["-"] * 5]
+    assert table["p against width and height"].tolist() == ["0.030", "-", "< 0.001 (worse)", *["-"] * 5]
     assert table["read"].tolist() == ["full text", *["abstract"] * 3, *nothing]
 
 

@@ -101,7 +101,7 @@ def test_a_run_leaves_a_record_and_a_file_of_weights(
     assert told.err == "osteo report: runs=run holds no finished run of training; give a sweep or a run directory\n"
     told = osteo("predict", "run", f"input={unlabelled}")
     assert told.code == 2
-    assert "carries no preprocessing" in told.err
+    assert "best.ckpt is a pretraining's, which answers nothing yet: train it first" in told.err
     told = osteo("rerun", "run")
     assert told.err == "osteo rerun: run=run is a pretraining, which predicts nothing that could be compared\n"
     assert "is of another command; go on with it: osteo pretrain resume=run" in osteo("train", "resume=run").err

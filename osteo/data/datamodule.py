@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from osteo.config import DataConfig
 from osteo.data.manifest import SPLITS, VARIANT
 from osteo.data.prepare import Prepared, configured, prepare
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.task import T_SCORE
 from osteo.types import Transform
 
@@ -217,8 +217,9 @@ class KneeDataModule(LightningDataModule):
         self._device = self._cpu  # the same where the batches are
         training = len(members["train"]) * self.variants
         if self.batch_size > training:
+            size = counted(training, "picture")
             raise UserError(
-                f"data.batch_size={self.batch_size} is larger than the training split of {training} pictures;"
+                f"data.batch_size={self.batch_size} is larger than the training split of {size};"
                 f" choose at most {training}"
             )
 

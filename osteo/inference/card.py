@@ -106,6 +106,10 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
         UserError: it has none, or one that this osteo does not know, or one of its values makes no sense.
     """
     values = stored.get(KEY)
+    if not isinstance(values, dict) and "seen" in stored and "hyper_parameters" not in stored:
+        raise UserError(
+            f"{name} is a pretraining's, which answers nothing yet: train it first, osteo train model.weights_file=RUN"
+        )
     if not isinstance(values, dict):
         raise UserError(f"{name} carries no preprocessing: give best.ckpt of a finished run, made by this osteo")
     known = {entry.name for entry in fields(Card)}

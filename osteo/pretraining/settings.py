@@ -44,7 +44,9 @@ def check_settings(config: PretrainConfig) -> None:
             "trainer.accumulate_grad_batches does not make a larger batch of views to compare; raise data.batch_size"
         )
     if config.data.batch_size < 2:
-        raise UserError("data.batch_size=1 has nothing that a picture could be unlike; use 2 or more")
+        raise UserError(
+            "data.batch_size=1 leaves nothing to tell a picture from; use 2 or more, of two pictures at least"
+        )
     if config.method == "masked" and config.patch > config.data.image_size // 2:
         raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
     if config.against and not Path(config.against).expanduser().exists():

@@ -13,7 +13,7 @@ from osteo.evaluation.calibration import calibration_error
 from osteo.evaluation.metrics import all_metrics, metric_intervals
 from osteo.evaluation.probes import PROBES
 from osteo.evaluation.systems import Experiment, System
-from osteo.report.results import Result, Results, mean_over_repeats
+from osteo.report.results import PrimaryTest, Result, Results, mean_over_repeats
 from osteo.task import RULES, TASKS, THRESHOLD
 
 SMALLEST = 10  # pictures of a subgroup that has a row
@@ -69,7 +69,10 @@ def literature_table(results: Results, age: Interval | None = None) -> pd.DataFr
     settings = {r.system.name: r.system.runs[0].read_settings() for r in results.models}
     if not any(setting.claim for setting in settings.values()):
         return pd.DataFrame()
-    against = {test.pair.first: test.p for test in results.family if test.pair.second == results.shortcut.system.name}
+    shortcut = results.shortcut.system.name
+    against = {
+        test.pair.first: _against(test, results.primary) for test in results.family if test.pair.second == shortcut
+    }
     lines = []
     for result in results.models:
         if claim := claim_of(settings[result.system.name]):
@@ -78,7 +81,7 @@ def literature_table(results: Results, age: Interval | None = None) -> pd.DataFr
             stated = f" ({claim['parameters'] / 1e6:.1f} stated)" if "parameters" in claim else ""
             line |= {
                 "parameters (M)": f"{run.read_environment()['parameters'] / 1e6:.1f}{stated}",
-                "p above width and height": p_value(against.get(result.system.name, float("nan"))),
+                "p against width and height": against.get(result.system.name, "-"),
                 "read": claim.get("read", "-"),
             }
             lines.append(line)
@@ -88,6 +91,13 @@ def literature_table(results: Results, age: Interval | None = None) -> pd.DataFr
         reached = format_interval(age)
         lines.append({"system": "age alone", "metric": "AUROC", "measured": reached, "AUROC, measured": reached})
     return pd.DataFrame(lines).fillna("-")
+
+
+def _against(test: PrimaryTest, primary: str) -> str:
+    """The p-value of a test, and that the first is worse where it is."""
+    sign = 1.0 if all_metrics()[primary].direction == "max" else -1.0
+    is_worse = test.p < 0.05 and sign * test.comparison.difference.value < 0
+    return p_value(test.p) + (" (worse)" if is_worse else "")
 
 
 def claim_of(setting: Config) -> dict[str, Any]:

@@ -176,8 +176,8 @@ class Classifier(Learner):
         check_optimizer(settings)
         chosen: dict[str, Any] = {"name": "bce", "args": {}, "label_smoothing": 0.0, "weights": None, **(loss or {})}
         super().__init__(Network(**given), settings, monitor=monitor, fast=fast)
-        values = {"network": given, "optimizer": settings, "loss": chosen}
-        # a logger gets the configuration instead, without paths
+        begun_from = {"weights_file": Path(str(given["weights_file"])).name} if given.get("weights_file") else {}
+        values = {"network": given | begun_from, "optimizer": settings, "loss": chosen}  # no path leaves with them
         self.save_hyperparameters(values | {"monitor": monitor, "fast": fast}, logger=False)
         self.smoothing = float(chosen["label_smoothing"])
         self.task = self.network.task

@@ -48,8 +48,8 @@ class Rung(NamedTuple):
     """of each fold or repeat, by the metrics that are drawn"""
     tested: int
     """rows of the manifest that were tested: pictures, or their variants"""
-    different: int
-    """pictures of different bytes among them"""
+    groups: int
+    """groups among them: patients, or copies and variants of one exposure"""
     copied: int
     """answers about a picture of whose group, its copies, variants or patient, one was in the training"""
     answers: int
@@ -136,7 +136,7 @@ def _rung(protocol: str, experiment: Experiment, system: System, draws: int, see
         ),
         by_run,
         tested=system.tested,
-        different=int(experiment.pictures.loc[np.asarray(known.any(axis=0)), "sha256"].nunique()),
+        groups=int(experiment.pictures.loc[np.asarray(known.any(axis=0)), "group"].nunique()),
         copied=copied,
         answers=int(known.sum()),
     )
@@ -150,7 +150,7 @@ def table(rungs: Iterable[Rung]) -> pd.DataFrame:
             "protocol": rung.protocol or "-",
             "system": rung.system,
             "tested": rung.tested,
-            "different pictures": rung.different,
+            "groups": rung.groups,
             "with a copy in training": f"{rung.copied} of {rung.answers}",
             **{title: format_interval(rung.intervals[name]) for name, title in titles.items()},
             **{f"{title}, claimed": rung.claim.get(name) for name, title in titles.items()},
