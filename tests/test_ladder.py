@@ -249,7 +249,8 @@ def test_copies_in_training_are_counted(found: ladder.Findings) -> None:
     table = found.tables["ladder"]
     assert table["protocol"].tolist() == ["by_picture"] * 2 + ["grouped_folds"] * 2
     assert table["with a copy in training"].tolist() == ["20 of 60"] * 2 + ["0 of 60"] * 2
-    assert table["tested"].tolist() == table["groups"].tolist() == [60] * 4
+    assert table["tested"].tolist() == [60] * 4
+    assert table["groups"].tolist() == [40, 40, 60, 60]
     assert table["accuracy, claimed"].tolist() == [0.97] * 4
     assert "AUROC, claimed" not in table
     assert found.verdict == [
