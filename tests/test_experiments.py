@@ -9,8 +9,8 @@ import yaml
 
 from osteo.app.hydra import CONF
 
-RECIPES = ("best", "finetune", "literature", "probe", "scratch")
-"""Of other backbones: test_readme.py runs them, and test_literature.py the literature."""
+RECIPES = ("best", "finetune", "ladder", "literature", "probe", "scratch")
+"""Of other backbones: test_readme.py runs them, test_literature.py the literature and test_ladder.py the ladder."""
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - set(RECIPES))
 PHANTOMS = [
     "data.phantom.kaggle={normal: 14, osteoporosis: 14}",
