@@ -29,9 +29,9 @@ COMMON = [
     "data=kaggle", f"data.kaggle={SHARED}/data/kaggle", "data.clean=true", "data.fit=crop", "data.image_size=128",
     f"data.split.folds={FOLDS}", f"data.split.fold=range({FOLDS})", f"model.backbone={BACKBONE}", "logger=null",
 ]  # fmt: skip
-PRETRAIN = ["trainer.max_epochs=40", "data.batch_size=32"]
+PRETRAIN = ["trainer.max_epochs=20", "data.batch_size=32"]
 PROBE = ["experiment=probe", "model.pretrained=false"]
-FINETUNE = ["trainer.max_epochs=20", "trainer.monitor=epoch"]
+FINETUNE = ["trainer.max_epochs=10", "trainer.monitor=epoch"]
 LOW, HIGH = ["optimizer.lr=5e-4"], ["optimizer.lr=2e-3"]
 """Learning rates from weights of ImageNet, and from all others."""
 SYSTEMS: dict[str, tuple[list[str] | None, list[str]]] = {
