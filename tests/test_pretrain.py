@@ -276,6 +276,7 @@ def test_weights_that_were_trained_on_what_is_tested_are_refused(run_of_knees: P
     assert check_unseen(str(run_of_knees), manifest, lambda _: b"", tmp_path) is None
     swapped = manifest.assign(split=manifest["split"].map({"train": "test", "test": "train"}).fillna(manifest["split"]))
     count, held = (int(manifest["split"].isin(names).sum()) for names in (["train"], ["train", "val"]))
+    assert check_unseen(str(run_of_knees / "mine" / "best.ckpt"), swapped, lambda _: b"", tmp_path) is None
     for weights in (run_of_knees, run_of_knees / "checkpoints" / "best.ckpt"):
         with pytest.raises(
             UserError, match=rf"was trained on {count} of the {held} validation and test pictures, folder/"

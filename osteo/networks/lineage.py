@@ -151,9 +151,10 @@ def check_unseen(weights_file: str | None, manifest: pd.DataFrame, read: ReadFil
 
 def _check_not_trained_on(weights_file: str | None, held: pd.DataFrame) -> None:
     """Refuses the weights of a run that was trained, with labels, on pictures that must not be seen."""
-    path = Path(weights_file).expanduser() if weights_file else None
-    run = None if path is None else Run(path if path.is_dir() else path.parent.parent)
-    if run is None or not (run.directory / "manifest.csv").is_file() or run.is_pretraining:
+    path = Path(weights_file or "").expanduser()
+    run = Run(path if path.is_dir() else path.parent.parent)
+    is_of_run = weights_file and (path.is_dir() or path.parent == run.checkpoints)
+    if not is_of_run or run.is_pretraining or not (run.directory / "manifest.csv").is_file():
         return
     of_run = run.read_manifest()
     learnt = held[held["sha256"].isin(of_run.loc[of_run["split"] == "train", "sha256"])]
