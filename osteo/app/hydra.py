@@ -22,7 +22,7 @@ from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run
 from osteo.app.messages import CONF, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
-from osteo.app.words import readable
+from osteo.app.words import GROUPS, readable
 from osteo.errors import UserError, diagnose, printable
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
@@ -183,7 +183,7 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
 
 def without_null_groups(arguments: list[str]) -> list[str]:
     """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them."""
-    null_groups = ("callbacks=null", "debug=null", "experiment=null", "protocol=null")
+    null_groups = [f"{group}=null" for group in (*GROUPS, "callbacks")]
     without = [argument for argument in arguments if argument not in null_groups]
     return ["~logger" if argument == "logger=null" else argument for argument in without]
 

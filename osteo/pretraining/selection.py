@@ -25,7 +25,7 @@ from osteo.data.splits import read_split, read_split_file
 from osteo.data.store import Store, open_store
 from osteo.errors import UserError, counted
 from osteo.files import cache_dir, display_path, writing_to_cache
-from osteo.networks.lineage import COPY, Seen, describe, first_copies, likeness_to, read_seen
+from osteo.networks.lineage import COPY, Descriptors, Seen, describe, first_copies, likeness_to, read_seen
 from osteo.records.record import Run
 from osteo.types import Grey, ReadFile
 
@@ -81,7 +81,7 @@ def select(config: PretrainConfig) -> Selection:
                 f"against={config.against}: {counted(len(lost), 'picture')} that must not be seen cannot be read,"
                 f" {lost[0].removeprefix(OTHERS)} first, so that copies of it could not be found; bring the files back"
             )
-        rows = _left_out(set_unreadable_aside(pictures.rows, small), everything, held, small, cache)
+        rows, described = _left_out(set_unreadable_aside(pictures.rows, small), everything, held, small, cache)
         rows = rows.assign(split=rows["split"].mask(rows["split"] != "excluded", "train"))
         if not (rows["split"] == "train").any():
             raise UserError("no picture is left to learn from; give more, or other ones: data.root=FOLDER")
@@ -90,7 +90,7 @@ def select(config: PretrainConfig) -> Selection:
             rows, pictures.read, cache, image_size=data.image_size, fit=data.fit, enhance=data.enhance, twins=False
         )
     of_held = everything.rows[everything.rows["image_id"].isin(held)]["sha256"].tolist()
-    seen = _seen(config, rows, of_held, small)
+    seen = _seen(config, rows, of_held, small, described)
     return Selection(Prepared(rows, store), seen, _line(rows, len(held), config))
 
 
@@ -164,33 +164,37 @@ def _together(pictures: Pictures, others: Pictures) -> Pictures:
     return Pictures(table.typed(pd.concat([pictures.rows, others.rows], ignore_index=True)), read)
 
 
-def _left_out(rows: pd.DataFrame, everything: Pictures, held: list[str], small: Store, cache: Path) -> pd.DataFrame:
-    """The rows, of which what must not be seen is excluded, and every picture but one of the same bytes."""
+def _left_out(
+    rows: pd.DataFrame, everything: Pictures, held: list[str], small: Store, cache: Path
+) -> tuple[pd.DataFrame, dict[str, Descriptors]]:
+    """The rows, of which what must not be seen is excluded, and every picture but one of the same bytes.
+
+    Also the descriptors of what is left and of what only these show to be a copy, (2, NUMBERS) by SHA-256.
+    """
     rows = table.exclude(rows, rows["image_id"].isin(held), HELD_OUT)
     if held:
         pairs = [(pair.first, pair.second) for pair in same_exposures(everything.rows, small, cache)]
         grouped = table.assign_groups(everything.rows, pairs).set_index("image_id")["group"]
         rows = rows.assign(group=rows["image_id"].map(grouped).astype("string"))
         rows = table.exclude(rows, rows["group"].isin(set(grouped[held])), COPY_OF_HELD_OUT)
-        rows = table.exclude(rows, rows["sha256"].isin(_alike(rows, everything, held, small)), COPY_OF_HELD_OUT)
+    shas = rows.loc[rows["split"] != "excluded", "sha256"].unique()
+    described = describe([_thumbnail(small, sha) for sha in shas])
+    if held:  # what a training would take for a copy; see `check_unseen`
+        of_held = everything.rows.loc[everything.rows["image_id"].isin(held), "sha256"].unique()
+        likeness = likeness_to(described, [_thumbnail(small, sha) for sha in of_held]).max(axis=0, initial=0.0)
+        rows = table.exclude(rows, rows["sha256"].isin(shas[likeness >= COPY]), COPY_OF_HELD_OUT)
     kept = rows[rows["split"] != "excluded"]
-    return table.exclude(rows, rows["image_id"].isin(kept.loc[kept["sha256"].duplicated(), "image_id"]), table.COPY)
-
-
-def _alike(rows: pd.DataFrame, everything: Pictures, held: list[str], small: Store) -> set[str]:
-    """The SHA-256 of pictures that a training would take for copies of what must not be seen; see `check_unseen`."""
-    of_held = everything.rows.loc[everything.rows["image_id"].isin(held), "sha256"].unique()
-    kept = rows.loc[rows["split"] != "excluded", "sha256"].unique()
-    descriptors = describe([_thumbnail(small, sha) for sha in kept])
-    likeness = likeness_to(descriptors, [_thumbnail(small, sha) for sha in of_held])
-    return set(kept[likeness.max(axis=0, initial=0.0) >= COPY])
+    rows = table.exclude(rows, rows["image_id"].isin(kept.loc[kept["sha256"].duplicated(), "image_id"]), table.COPY)
+    return rows, dict(zip(shas, described, strict=True))
 
 
 def _thumbnail(small: Store, sha256: str) -> Grey:
     return np.asarray(small.pictures[0, small.rows[sha256]])
 
 
-def _seen(config: PretrainConfig, rows: pd.DataFrame, held: list[str], small: Store) -> Seen:
+def _seen(
+    config: PretrainConfig, rows: pd.DataFrame, held: list[str], small: Store, described: dict[str, Descriptors]
+) -> Seen:
     """What the network will have seen, with what the weights had seen that it begins with.
 
     Raises:
@@ -204,7 +208,7 @@ def _seen(config: PretrainConfig, rows: pd.DataFrame, held: list[str], small: St
             f" {counted(len(set(held)), 'picture')} that must not be seen, or on copies of them; begin with other"
             " weights"
         )
-    descriptors = torch.from_numpy(describe([_thumbnail(small, sha) for sha in shas]))
+    descriptors = torch.from_numpy(np.stack([described[sha] for sha in shas]))
     return Seen(config.method, tuple(shas), descriptors).joined(earlier)
 
 
