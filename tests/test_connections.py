@@ -26,9 +26,9 @@ async def application(scope: dict[str, Any], receive: Callable, send: Callable) 
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Of a server with little patience."""
-    monkeypatch.setattr(connections, "PATIENCE", 0.6)
+def port(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server with little patience: 0.6 seconds, or what the test is parametrised with."""
+    monkeypatch.setattr(connections, "PATIENCE", getattr(request, "param", 0.6))
     with server.listen("127.0.0.1", 0) as listening:
         running = uvicorn.Server(server.configure(application))
         thread = threading.Thread(target=lambda: asyncio.run(running.serve([listening])))
@@ -41,7 +41,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def connect(port: int, address: str = "127.0.0.1") -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(address, 0))
+    return socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(address, 0))
 
 
 def is_answered(port: int, address: str) -> bool:
@@ -54,6 +54,7 @@ def is_answered(port: int, address: str) -> bool:
 
 
 def seconds_until_closed(client: socket.socket) -> float:
+    """Raises TimeoutError where the server keeps the connection."""
     begun = time.monotonic()
     with suppress(ConnectionResetError):
         while client.recv(2**16):
@@ -61,6 +62,7 @@ def seconds_until_closed(client: socket.socket) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.parametrize("port", [60.0], indirect=True)
 def test_idle_connections_of_one_client_shut_nobody_out(port: int) -> None:
     with ExitStack() as stack:
         idle = [stack.enter_context(connect(port)) for _ in range(300)]
@@ -68,8 +70,16 @@ def test_idle_connections_of_one_client_shut_nobody_out(port: int) -> None:
             client.sendall(GET[:20])  # half a head
         assert is_answered(port, "127.0.0.2")
         assert not is_answered(port, "127.0.0.1")
+    deadline = time.monotonic() + 20
+    while not is_answered(port, "127.0.0.1"):  # the server has yet to see that they are closed
+        assert time.monotonic() < deadline
+
+
+def test_idle_connections_are_closed_and_their_client_is_answered(port: int) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(port)) for _ in range(300)]
         for client in idle:
-            assert seconds_until_closed(client) < 2
+            seconds_until_closed(client)
         assert is_answered(port, "127.0.0.1")
 
 
@@ -79,17 +89,15 @@ def test_idle_connections_of_one_client_shut_nobody_out(port: int) -> None:
 def test_a_head_that_does_not_end_is_not_waited_for(port: int, sent: bytes) -> None:
     with connect(port) as client:
         client.sendall(sent)
-        assert 0.3 < seconds_until_closed(client) < 2
+        assert seconds_until_closed(client) > 0.3
 
 
 def test_a_head_a_byte_at_a_time_is_not_waited_for(port: int) -> None:
     with connect(port) as client:
-        begun = time.monotonic()
-        with suppress(BrokenPipeError, ConnectionResetError):
-            while time.monotonic() - begun < 5:
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(400):  # 20 seconds
                 client.sendall(b"G")
                 time.sleep(0.05)
-        assert time.monotonic() - begun < 2
 
 
 def test_who_does_not_take_the_answer_is_not_waited_for(port: int) -> None:
@@ -103,6 +111,7 @@ def test_who_does_not_take_the_answer_is_not_waited_for(port: int) -> None:
     assert taken < LARGE
 
 
+@pytest.mark.parametrize("port", [2.0], indirect=True)
 def test_a_client_that_uses_its_connection_keeps_it(port: int) -> None:
     with connect(port) as client:
         for _ in range(4):
@@ -111,4 +120,4 @@ def test_a_client_that_uses_its_connection_keeps_it(port: int) -> None:
             while not answer.endswith(b"\0\0"):
                 answer += client.recv(1000)
             assert answer.startswith(b"HTTP/1.1 200")
-            time.sleep(0.3)
+            time.sleep(0.7)
