@@ -90,8 +90,15 @@ def _surplus(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 def first_not_finite(tensors: Mapping[str, object]) -> str | None:
     """The name of the first tensor that holds NaN or infinity; None where all are finite."""
-    found = ((name, t) for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point())
-    return next((name for name, t in found if not bool(t.isfinite().all())), None)
+    found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    by_device: dict[torch.device, list[str]] = {}
+    for name, tensor in found.items():
+        by_device.setdefault(tensor.device, []).append(name)
+    bad: set[str] = set()
+    for names in by_device.values():  # a device is waited for once, not for every tensor
+        finite = torch.stack([found[name].isfinite().all() for name in names]).tolist()
+        bad.update(name for name, is_finite in zip(names, finite, strict=True) if not is_finite)
+    return next((name for name in found if name in bad), None)
 
 
 def first_of_other_kind(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
