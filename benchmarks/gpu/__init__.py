@@ -35,6 +35,7 @@ CHECKS = {
     "large_batch": Check(checks.large_batch, 20, 80),
     "steps": Check(checks.steps, 20, 100),
     "waits": Check(checks.waits, 20, 50),
+    "graph": Check(checks.graph, 20, 50),
     "answers": Check(checks.answers, 20, 50),
     "side_by_side": Check(checks.side_by_side, 30, 90),
     "deterministic": Check(checks.deterministic, 30, 60),

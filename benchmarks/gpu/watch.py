@@ -109,6 +109,7 @@ class Waits(Callback):
     def __init__(self) -> None:
         self._found: collections.Counter[str] = collections.Counter()
         self._kept: warnings.catch_warnings[None] | None = None
+        self._is_stood_in = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins with the second step: the first one begins an epoch, too."""
@@ -136,6 +137,9 @@ class Waits(Callback):
         warnings.showwarning = self._count
         if has_gpu():
             torch.cuda.set_sync_debug_mode("warn")
+        elif not self._is_stood_in:
+            wait_on_cpu()
+            self._is_stood_in = True
 
     def _end(self, what: str, **more: int) -> None:
         if has_gpu():
