@@ -234,8 +234,7 @@ def deterministic(lab: Lab) -> Iterator[Row]:
     killed = Run(lab.folder / "killed")
     command = [*python("osteo"), *lab.training("killed", *settings)]
     process = lab.start(command, lab.folder / "killed.txt", **more)
-    until = time.monotonic() + min(lab.limit, lab.left())
-    while process.poll() is None and epochs_of(killed) < 2 and time.monotonic() < until:
+    while process.poll() is None and epochs_of(killed) < 2 and lab.allowed():
         time.sleep(0.01)
     was_running = process.poll() is None
     process.kill()

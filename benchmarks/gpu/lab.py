@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,9 @@ TRAINING = {"cuda": 320, "cpu": 32}
 WATCH = ["plugins=[benchmarks.gpu.watch]"]
 CLOCK = [*WATCH, "+callbacks.clock._target_=benchmarks.gpu.watch.Clock"]
 WAITS = [*WATCH, "+callbacks.waits._target_=benchmarks.gpu.watch.Waits"]
+
+CUT_OFF = 124
+"""Exit code of a command that took longer than its check has."""
 
 Verdict = Literal["PASS", "FAIL", "NOTE", "SKIP"]
 
@@ -128,9 +132,8 @@ class Lab(Scale):
 
     def __init__(self, folder: Path, device: str, budget: float) -> None:
         super().__init__(device)
-        self.folder, self._end = folder, time.monotonic() + budget
-        self.limit = budget
-        """seconds for the check that runs"""
+        self.folder = folder
+        self._end = self._end_of_check = time.monotonic() + budget
         self.jobs: dict[int, list[Job]] = {}
         """those of the sweeps so far, by size of batch"""
         self.bare: dict[tuple[str, int, str], float] = {}
@@ -149,6 +152,14 @@ class Lab(Scale):
         """Seconds of the budget."""
         return self._end - time.monotonic()
 
+    def begin(self, seconds: float) -> None:
+        """Begins a check, which has so many seconds, where the budget has them."""
+        self._end_of_check = min(self._end, time.monotonic() + seconds)
+
+    def allowed(self) -> float:
+        """Seconds that the check has left."""
+        return max(0.0, self._end_of_check - time.monotonic())
+
     def training(self, name: str, *overrides: str) -> list[str]:
         """Arguments of a training into a folder of this name."""
         return [
@@ -161,7 +172,7 @@ class Lab(Scale):
         return self.osteo(*self.training(name, *overrides), "-m", **environment)
 
     def osteo(self, *arguments: str, **environment: str) -> Done:
-        """Runs a command of osteo until it ends, at most as long as the check has.
+        """Runs a command of osteo until it ends, at most as long as its check has.
 
         Raises:
             OutOfTimeError: the budget ended first.
@@ -169,27 +180,29 @@ class Lab(Scale):
         return self.run([*python("osteo"), *arguments], **environment)
 
     def start(self, command: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-        """Starts a command, whose output goes into a file."""
+        """Starts a command with a process group of its own, whose output goes into a file."""
         with log.open("wb") as said:
             return subprocess.Popen(
-                command, cwd=REPOSITORY, env=self.environment | environment, stdout=said, stderr=said
-            )
+                command, cwd=REPOSITORY, env=self.environment | environment, stdout=said, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
 
     def run(self, command: Sequence[str], **environment: str) -> Done:
         """Runs a command as `osteo` does."""
         log, watched = self.folder / "said.txt", Path(self.environment["OSTEO_WATCH"])
         watched.unlink(missing_ok=True)
-        allowed, begun = max(1.0, min(self.limit, self.left())), time.time()
+        allowed, begun, code = self.allowed(), time.time(), CUT_OFF
         process = self.start(command, log, **environment)
         try:
             code = process.wait(allowed)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            if self.left() <= 1.0:
-                raise OutOfTimeError(f"the budget ended after {allowed:.0f} s of it") from None
-            code = 124
-        text = log.read_text(errors="replace") + (f"\ncut off after {allowed:.0f} s" if code == 124 else "")
+            if self.left() <= 0.0:
+                raise OutOfTimeError(f"the budget ended {allowed:.0f} s after its command began") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
+                process.wait()
+        text = log.read_text(errors="replace") + (f"\ncut off after {allowed:.0f} s" if code == CUT_OFF else "")
         return Done(code, text, time.time() - begun, read_lines(watched))
 
     def inside(self, *names: str) -> Iterator[dict[str, Any]]:

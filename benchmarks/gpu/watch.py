@@ -109,7 +109,6 @@ class Waits(Callback):
     def __init__(self) -> None:
         self._found: collections.Counter[str] = collections.Counter()
         self._kept: warnings.catch_warnings[None] | None = None
-        self._is_stood_in = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins with the second step: the first one begins an epoch, too."""
@@ -137,9 +136,8 @@ class Waits(Callback):
         warnings.showwarning = self._count
         if has_gpu():
             torch.cuda.set_sync_debug_mode("warn")
-        elif not self._is_stood_in:
+        else:
             wait_on_cpu()
-            self._is_stood_in = True
 
     def _end(self, what: str, **more: int) -> None:
         if has_gpu():
@@ -157,6 +155,7 @@ class Waits(Callback):
         self._found[" <- ".join([f"{'/'.join(Path(filename).parts[-2:])}:{lineno}", *ours[:-3:-1]])] += 1
 
 
+@functools.cache
 def wait_on_cpu() -> None:
     """Has the CPU's tensors warn where a GPU's would wait."""
 
