@@ -69,7 +69,7 @@ def check(config: Any, prefix: str = "") -> None:
 def _check_value(key: str, value: Any, allowed: Any) -> None:
     low, high, above = allowed["low"], allowed["high"], allowed["above"]
     if allowed["choices"] and value not in allowed["choices"]:
-        raise unknown(key, value, allowed["choices"])
+        raise unknown(key, value, [str(c).lower() if isinstance(c, bool) else c for c in allowed["choices"]])
     if low is not None and not value >= low:
         raise UserError(f"{key}={value} is too small; the smallest allowed is {low}")
     if high is not None and not value <= high:

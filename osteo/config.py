@@ -42,7 +42,7 @@ def option(
     default: Any,
     meaning: str,
     *,
-    choices: Sequence[str] = (),
+    choices: Sequence[str | bool] = (),
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
@@ -249,6 +249,11 @@ class TrainerConfig:
     )
     fast: bool = option(
         True, "channels_last, fused optimiser, and bf16 where precision is auto; false for none of them"
+    )
+    graph: Any = option(
+        "auto",
+        "one CUDA graph for a step, where one is possible and gives the same; true: or it is an error",
+        choices=("auto", True, False),
     )
     accumulate_grad_batches: int = option(1, "batches per optimiser step", low=1)
     halve_batch: bool = option(

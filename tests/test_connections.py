@@ -53,6 +53,13 @@ def is_answered(port: int, address: str) -> bool:
             return False
 
 
+def send_slowly(client: socket.socket) -> None:
+    """A byte at a time, for 20 seconds."""
+    for _ in range(400):
+        client.sendall(b"G")
+        time.sleep(0.05)
+
+
 def seconds_until_closed(client: socket.socket) -> float:
     """Raises TimeoutError where the server keeps the connection."""
     begun = time.monotonic()
@@ -93,11 +100,8 @@ def test_a_head_that_does_not_end_is_not_waited_for(port: int, sent: bytes) -> N
 
 
 def test_a_head_a_byte_at_a_time_is_not_waited_for(port: int) -> None:
-    with connect(port) as client:
-        with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            for _ in range(400):  # 20 seconds
-                client.sendall(b"G")
-                time.sleep(0.05)
+    with connect(port) as client, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_slowly(client)
 
 
 def test_who_does_not_take_the_answer_is_not_waited_for(port: int) -> None:

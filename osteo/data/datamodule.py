@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from osteo import graphs
 from osteo.config import DataConfig
 from osteo.data.manifest import SPLITS, VARIANT
 from osteo.data.prepare import Prepared, configured, prepare
@@ -139,6 +140,7 @@ class KneeDataModule(LightningDataModule):
         features: float32 (N, V, F), what stands for the pictures of the store in place of their pixels.
         mix: which training pictures are mixed after augmentation, and how much; None mixes none.
         covariates: float32 (M, F), features of the patient of each row of the manifest, for a network that takes them.
+        graph: false keeps the making of training batches from being captured as a CUDA graph.
         settings: fields of `DataConfig` that replace those of a folder or a configuration, such as image_size=128.
 
     Raises:
@@ -158,6 +160,7 @@ class KneeDataModule(LightningDataModule):
         mix: Mix | None = None,
         features: Tensor | None = None,
         covariates: Tensor | None = None,
+        graph: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -166,6 +169,7 @@ class KneeDataModule(LightningDataModule):
         self.seed, self.variants, self.augment_val = seed, variants, augment_val
         self.augment = augment or (lambda pictures, *_: pictures)
         self.cpu_transform, self.mix, self._features, self._covariates = cpu_transform, mix, features, covariates
+        self._graph = graphs.Graphed(self._training_batch) if graph and not self._waits() else None
         self._prepared: Prepared | None = None
         if isinstance(data, Prepared):
             self._use(data)
@@ -276,12 +280,22 @@ class KneeDataModule(LightningDataModule):
         items, pixels = (batch, None) if isinstance(batch, Tensor) else batch
         if self.trainer.predicting or self.trainer.testing:
             return self.gather(items, "predict" if self.trainer.predicting else "test", pixels, augmented=False)
+        if self.trainer.training and self._graph and pixels is None and items.device.type in graphs.CAPTURING:
+            epoch = torch.full((), self.trainer.current_epoch, device=items.device)
+            return Batch(*self._graph(items, epoch))
         if self.trainer.training:
             return self.gather(items, "train", pixels, augmented=True, epoch=self.trainer.current_epoch)
         return self.gather(items, "val", pixels, augmented=self.augment_val)
 
+    def _waits(self) -> bool:
+        """Whether a training batch is made of what the CPU has to hand over."""
+        return self.cpu_transform is not None or getattr(self.augment, "draws_on_cpu", True)
+
+    def _training_batch(self, items: Tensor, epoch: Tensor) -> Batch:
+        return self.gather(items, "train", augmented=True, epoch=epoch)
+
     def gather(
-        self, items: Tensor, split: str, pixels: Tensor | None = None, *, augmented: bool, epoch: int = 0
+        self, items: Tensor, split: str, pixels: Tensor | None = None, *, augmented: bool, epoch: int | Tensor = 0
     ) -> Batch:
         """The batch of these items of train, val, test or predict, on the items' device; each epoch draws anew.
 
@@ -290,7 +304,7 @@ class KneeDataModule(LightningDataModule):
             split: train, val, test or predict.
             pixels: their bytes, uint8 (P, B, S, S), where a worker has gathered them.
             augmented: change them.
-            epoch: of the draws.
+            epoch: of the draws; a tensor () where it is not the same in all calls of a graph.
         """
         self._settle(items.device)
         batch, draw = self._gather(items, split, pixels, augmented=augmented, epoch=epoch)
@@ -305,7 +319,7 @@ class KneeDataModule(LightningDataModule):
         return batch._replace(pictures=mixed, targets=torch.lerp(others.labels, batch.labels, share))
 
     def _gather(
-        self, items: Tensor, split: str, pixels: Tensor | None, *, augmented: bool, epoch: int
+        self, items: Tensor, split: str, pixels: Tensor | None, *, augmented: bool, epoch: int | Tensor
     ) -> tuple[Batch, Tensor]:
         """The batch of these items, and the number of each one's draw, int64 (B,)."""
         members = self._device.members[split]

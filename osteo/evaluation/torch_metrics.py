@@ -1,11 +1,12 @@
-"""The metrics that training follows by batch: torchmetrics', with ties as the records have them."""
+"""The metrics that training follows by epoch: torchmetrics', with ties as the records have them."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchmetrics import MetricCollection
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, MulticlassAccuracy
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities import dim_zero_cat
@@ -77,3 +78,59 @@ def training_metrics(task: Task = BINARY) -> MetricCollection:
     is_binary = task.kind in ("binary", "regression")
     accuracy = Accuracy(validate_args=False) if is_binary else ClassAccuracy(len(task.class_names))
     return MetricCollection({"accuracy": accuracy, "auroc": Auroc()})
+
+
+class Epoch(Metric):
+    """What a network put out in an epoch, kept where it was computed: no batch waits for the device, none is measured.
+
+    Its `values` are metrics of their own, as Lightning logs them: computed when they are read.
+
+    Args:
+        task: that the network answers.
+        facts: of the task's outputs and the labels of an epoch, what `training_metrics` takes.
+    """
+
+    outputs: list[Tensor]
+    labels: list[Tensor]
+    losses: list[Tensor]
+    values: Any
+
+    def __init__(self, task: Task, facts: Callable[[Tensor, Tensor], Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self._facts, self._metrics = facts, training_metrics(task)
+        self.values = nn.ModuleDict({name: Value(self, name) for name in ("loss", *self._metrics)})
+        for name in ("outputs", "labels", "losses"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, outputs: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Keeps a batch: the task's outputs, float (B,) or (B, K), labels and losses, float (B,)."""
+        for kept, given in zip((self.outputs, self.labels, self.losses), (outputs, labels, losses), strict=True):
+            kept.append(given.detach().clone())  # a graph writes to the same tensors again
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean loss and the metrics of all batches, by name."""
+        outputs, labels, losses = map(dim_zero_cat, (self.outputs, self.labels, self.losses))
+        self._metrics.reset()
+        self._metrics.update(**self._facts(outputs, labels))
+        return {"loss": losses.mean(), **self._metrics.compute()}
+
+
+class Value(Metric):
+    """One value of an epoch; it is updated with the epoch."""
+
+    def __init__(self, epoch: Epoch, name: str) -> None:
+        super().__init__()
+        self._of = (epoch, name)  # no submodule: the epoch has this one as its own
+
+    def update(self) -> None:
+        """Says that the epoch has a batch."""
+
+    def compute(self) -> Tensor:
+        """The value."""
+        epoch, name = self._of
+        return epoch.compute()[name]
+
+    def reset(self) -> None:
+        """Forgets the epoch."""
+        super().reset()
+        self._of[0].reset()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from osteo.task import PREDICTED_T_SCORE, Kind, Task, cut_logits, probability_columns
+from osteo.task import PREDICTED_T_SCORE, T_SCORE_CUTS, Kind, Task, cut_logits, probability_columns
 from osteo.types import Floats
 
 LEAST_GAP = 1e-3
@@ -75,3 +75,15 @@ def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
     """What predictions.csv has, (N,) each: logit and probability of the positive class, then `details_of` the task."""
     logits = positive_logit(task.kind, outputs)
     return {"logit": logits.numpy(), "probability": logits.double().sigmoid().numpy(), **details_of(task, outputs)}
+
+
+def facts_of(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What `training_metrics` takes, of a task's outputs, float (B,) or (B, K), and labels, float (B,)."""
+    truth = labels.long()
+    if task.kind == "regression":
+        return {"logits": positive_logit(task.kind, outputs), "target": (labels <= T_SCORE_CUTS[-1]).long()}
+    if task.kind == "binary":
+        return {"logits": outputs, "target": truth}
+    target = (truth == task.positive).long()
+    called = log_probabilities(task.kind, outputs).argmax(1)
+    return {"logits": positive_logit(task.kind, outputs), "target": target, "called": called, "truth": truth}

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import kornia.augmentation
-import kornia.enhance as enhance
-import kornia.geometry.transform as geometry
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,6 +34,8 @@ class Augmentation(nn.Module):
 
     variants = 1
     """How many fixed variants of each picture an epoch contains."""
+    draws_on_cpu = False
+    """Whether a batch waits for numbers from the CPU, so that no CUDA graph can hold it."""
 
     def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
         """Returns the pictures as they are."""
@@ -48,7 +48,7 @@ class Parameters(NamedTuple):
     flip: Tensor
     """1 where mirrored"""
     angle: Tensor
-    """degrees, counter-clockwise"""
+    """degrees, clockwise as Kornia's RandomAffine has it"""
     translate_x: Tensor
     """pixels"""
     translate_y: Tensor
@@ -92,7 +92,13 @@ class Online(Augmentation):
 
 
 def warp_and_expose(pictures: Tensor, parameters: Parameters) -> Tensor:
-    """Mirrors, warps (bilinear, zeros outside), brightens and scales contrast, clamped to [0, 1] as Kornia does.
+    """Warps, then brightens and scales contrast, clamped to [0, 1] as Kornia does; arguments as of `warp`."""
+    brightness, contrast = ((parameters.brightness - 1.0).view(-1, 1, 1, 1), parameters.contrast.view(-1, 1, 1, 1))
+    return warp(pictures, parameters).add_(brightness).clamp_(0.0, 1.0).mul_(contrast).clamp_(0.0, 1.0)
+
+
+def warp(pictures: Tensor, parameters: Parameters) -> Tensor:
+    """Mirrors, then turns, scales and shifts (bilinear, zeros outside).
 
     Args:
         pictures: float (B, 1, S, S) in [0, 1].
@@ -113,9 +119,7 @@ def warp_and_expose(pictures: Tensor, parameters: Parameters) -> Tensor:
     for axis, (across, down, shift) in enumerate(rows):
         by_column, by_row = across[:, None] * line, down[:, None] * line + shift[:, None]
         torch.add(by_column[:, None, :], by_row[:, :, None], out=grid[..., axis])
-    warped = grid_sample(pictures, grid, align_corners=True)
-    brightness, contrast = ((parameters.brightness - 1.0).view(-1, 1, 1, 1), parameters.contrast.view(-1, 1, 1, 1))
-    return warped.add_(brightness).clamp_(0.0, 1.0).mul_(contrast).clamp_(0.0, 1.0)
+    return grid_sample(pictures, grid, align_corners=True)
 
 
 class Operations(Augmentation):
@@ -134,6 +138,8 @@ class Operations(Augmentation):
         UserError: no such operation or argument, a value that Kornia refuses, or an operation that cannot work on grey
             pictures, changes their size, or draws random numbers while it is applied.
     """
+
+    draws_on_cpu = True
 
     def __init__(self, entries: Sequence[Any], seed: int = 0, side: int = 224) -> None:
         super().__init__()
@@ -287,27 +293,24 @@ class Paper(Augmentation):
         self.brightness, self.contrast = config.brightness, config.contrast
 
     def forward(self, pictures: Tensor, twins: Tensor, variant: Tensor, draw: Tensor) -> Tensor:
-        """Returns of every picture the variant asked for, in the order of `PAPER_VARIANTS`."""
-        made, numbers = pictures.clone(), variant.tolist()
-        for number in set(numbers):
-            rows = torch.tensor([row for row, other in enumerate(numbers) if other == number], device=pictures.device)
-            made[rows] = self._change(number, pictures[rows], twins[rows])
-        return made
+        """Returns of every picture the variant asked for, in the order of `PAPER_VARIANTS`.
 
-    def _change(self, number: int, pictures: Tensor, twins: Tensor) -> Tensor:
-        if number == 1:
-            return geometry.hflip(pictures)
-        if number == 2:
-            return geometry.vflip(pictures)
-        if number == 3:
-            return enhance.adjust_brightness(enhance.adjust_contrast(pictures, 1.0 + self.contrast), self.brightness)
-        if number == 4:
-            return twins
-        if number == 5:
-            return pictures.rot90(1, (-2, -1))  # Kornia would interpolate
-        if number == 6:
-            return geometry.rotate(pictures, torch.full((len(pictures),), 45.0, device=pictures.device))
-        return pictures
+        All are made of all pictures: which are asked for is known on the device, which is not waited for.
+        """
+        nothing = torch.zeros(len(pictures), device=pictures.device)
+        turned = Parameters(nothing, nothing - 45.0, nothing, nothing, nothing + 1.0, nothing + 1.0, nothing + 1.0)
+        changed = (
+            pictures.flip(-1),
+            pictures.flip(-2),
+            (pictures * (1.0 + self.contrast)).clamp_(0.0, 1.0).add_(self.brightness).clamp_(0.0, 1.0),
+            twins,
+            pictures.rot90(1, (-2, -1)),  # Kornia would interpolate
+            warp(pictures, turned),
+        )
+        made, number = pictures, variant.view(-1, 1, 1, 1)
+        for place, other in enumerate(changed, start=1):
+            made = torch.where(number == place, other, made)
+        return made
 
 
 def make_augmentation(config: AugmentConfig, seed: int = 0, side: int = 224) -> Augmentation:

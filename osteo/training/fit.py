@@ -86,6 +86,7 @@ def make_module(config: Config) -> Classifier:
     loss = {name: getattr(config.loss, name) for name in ("name", "args", "label_smoothing")}
     limits = config.trainer
     module = Classifier(network, asdict(config.optimizer), loss, monitor=limits.monitor, fast=limits.fast)
+    module.graph = limits.graph
     if config.data.batch_size == 1:
         check_single_pictures(module.network)
     return module
@@ -169,6 +170,7 @@ def make_datamodule(
         features=features,
         mix=Mixup(chosen.mixup, config.seed) if chosen.mixup else None,
         covariates=covariates,
+        graph=config.trainer.graph is not False,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,20 +12,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
-from torchmetrics import MeanMetric
 
+from osteo import graphs
 from osteo.config import OptimizerConfig
 from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
-from osteo.evaluation.torch_metrics import training_metrics
+from osteo.evaluation.torch_metrics import Epoch
 from osteo.files import check_checksums
 from osteo.networks.lineage import KEY as SEEN
 from osteo.networks.lineage import Seen
 from osteo.networks.network import Network
-from osteo.networks.outputs import log_probabilities, positive_logit
+from osteo.networks.outputs import facts_of, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.reading.covariates import Covariates
-from osteo.task import T_SCORE_CUTS, direction
+from osteo.task import direction
 from osteo.training.losses import make_loss, targets_of
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
 
@@ -184,12 +185,14 @@ class Classifier(Learner):
         self.network.begin_at([0.0] * self.task.outputs)
         self.loss = make_loss(chosen["name"], chosen["args"], self.task.kind)
         self.class_weights: Sequence[float] | None = chosen["weights"]
-        self.train_metrics, self.val_metrics, self.test_metrics = (
-            training_metrics(self.task).clone(prefix=f"{stage}/") for stage in ("train", "val", "test")
+        self.train_epoch, self.val_epoch, self.test_epoch = (
+            Epoch(self.task, partial(facts_of, self.task)) for _ in range(3)
         )
         self._pictures = 0  # of the batches since the last step, in this process
+        self.graph: Any = "auto"  # trainer.graph
+        self._graphs: dict[str, graphs.Graphed] | None = None
+        self._learning: tuple[list[bool], list[bool]] | None = None
         self._usual = 1.0  # pictures of the first of them, on average over the processes
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
 
     @property
     def backbone(self) -> nn.Module:
@@ -243,22 +246,35 @@ class Classifier(Learner):
             optimizer.step(closure)
         self.network.begin_at(bias.tolist(), weight.detach())
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        outputs = self(batch.pictures, batch.covariates).float()
-        is_training, count = stage == "train", len(batch.labels)
-        smoothing = self.smoothing if is_training else 0.0
-        if is_training and batch.targets is not None:  # each part of a mixed picture counts as a picture of its class
-            ill, well = (self._losses(outputs, torch.full_like(outputs, label), smoothing) for label in (1.0, 0.0))
-            losses = torch.lerp(well, ill, batch.targets)
-        else:
-            losses = self._losses(outputs, batch.labels, smoothing)
-        metrics, mean = getattr(self, f"{stage}_metrics"), getattr(self, f"{stage}_loss")
-        metrics.update(**self._facts(outputs.detach(), batch.labels))
-        mean.update(losses.detach())
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": count}
-        self.log(f"{stage}/loss", mean, prog_bar=True, **epoch)
-        self.log_dict(metrics, prog_bar=not is_training, **epoch)
-        return losses.mean()
+    def _answer(
+        self, smoothing: float, pictures: Tensor, labels: Tensor, targets: Tensor | None, covariates: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs for a batch and its losses (B,)."""
+        with graphs.uncached_autocast(pictures.device.type):
+            outputs = self(pictures, covariates).float()
+        if targets is None:
+            return outputs, self._losses(outputs, labels, smoothing)
+        # each part of a mixed picture counts as a picture of its class
+        ill, well = (self._losses(outputs, torch.full_like(outputs, label), smoothing) for label in (1.0, 0.0))
+        return outputs, torch.lerp(well, ill, targets)
+
+    def _learn(self, *parts: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs for a batch, its losses (B,) and their mean, whose gradients are computed."""
+        outputs, losses = self._answer(self.smoothing, *parts)
+        loss = losses.mean()
+        with torch.autocast(outputs.device.type, enabled=False):
+            loss.backward()
+        return outputs.detach(), losses.detach(), loss.detach()
+
+    def _follow(self, stage: str, batch_idx: int, outputs: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Keeps a batch for the metrics of its epoch: Lightning is told of them once, and computes them when read."""
+        epoch: Epoch = getattr(self, f"{stage}_epoch")
+        epoch.update(outputs, labels, losses)
+        if batch_idx == 0:
+            for name, value in epoch.values.items():
+                value.update()
+                is_shown = name == "loss" or stage != "train"
+                self.log(f"{stage}/{name}", value, on_step=False, on_epoch=True, prog_bar=is_shown)
 
     def _losses(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         """One loss per picture (B,), weighted by its class."""
@@ -270,32 +286,67 @@ class Classifier(Learner):
         negative, positive = self.class_weights
         return losses * (negative + (positive - negative) * labels)
 
-    def _facts(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What the metrics of training take."""
-        kind, truth = self.task.kind, labels.long()
-        if kind == "regression":
-            return {"logits": positive_logit(kind, outputs), "target": (labels <= T_SCORE_CUTS[-1]).long()}
-        if kind == "binary":
-            return {"logits": outputs, "target": truth}
-        target = (truth == self.task.positive).long()
-        called = log_probabilities(kind, outputs).argmax(1)
-        return {"logits": positive_logit(kind, outputs), "target": target, "called": called, "truth": truth}
-
     def on_train_start(self) -> None:
         """Forgets the pictures of a training that ended within a step."""
         super().on_train_start()
         self._pictures = 0
+
+    def on_train_epoch_start(self) -> None:
+        """Captures steps anew where other layers learn than before."""
+        learning = [p.requires_grad for p in self.parameters()], [layer.training for layer in self.modules()]
+        if learning != self._learning:
+            self._learning, self._graphs = learning, self._make_graphs()
+
+    def on_train_end(self) -> None:
+        """Frees what steps were captured in."""
+        self._learning = self._graphs = None
+
+    def _make_graphs(self) -> dict[str, graphs.Graphed] | None:
+        """A training and a validation step for capture as CUDA graphs, where they can be and are wanted."""
+        trainer = self.trainer
+        obstacles = {
+            f"{self.device.type} is the device": self.device.type not in graphs.CAPTURING,
+            "several processes train": trainer.world_size > 1,
+            "several batches make a step": trainer.accumulate_grad_batches > 1,
+            "16-mixed scales the loss": trainer.precision == "16-mixed",
+        }
+        found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
+        if self.graph is True and found:
+            raise UserError(f"trainer.graph=true, but {found[0]}; use trainer.graph=auto")
+        if self.graph is False or found:
+            return None
+        return {
+            "train": graphs.Graphed(self._learn, self.network, is_required=self.graph is True),
+            "val": graphs.Graphed(partial(self._answer, 0.0)),
+        }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a training batch, weighted by its pictures where several batches make a step.
 
         These are those of several processes, whose gradients Lightning averages, and those that are accumulated.
         """
-        loss, count = self._step(batch, "train"), len(batch.labels)
+        parts, count = (batch.pictures, batch.labels, batch.targets, batch.covariates), len(batch.labels)
+        loss: Tensor
+        if self._graphs is not None:
+            outputs, losses, loss = self._graphs["train"](*parts)
+        else:
+            outputs, losses = self._answer(self.smoothing, *parts)
+            loss = losses.mean()
+        self._follow("train", batch_idx, outputs, batch.labels, losses)
         if self._pictures == 0:
             self._usual = self._over_processes(count) / self.trainer.world_size
         self._pictures += count
         return loss * (count / self._usual)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Computes the gradients, where a graph has not done so."""
+        if self._graphs is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forgets the gradients, where a graph does not write them anew."""
+        if self._graphs is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Makes the gradient the mean over all pictures of the step: Lightning divides as if the group were full."""
@@ -315,15 +366,18 @@ class Classifier(Learner):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a validation batch."""
-        self._step(batch, "val")
+        answer = partial(self._answer, 0.0) if self._graphs is None else self._graphs["val"]
+        outputs, losses = answer(batch.pictures, batch.labels, None, batch.covariates)
+        self._follow("val", batch_idx, outputs, batch.labels, losses)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a test batch."""
-        self._step(batch, "test")
+        outputs, losses = self._answer(0.0, batch.pictures, batch.labels, None, batch.covariates)
+        self._follow("test", batch_idx, outputs, batch.labels, losses)
 
     def on_test_epoch_end(self) -> None:
         """A loss that is not finite ends the test: a logit is not finite."""
-        if not bool(torch.isfinite(self.test_loss.compute())):
+        if not bool(torch.isfinite(self.test_epoch.compute()["loss"])):
             raise UserError("the test loss is not finite, since a logit is not; no metric can be computed")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
