@@ -74,5 +74,13 @@ def composed(*overrides: str) -> Iterator[Config]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_step_of_a_recipe_waits_for_the_device(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with composed(f"experiment={recipe}", "data=phantom", *PHANTOMS, "data.image_size=96", "data.batch_size=4", "model.pretrained=false", "model.weights_file=null") as config:
+    with composed(
+        f"experiment={recipe}",
+        "data=phantom",
+        *PHANTOMS,
+        "data.image_size=96",
+        "data.batch_size=4",
+        "model.pretrained=false",
+        "model.weights_file=null",
+    ) as config:
         print(config.model.backbone)
