@@ -21,6 +21,7 @@ from osteo.report.tables import as_markdown
 RESULTS = Path(os.environ.get("OSTEO_RESULTS", Path(__file__).parent / "results"))
 BENCHMARKS = {
     "step": "a training step of osteo train over the bare model's",
+    "host": "a step without its network against a loop of a few lines",
     "augment": "augmentation against Kornia's own chain and albumentations",
     "data": "an epoch's data against ImageFolder",
     "peers": "a training step against timm's script and a plain Lightning one",

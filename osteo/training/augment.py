@@ -111,15 +111,15 @@ def warp(pictures: Tensor, parameters: Parameters) -> Tensor:
     # where each pixel comes from, in coordinates from -1 to 1 between the centres of the outermost pixels
     x, y = parameters.translate_x * 2.0 / (side - 1), parameters.translate_y * 2.0 / (side - 1)
     line = torch.linspace(-1.0, 1.0, side, device=pictures.device)
-    grid = torch.empty(len(pictures), side, side, 2, device=pictures.device)
-    rows = (
+    coordinates = (
         (mirror * cos, -mirror * sin, -mirror * (cos * x - sin * y)),
         (sin, cos, -(sin * x + cos * y)),
     )
-    for axis, (across, down, shift) in enumerate(rows):
-        by_column, by_row = across[:, None] * line, down[:, None] * line + shift[:, None]
-        torch.add(by_column[:, None, :], by_row[:, :, None], out=grid[..., axis])
-    return grid_sample(pictures, grid, align_corners=True)
+    grid = [  # by column and by row
+        (across[:, None] * line)[:, None, :] + (down[:, None] * line + shift[:, None])[:, :, None]
+        for across, down, shift in coordinates
+    ]
+    return grid_sample(pictures, torch.stack(grid, dim=-1), align_corners=True)
 
 
 class Operations(Augmentation):

@@ -62,6 +62,8 @@ class History(Callback):
     ) -> None:
         """Counts pictures; validation follows the last batch and is not training time."""
         self._pictures += len(batch.labels) * trainer.world_size
+        if trainer.is_last_batch and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()  # steps that were launched are not yet made
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
