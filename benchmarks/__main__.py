@@ -1,10 +1,16 @@
-"""python -m benchmarks [NAME ...]: runs benchmarks and writes benchmarks/results/NAME.json and .md."""
+"""python -m benchmarks [NAME ...]: runs benchmarks and writes benchmarks/results/NAME.json and .md.
 
+$OSTEO_RESULTS is another folder for them.
+"""
+
+import functools
 import importlib
 import json
+import os
 import platform
+import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +18,7 @@ import pandas as pd
 from benchmarks.noise import other_jobs
 from osteo.report.tables import as_markdown
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("OSTEO_RESULTS", Path(__file__).parent / "results"))
 BENCHMARKS = {
     "step": "a training step of osteo train over the bare model's",
     "host": "a step without its network against a loop of a few lines",
@@ -20,6 +26,7 @@ BENCHMARKS = {
     "data": "an epoch's data against ImageFolder",
     "peers": "a training step against timm's script and a plain Lightning one",
     "start": "how long a user waits before the first step",
+    "gpu": "what osteo does on a CUDA GPU: numbers, waits, memory, and steps against bare loops",
     "accuracy": "whether what is fast changes what is learnt",
     "compile": "what torch.compile costs and gains",
     "faults": "runs and sweeps killed at random and taken up",
@@ -57,30 +64,54 @@ def main() -> None:
         sys.exit(f"benchmark '{wrong[0]}' is unknown; choose one of: {', '.join(BENCHMARKS)}")
     if others := other_jobs():
         sys.exit(f"another job of ours is running ({others[0]}): wait for its end, or nothing measured here is true")
+    failed = False
     for name in names:
         print(f"{name}: {BENCHMARKS[name]}", flush=True)
-        rows = importlib.import_module(f"benchmarks.{name}").measure()
-        write(name, rows)
+        rows: list[dict] = []
+        for row in importlib.import_module(f"benchmarks.{name}").measure():
+            rows.append(row)
+            write(name, rows)
+        print((RESULTS / f"{name}.md").read_text() if rows else "nothing to measure it on here", flush=True)
+        failed |= any(row.get("verdict") == "FAIL" for row in rows)
+    sys.exit(failed)
 
 
 def write(name: str, rows: list[dict]) -> None:
-    """Prints the rows as a Markdown table and keeps them with machine and versions."""
+    """Keeps the rows, as JSON and as a Markdown table, with machine and versions."""
     machine = {"system": platform.system(), "machine": platform.machine(), "cores": cores(), "processor": processor()}
-    versions = {library: version(library) for library in ("torch", "opencv-python-headless", "pillow", "numpy")}
-    RESULTS.mkdir(exist_ok=True)
+    if gpus := accelerators():
+        machine["accelerator"] = gpus
+    versions = {library: installed(library) for library in ("torch", "opencv-python-headless", "pillow", "numpy")}
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(
         json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2)
     )
     table = as_markdown(pd.DataFrame(rows).astype(str))
-    note = f"{machine['cores']} cores, {machine['processor']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    parts = [f"{machine['cores']} cores, {machine['processor']}", gpus]
+    note = "; ".join([*filter(None, parts), ", ".join(f"{k} {v}" for k, v in versions.items())])
     (RESULTS / f"{name}.md").write_text(f"{table}\n{note}\n")
-    print(table, flush=True)
+
+
+def installed(library: str) -> str:
+    """Its version; another distribution may bring the same modules."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "-"
+
+
+@functools.cache
+def accelerators() -> str:
+    """NVIDIA's GPUs with their driver and memory, asked for without taking any of it; empty where there are none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        return "; ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def cores() -> int:
     """Cores that this process may use."""
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -8,6 +8,7 @@ optimiser.
 import json
 import sys
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import timm
@@ -21,8 +22,8 @@ WARM_UP = 3
 class Bare:
     """A backbone with what its step needs."""
 
-    def __init__(self, backbone: str, size: int, batch: int) -> None:
-        wishes = SimpleNamespace(accelerator="auto", devices="auto", precision="auto", fast=True)
+    def __init__(self, backbone: str, size: int, batch: int, accelerator: str = "auto") -> None:
+        wishes = SimpleNamespace(accelerator=accelerator, devices="auto", precision="auto", fast=True)
         self.device = choose_accelerator(wishes)
         self.half = choose_precision(wishes, self.device) == "bf16-mixed"
         torch.manual_seed(0)
@@ -31,19 +32,42 @@ class Bare:
         pictures = torch.rand(batch, 1, size, size, device=self.device)
         self.pictures = pictures.contiguous(memory_format=torch.channels_last)
         self.labels = (torch.arange(batch, device=self.device) % 2).float()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True)
+        # a graph replays what a capturable optimiser does, and what autocast has not cached
+        more = {"capturable": True} if self.device == "cuda" else {}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=True, **more)
 
-    def step(self) -> float:
-        """One step; returns its seconds."""
-        start = time.perf_counter()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+    def advance(self) -> None:
+        """One step; on a GPU, it is told and not waited for."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half, cache_enabled=False):
             logits = self.model(self.pictures)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.squeeze(1).float(), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+    def graphed(self) -> Callable[[], None]:
+        """The step as one CUDA graph."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                self.advance()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.advance()
+        return graph.replay
+
+    def wait(self) -> None:
+        """Until the device has done all that it was told."""
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    def step(self) -> float:
+        """One step; returns its seconds."""
+        start = time.perf_counter()
+        self.advance()
+        self.wait()
         return time.perf_counter() - start
 
 

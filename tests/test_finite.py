@@ -26,6 +26,7 @@ from osteo.inference.answer import NOT_FINITE, WITHHELD, answer
 from osteo.inference.model import Model
 from osteo.inference.predictions import Opened, answer_pictures, to_table
 from osteo.networks.network import check_backbone
+from osteo.networks.weights import first_not_finite
 from osteo.records.record import Run
 from osteo.task import NEGATIVE, POSITIVE
 from osteo.training import fit
@@ -47,6 +48,23 @@ def data(count: int, batch_size: int) -> KneeDataModule:
 
 
 # --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_first_tensor_that_is_not_finite_is_found_in_any_kind_of_number(value: float, kind: torch.dtype) -> None:
+    largest = torch.full((3,), torch.finfo(kind).max, dtype=kind)
+    tensors = {"largest": largest, "empty": torch.zeros(0), "scalar": torch.tensor(0.5), "count": torch.tensor(3)}
+    assert first_not_finite(tensors | {"eight bits": torch.ones(2).to(torch.float8_e5m2), "name": "text"}) is None
+    spoilt = {"spoilt": torch.tensor([1.0, value], dtype=kind), "later": torch.tensor(value)}
+    assert first_not_finite(tensors | spoilt) == "spoilt"
+
+
+def test_weights_that_are_finite_have_their_device_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = [], Tensor.__bool__
+    monkeypatch.setattr(Tensor, "__bool__", lambda tensor: asked.append(1) or plain(tensor))
+    assert first_not_finite({str(number): torch.ones(2) for number in range(9)}) is None
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("value", [NAN, INF])

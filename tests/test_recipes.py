@@ -9,16 +9,24 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from scipy.stats import beta
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.faults import differs
 from osteo import Classifier, KneeDataModule
 from osteo.config import AugmentConfig
 from osteo.data.prepare import Prepared
 from osteo.errors import UserError
+from osteo.networks.averages import MovingAverage
 from osteo.networks.network import Network, is_norm
 from osteo.records.record import Run
 from osteo.training.augment import Online
-from osteo.training.callbacks import Checkpoints, ExponentialMovingAverage, Unfreezing
+from osteo.training.callbacks import (
+    Averaging,
+    Checkpoints,
+    ExponentialMovingAverage,
+    StochasticWeightAveraging,
+    Unfreezing,
+)
 from osteo.training.draws import Mixup
 from tests.test_training import data, noise, trainer
 
@@ -150,20 +158,48 @@ def test_groups_that_never_train_are_told_and_a_backbone_without_groups_is_one_l
 
 
 def test_an_average_warms_up_to_its_decay() -> None:
-    callback = ExponentialMovingAverage(0.6)
     module = nn.Linear(1, 1, bias=False)
-    average = torch.optim.swa_utils.AveragedModel(module, use_buffers=True, **callback._kwargs)
+    average = MovingAverage(module, 0.6)
     seen = []
     for value in (0.0, 1.0, 1.0, 1.0, 1.0):
         nn.init.constant_(module.weight, value)
         average.update_parameters(module)
         seen.append(average.module.weight.item())
+    assert (seen[0], int(average.n_averaged)) == (0.0, 5)
     left = 1.0
     for step, found in enumerate(seen[1:], start=2):
         left *= min(0.6, 1.0 - step ** (-2 / 3))
         assert found == pytest.approx(1.0 - left)
     with pytest.raises(ValueError, match=r"decay=1.0 must be at least 0 and less than 1"):
         ExponentialMovingAverage(1.0)
+
+
+def test_an_average_goes_on_from_its_state_and_waits_for_no_device() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average, other = MovingAverage(module, 0.9), MovingAverage(module, 0.9)
+    for step in range(4):
+        nn.init.constant_(module[0].weight, float(step))
+        module[1].num_batches_tracked.fill_(step)
+        if step == 2:
+            other.load_state_dict(average.state_dict())
+        for one in (average, other) if step >= 2 else (average,):
+            one.update_parameters(module)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in average.state_dict().items())
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which refuses to say what a tensor holds
+        with torch.device("cuda"):
+            feigned = nn.Linear(2, 2)
+        average.module, average.n_averaged = feigned, torch.zeros((), dtype=torch.int64, device="cuda")
+        average.update_parameters(feigned)
+
+
+@pytest.mark.parametrize("callback", [ExponentialMovingAverage(0.9), StochasticWeightAveraging()])
+def test_an_average_lies_where_the_weights_are_trained(callback: Averaging) -> None:
+    learner, fit = Classifier("test_resnet", image_size=32), trainer()
+    callback.setup(fit, learner, "fit")  # before Lightning moves the weights
+    learner.to("meta")
+    callback.on_fit_start(fit, learner)
+    assert {tensor.device.type for tensor in callback._average_model.module.state_dict().values()} == {"meta"}
+    assert callback._average_model.n_averaged.device.type == "cpu"
 
 
 @pytest.fixture(scope="module")

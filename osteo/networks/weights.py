@@ -1,7 +1,7 @@
 """Weights from files: read safely, fitted into all of a backbone but its classifier, and looked at."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +89,24 @@ def _surplus(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def first_not_finite(tensors: Mapping[str, object]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None where all are finite."""
-    found = {name: t for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
-    by_device: dict[torch.device, list[str]] = {}
-    for name, tensor in found.items():
-        by_device.setdefault(tensor.device, []).append(name)
-    bad: set[str] = set()
-    for names in by_device.values():  # a device is waited for once, not for every tensor
-        finite = torch.stack([found[name].isfinite().all() for name in names]).tolist()
-        bad.update(name for name, is_finite in zip(names, finite, strict=True) if not is_finite)
-    return next((name for name in found if name in bad), None)
+    """The name of the first tensor that holds NaN or infinity; None where all are finite.
+
+    Where all are, their device is waited for once.
+    """
+    found = {name: t.detach() for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    if _are_finite(list(found.values())):
+        return None
+    return next(name for name, t in found.items() if not bool(t.isfinite().all()))
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        on_it = [tensor for tensor in tensors if tensor.device == device]
+        together = [tensor.float() if tensor.itemsize == 1 else tensor for tensor in on_it]  # float8 does not multiply
+        spoilt = torch._foreach_norm(torch._foreach_mul(together, 0.0))  # 0, or NaN where a number is not finite
+        if not bool(torch.stack([norm.float() for norm in spoilt]).isfinite().all()):
+            return False
+    return True
 
 
 def first_of_other_kind(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

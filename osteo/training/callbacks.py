@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAvera
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from osteo.errors import UserError
 from osteo.files import link_or_copy, whole
+from osteo.networks.averages import MovingAverage
 from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
 from osteo.task import LAST_EPOCH, is_better
@@ -162,7 +162,16 @@ class Checkpoints(Checkpoint):
             self.best = best if "monitor" in state_dict else abs(best)
 
 
-class StochasticWeightAveraging(WeightAveraging):
+class Averaging(WeightAveraging):
+    """An average of weights that lies on their device."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves it there: Lightning makes it before it moves the weights, and would copy them back in every step."""
+        assert self._average_model is not None
+        self._average_model.module.to(pl_module.device)  # and the number of steps stays where nothing waits for it
+
+
+class StochasticWeightAveraging(Averaging):
     """The mean of the weights after each of the last epochs (Izmailov et al. 2018).
 
     Validation and checkpoints see the mean from its first epoch on, and the weights themselves before.
@@ -220,7 +229,7 @@ class StochasticWeightAveraging(WeightAveraging):
             super().on_train_end(trainer, pl_module)
 
 
-class ExponentialMovingAverage(WeightAveraging):
+class ExponentialMovingAverage(Averaging):
     """An exponential moving average of the weights, which validation and checkpoints see.
 
     Lightning's own has the same decay from the first step on, so that the average of a short run is largely one of
@@ -235,12 +244,12 @@ class ExponentialMovingAverage(WeightAveraging):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay={decay} must be at least 0 and less than 1")
         self.decay = decay
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        super().__init__(use_buffers=True)
 
-    def _average(self, average: list[Any], weights: list[Any], steps: Any) -> None:
-        """Moves the average of so many steps towards the weights after the next; torch copies those after the first."""
-        decay = min(self.decay, 1.0 - (1.0 + float(steps)) ** (-2.0 / 3.0))
-        get_ema_multi_avg_fn(decay)(average, weights, steps)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the average, in place of torch's, which waits for the device several times a step."""
+        if stage == "fit":
+            self._average_model = MovingAverage(pl_module, self.decay)
 
 
 class Unfreezing(Callback):
