@@ -16,15 +16,20 @@ import torch
 from osteo.training.hardware import choose_accelerator, choose_precision
 
 WARM_UP = 3
+WISHES = SimpleNamespace(accelerator="auto", devices="auto", precision="auto", fast=True)
+
+
+def gains_by_half() -> bool:
+    """Whether this machine multiplies bf16 faster than float32; then all peers use it."""
+    return choose_precision(WISHES, choose_accelerator(WISHES)) == "bf16-mixed"
 
 
 class Bare:
     """A backbone with what its step needs."""
 
     def __init__(self, backbone: str, size: int, batch: int) -> None:
-        wishes = SimpleNamespace(accelerator="auto", devices="auto", precision="auto", fast=True)
-        self.device = choose_accelerator(wishes)
-        self.half = choose_precision(wishes, self.device) == "bf16-mixed"
+        self.device = choose_accelerator(WISHES)
+        self.half = gains_by_half()
         torch.manual_seed(0)
         self.model = timm.create_model(backbone, num_classes=1, in_chans=1)
         self.model.to(self.device, memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.bare import gains_by_half
 from benchmarks.data import root
 from benchmarks.noise import note, python
 from benchmarks.step import BATCH, EPOCHS, osteo_seconds
@@ -27,20 +28,26 @@ def plain_seconds(folder: Path, side: int) -> float:
     return statistics.median(json.loads(done.stdout.splitlines()[-1]))
 
 
+def timm_arguments(data: Path, backbone: str, side: int, batch: int, epochs: int, output: Path) -> list[str]:
+    """Of timm's script at its best settings here; `data` has the folders train and validation."""
+    best = ["--amp", "--amp-dtype", "bfloat16"] if gains_by_half() else []
+    return [
+        "--data-dir", str(data), "--model", backbone, "--num-classes", "2", "--in-chans", "1", "--input-img-mode", "L",
+        "--img-size", str(side), "-b", str(batch), "--workers", "2", "--device", "cpu", *best, "--channels-last",
+        "--opt", "adamw", "--lr", "1e-3", "--epochs", str(epochs), "--warmup-epochs", "0", "--cooldown-epochs", "0",
+        "--mean", "0.449", "--std", "0.226", "--log-interval", "1", "--output", str(output), "--no-prefetcher",
+    ]  # fmt: skip
+
+
 def timm_seconds(script: Path, folder: Path, side: int) -> float:
-    """Of a step of timm's script at its best settings here: the median of its last epoch's, as it prints them."""
+    """Of a step of timm's script: the median of its last epoch's, as it prints them."""
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "data"
         data.mkdir()
         for split in ("train", "validation"):
             (data / split).symlink_to(folder.resolve())
-        command = [
-            sys.executable, str(script), "--data-dir", str(data), "--model", BACKBONE, "--num-classes", "2",
-            "--in-chans", "1", "--input-img-mode", "L", "--img-size", str(side), "-b", str(BATCH), "--workers", "2",
-            "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--channels-last", "--opt", "adamw", "--lr", "1e-3",
-            "--epochs", str(EPOCHS - 1), "--warmup-epochs", "0", "--cooldown-epochs", "0", "--mean", "0.449",
-            "--std", "0.226", "--log-interval", "1", "--output", temporary, "--no-prefetcher",
-        ]  # fmt: skip
+        arguments = timm_arguments(data, BACKBONE, side, BATCH, EPOCHS - 1, Path(temporary))
+        command = [sys.executable, str(script), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=script.parent)
         said = done.stdout + done.stderr
         if done.returncode:
