@@ -21,9 +21,9 @@ BACKBONE, ROUNDS = "resnet50", 2
 GOALS = {224: 0.60, 128: 0.45}
 
 
-def plain_seconds(folder: Path, side: int) -> float:
-    """Of a step of a plain Lightning script."""
-    command = [*python("benchmarks.plain"), str(folder), BACKBONE, str(side), str(BATCH), str(EPOCHS)]
+def script_seconds(script: str, folder: Path, side: int) -> float:
+    """Of a step of one of the scripts beside this file."""
+    command = [*python(f"benchmarks.{script}"), str(folder), BACKBONE, str(side), str(BATCH), str(EPOCHS)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return statistics.median(json.loads(done.stdout.splitlines()[-1]))
 
@@ -61,10 +61,12 @@ def measure() -> list[dict]:
     script = os.environ.get("OSTEO_TIMM_TRAIN")
     rows = []
     for side, goal in GOALS.items():
-        found: dict[str, list[float]] = {"osteo": [], "Lightning": []} | ({"timm": []} if script else {})
+        names = ["osteo", "Lightning", "torchvision", *(["timm"] if script else [])]
+        found: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(ROUNDS):
             found["osteo"].append(osteo_seconds(BACKBONE, side, "data=folder", f"data.root={folder}"))
-            found["Lightning"].append(plain_seconds(folder, side))
+            found["Lightning"].append(script_seconds("plain", folder, side))
+            found["torchvision"].append(script_seconds("reference", folder, side))
             if script:
                 found["timm"].append(timm_seconds(Path(script), folder, side))
         middle = {name: statistics.median(values) for name, values in found.items()}
@@ -76,9 +78,11 @@ def measure() -> list[dict]:
                 "osteo, s a step": round(middle["osteo"], 3),
                 "timm's script, s a step": round(middle["timm"], 3) if script else "-",
                 "Lightning and torchvision, s a step": round(middle["Lightning"], 3),
+                "torchvision's loop, s a step": round(middle["torchvision"], 3),
                 "osteo / timm": round(middle["osteo"] / middle["timm"], 3) if script else "-",
                 "goal": goal,
                 "osteo / Lightning": round(middle["osteo"] / middle["Lightning"], 3),
+                "osteo / torchvision": round(middle["osteo"] / middle["torchvision"], 3),
                 "noise": note(*found.values()),
             }
         )

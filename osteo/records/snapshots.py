@@ -18,6 +18,13 @@ INTERVAL = 10.0
 """Seconds from the end of one write to the next, so that a slow disk is not always busy."""
 
 
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Writes what torch.save would, whose own writer does not report a full disk."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    path.write_bytes(content.getbuffer())
+
+
 class Snapshot:
     """A copy of a checkpoint in the machine's memory, pinned where its tensors are on a GPU; it can be taken again."""
 
@@ -43,13 +50,10 @@ class Snapshot:
         self._checkpoint = deepcopy(dict(checkpoint), {id(tensor): copy for tensor, copy in copies})
 
     def save(self, path: Path) -> None:
-        """Writes the checkpoint as torch.save does."""
+        """Writes the checkpoint; see `save_checkpoint`."""
         if self._copied is not None:
             self._copied.synchronize()
-        content = io.BytesIO()  # torch's own writer does not report a full disk
-        torch.save(self._checkpoint, content)
-        with path.open("wb") as file:
-            file.write(content.getbuffer())
+        save_checkpoint(self._checkpoint, path)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
