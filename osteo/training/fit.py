@@ -322,8 +322,8 @@ def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) ->
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
-def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
-    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number.
+def load_best(trainer: Trainer, module: Classifier, record: Run) -> dict[str, Any]:
+    """Puts the weights of the best epoch into the module, once they are on the disk; returns its checkpoint.
 
     Raises:
         UserError: no epoch was the best, or its checkpoint is damaged.
@@ -333,7 +333,7 @@ def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
         raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
     kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
-    return int(kept["epoch"])
+    return kept
 
 
 def measure(predictions: pd.DataFrame, task: Task = BINARY) -> dict[str, Any]:
