@@ -67,6 +67,9 @@ DISK = {
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
+NOT_DETERMINISTIC = " does not have a deterministic implementation"
+
+
 class MachineError(UserError):
     """The machine's fault: what was begun goes on from its last checkpoint when it is resumed."""
 
@@ -85,6 +88,9 @@ def diagnose(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and error.errno in DISK:
         name = Path(error.filename).name if isinstance(error.filename, str | Path) else "a file"
         return MachineError(f"{name} {DISK[error.errno]}")
+    if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in text:
+        name = text.partition(NOT_DETERMINISTIC)[0]
+        return UserError(f"{name} has no deterministic implementation on this device; use trainer.deterministic=warn")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in NO_MEMORY)):
         return OutOfMemoryError(text.splitlines()[0] if text else "out of memory")
     if isinstance(error, RuntimeError) and text.startswith("CUDA error") and "device-side assert" not in text:

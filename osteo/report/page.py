@@ -36,6 +36,7 @@ from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
+from osteo.training.hardware import present_accelerator
 from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
@@ -207,13 +208,14 @@ def read_report(config: ReportConfig) -> Report:
     """Reads the records of a sweep, computes what they say, and inspects its pictures.
 
     Raises:
-        UserError: no directory is named, or it holds no finished run.
+        UserError: no directory is named, it holds no finished run, or the accelerator is not there.
     """
     if not config.runs:
         raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
     directory = Path(config.runs).expanduser()
+    config = replace(config, accelerator=present_accelerator(config.accelerator))
     runs, damaged = trained(directory, check_run)
     left_out = [*damaged, *unfinished(directory)]
     if not runs and damaged:

@@ -15,24 +15,35 @@ from osteo.errors import UserError
 from osteo.training import ranks
 
 
-def choose_accelerator(limits: TrainerConfig) -> str:
+def present_accelerator(requested: str, key: str = "accelerator") -> str:
     """The accelerator to use: cuda, mps or cpu.
+
+    Args:
+        requested: one of `osteo.config.ACCELERATORS`.
+        key: of the configuration that asks for it, for the error.
+
+    Raises:
+        UserError: it is not there.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested == "auto":
+        chosen = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    elif requested == "gpu":
+        chosen = next((name for name in ("cuda", "mps") if present[name]), "cuda")
+    else:
+        chosen = requested
+    if not present[chosen]:
+        raise UserError(f"{key}={requested}, but this machine shows no {chosen.upper()} device; use {key}=cpu or auto")
+    return chosen
+
+
+def choose_accelerator(limits: TrainerConfig) -> str:
+    """The accelerator of a training: cuda, mps or cpu.
 
     Raises:
         UserError: it is not there, or has fewer devices than asked for.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if limits.accelerator == "auto":
-        chosen = next(name for name in ("cuda", "mps", "cpu") if present[name])
-    elif limits.accelerator == "gpu":
-        chosen = next((name for name in ("cuda", "mps") if present[name]), "cuda")
-    else:
-        chosen = limits.accelerator
-    if not present[chosen]:
-        raise UserError(
-            f"trainer.accelerator={limits.accelerator}, but this machine shows no {chosen.upper()} device;"
-            " use trainer.accelerator=cpu or auto"
-        )
+    chosen = present_accelerator(limits.accelerator, "trainer.accelerator")
     _check_devices(limits.devices, torch.cuda.device_count() if chosen == "cuda" else None)
     return chosen
 
