@@ -30,7 +30,7 @@ def train(config: Config, job: Job) -> None:
     from lightning.pytorch import seed_everything
 
     from osteo.data.prepare import prepare, read_sources, reader
-    from osteo.data.summary import leaks
+    from osteo.data.splits import leaks
     from osteo.evaluation.metrics import check_claim
     from osteo.evaluation.outcomes import evaluate_splits
     from osteo.files import cache_dir
