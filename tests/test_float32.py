@@ -34,6 +34,7 @@ def settings_of_torch() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def test_logits_of_a_training_in_mixed_precision_are_those_of_evaluate(
@@ -74,18 +75,37 @@ def precisions() -> list[str]:
     ]
 
 
+def readable() -> tuple[str, bool, bool]:
+    """Settings of older versions, which torch refuses to read where they do not agree with the newer ones."""
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("chosen", ["highest", "high", "medium"])
-def test_what_was_set_before_holds_again_afterwards(chosen: str) -> None:
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_was_set_before_holds_again_afterwards(chosen: str, allowed: bool) -> None:
     torch.set_float32_matmul_precision(chosen)
-    before, allowed = precisions(), torch.backends.cuda.matmul.allow_tf32
-    assert allowed == (chosen != "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    before, older = precisions(), readable()
+    assert older == (chosen, chosen != "highest", allowed)
     with suppress(ZeroDivisionError), ieee_float32():
         with ieee_float32():
             assert precisions() == ["ieee"] * 5
-        assert precisions() == ["ieee"] * 5
+            with torch.backends.cudnn.flags(enabled=False):
+                pass
+        assert readable() == ("highest", False, False)
         _ = 1 / 0
     assert precisions() == before
-    assert torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert readable() == older
+
+
+def test_settings_that_disagree_are_left_as_they_were() -> None:
+    CONV.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    before = precisions()
+    with ieee_float32():
+        assert precisions() == ["ieee"] * 5
+    assert precisions() == before
 
 
 def test_answers_maps_and_grad_cam_are_in_float32(
