@@ -277,8 +277,14 @@ class KneeDataModule(LightningDataModule):
         return self.augment(pictures, unit(pixels[1]) if len(pixels) > 1 else pictures, variants, draw)
 
     def _fits(self, device: torch.device) -> bool:
-        """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there."""
-        return self._store.device == device or self._store.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+        """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there.
+
+        What torch has reserved for this process and not allocated is free, too.
+        """
+        if self._store.device == device:
+            return True
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return self._store.nbytes <= (torch.cuda.mem_get_info(device)[0] + cached) // 4
 
     def _settle(self, device: torch.device) -> None:
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""

@@ -1,9 +1,10 @@
 """What a run computes on, chosen by what the machine has."""
 
+import gc
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def free_gpu(folder: Path, present: int) -> Iterator[int]:
             finally:
                 lock.release()
             return
+
+
+def free_memory() -> None:
+    """Gives back what nothing uses any more, and what torch has kept of it for later."""
+    gc.collect()
+    with suppress(RuntimeError):  # a device that is lost has nothing to give, and has been named
+        torch.accelerator.empty_cache()
 
 
 def reset_peak_memory(accelerator: str) -> None:
