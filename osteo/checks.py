@@ -68,8 +68,9 @@ def check(config: Any, prefix: str = "") -> None:
 
 def _check_value(key: str, value: Any, allowed: Any) -> None:
     low, high, above = allowed["low"], allowed["high"], allowed["above"]
-    if allowed["choices"] and value not in allowed["choices"]:
-        raise unknown(key, value, [str(c).lower() if isinstance(c, bool) else c for c in allowed["choices"]])
+    choices = [str(choice).lower() if isinstance(choice, bool) else choice for choice in allowed["choices"]]
+    if choices and (str(value).lower() if isinstance(value, bool) else value) not in choices:
+        raise unknown(key, value, choices)
     if low is not None and not value >= low:
         raise UserError(f"{key}={value} is too small; the smallest allowed is {low}")
     if high is not None and not value <= high:
@@ -327,8 +328,6 @@ def _check_training(config: Config) -> None:
         )
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
-    if not isinstance(chosen := config.trainer.deterministic, bool) and chosen != "warn":
-        raise UserError(f"trainer.deterministic={chosen} is not allowed; give true, false or warn")
     if config.trainer.monitor == LAST_EPOCH:
         parts_by_name = {name: part for name, part in config.callbacks.items() if isinstance(part, dict)}
         followers = [f"callbacks.{name}" for name, part in parts_by_name.items() if part.get("monitor") == LAST_EPOCH]

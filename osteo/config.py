@@ -258,7 +258,9 @@ class TrainerConfig:
         choices=("auto", True, False),
     )
     deterministic: Any = option(
-        False, "the same result bit for bit on a GPU too, slower; warn where an operation cannot be, instead of failing"
+        False,
+        "the same result bit for bit on a GPU too, slower; warn where an operation cannot be, instead of failing",
+        choices=(True, False, "warn"),
     )
     accumulate_grad_batches: int = option(1, "batches per optimiser step", low=1)
     halve_batch: bool = option(

@@ -90,9 +90,7 @@ class Graphed:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         if trouble and self._is_required:
-            raise UserError(
-                f"trainer.graph=true, but a step cannot be a CUDA graph ({trouble}); use trainer.graph=auto"
-            )
+            raise UserError(f"trainer.graph=true, but a step can be no CUDA graph ({trouble}); use trainer.graph=auto")
         if trouble:
             log.warning("a step is no CUDA graph (%s); its operations are launched one by one", trouble)
         return results

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "osteo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "errors", "types", "task", "config", "command_settings", "search_settings", "files", "parts", "checks", "reading",
+    "errors", "types", "task", "config", "command_settings", "search_settings", "files", "graphs", "parts", "checks",
+    "reading",
     "data", "records",
     "networks", "evaluation", "training", "pretraining", "inference", "report", "audit", "serving", "app", "commands",
 )  # fmt: skip

@@ -16,7 +16,7 @@ from osteo.networks.features import keep_features
 from osteo.networks.network import Network
 from osteo.records.record import Run
 from osteo.training.augment import Mirrored, Online
-from osteo.training.module import read_checkpoint
+from osteo.training.checkpoints import read_checkpoint
 from tests.conftest import Result
 
 

@@ -31,7 +31,8 @@ from osteo.records.record import Run
 from osteo.task import NEGATIVE, POSITIVE
 from osteo.training import callbacks, fit
 from osteo.training.callbacks import Checkpoints
-from osteo.training.module import Classifier, read_checkpoint
+from osteo.training.checkpoints import read_checkpoint
+from osteo.training.module import Classifier
 from osteo.types import Grey
 from tests.test_training import module, noise, trainer
 

@@ -194,8 +194,8 @@ def test_an_accelerator_is_named_as_in_training(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("trainer.deterministic=1", "trainer.deterministic=1 is not allowed; give true, false or warn"),
-        ("trainer.deterministic=yes!", "trainer.deterministic=yes! is not allowed; give true, false or warn"),
+        ("trainer.deterministic=1", "trainer.deterministic '1' is unknown; choose one of: true, false, warn"),
+        ("trainer.deterministic=yes!", "trainer.deterministic 'yes!' is unknown; choose one of: true, false, warn"),
         ("+trainer.extra.deterministic=true", "trainer.extra.deterministic has a key of its own"),
     ],
 )

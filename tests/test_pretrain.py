@@ -32,7 +32,7 @@ from osteo.pretraining.settings import check_settings
 from osteo.pretraining.views import HiddenParts, TwoViews
 from osteo.records.record import Job, Run
 from osteo.training.augment import Augmentation, make_augmentation
-from osteo.training.module import read_checkpoint
+from osteo.training.checkpoints import read_checkpoint
 from tests.conftest import REAL_DATA
 
 pytest.importorskip("lightly", reason="the extra pretrain is not installed")

@@ -23,7 +23,8 @@ from benchmarks.faults import differs, harness
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
 from osteo.training.callbacks import newest
-from osteo.training.module import Classifier, build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.module import Classifier
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
 

@@ -20,7 +20,8 @@ from osteo.records import snapshots
 from osteo.records.record import Run
 from osteo.records.snapshots import CheckpointWriter, Snapshot
 from osteo.training.callbacks import checkpoint_of
-from osteo.training.module import Classifier, read_checkpoint
+from osteo.training.checkpoints import read_checkpoint
+from osteo.training.module import Classifier
 from tests.test_finite import data
 from tests.test_resume import start
 

@@ -11,7 +11,7 @@ from osteo.errors import UserError
 from osteo.evaluation.gradcam import grad_cam
 from osteo.networks.network import Network
 from osteo.records.record import Run
-from osteo.training.module import read_checkpoint
+from osteo.training.checkpoints import read_checkpoint
 from tests.conftest import Result
 
 

@@ -52,8 +52,9 @@ from osteo.task import (
     who_class,
 )  # fmt: skip
 from osteo.training import fit
+from osteo.training.checkpoints import read_checkpoint
 from osteo.training.losses import balanced_weights, best_outputs, make_loss, targets_of
-from osteo.training.module import Classifier, read_checkpoint
+from osteo.training.module import Classifier
 
 NAMES = ("three_class", "ordinal", "t_score", "osteopenia_or_worse")
 ON_PAGES = {

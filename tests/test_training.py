@@ -16,8 +16,9 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.records.record import Run
 from osteo.training.augment import Augmentation
+from osteo.training.checkpoints import build_module, read_checkpoint
 from osteo.training.draws import Mixup
-from osteo.training.module import Classifier, build_module, read_checkpoint
+from osteo.training.module import Classifier
 
 OPTIMIZER = {
     "name": "adamw", "lr": 3e-3, "weight_decay": 0.0, "momentum": 0.9, "schedule": "constant", "warmup": 0.25,

@@ -18,7 +18,8 @@ from osteo.errors import UserError
 from osteo.inference.model import load_model, load_models
 from osteo.networks.network import Network
 from osteo.training.callbacks import newest
-from osteo.training.module import Classifier, build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.module import Classifier
 from osteo.training.ranks import quieten
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "weights" / "tf_efficientnet_lite0.safetensors"

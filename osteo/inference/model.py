@@ -24,8 +24,8 @@ from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import best_of
 from osteo.task import Task
+from osteo.training.checkpoints import build_module, name_of, read_checkpoint
 from osteo.training.hardware import present_accelerator
-from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.types import Floats, Grey
 
 BATCH = 32  # pictures that a network is shown at once, where it is asked about many

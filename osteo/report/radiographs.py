@@ -35,8 +35,8 @@ from osteo.report.results import Results
 from osteo.report.rows import mistakes
 from osteo.task import PREDICTED_T_SCORE, TASKS, THRESHOLD, Task, call_by_details, details_columns
 from osteo.training.augment import paper_twins
+from osteo.training.checkpoints import build_module, read_checkpoint
 from osteo.training.hardware import present_accelerator
-from osteo.training.module import build_module, read_checkpoint
 from osteo.types import Grey, ReadFile, Singles
 
 SAMPLES, PREDICTIONS = 5, 12  # pictures of each class, and of the best run's test split

@@ -21,7 +21,7 @@ from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
 from osteo.records.snapshots import BEST, LAST, PREVIOUS, CheckpointWriter
 from osteo.task import LAST_EPOCH, is_better
-from osteo.training.module import OF_TRAINING, read_checkpoint
+from osteo.training.checkpoints import OF_TRAINING, read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -39,11 +39,12 @@ from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
 from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
+from osteo.training.checkpoints import read_checkpoint
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
 from osteo.training.losses import balanced_weights, best_outputs
-from osteo.training.module import ADVICE, Classifier, Learner, read_checkpoint
+from osteo.training.module import ADVICE, Classifier, Learner
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
 from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings

@@ -16,14 +16,12 @@ from torch.optim import LBFGS, Optimizer
 from osteo import graphs
 from osteo.config import OptimizerConfig
 from osteo.errors import UserError
-from osteo.evaluation.systems import flatten
 from osteo.evaluation.torch_metrics import Epoch
-from osteo.files import check_checksums
 from osteo.networks.lineage import KEY as SEEN
 from osteo.networks.lineage import Seen
 from osteo.networks.network import Network
 from osteo.networks.outputs import facts_of, positive_logit
-from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
+from osteo.networks.weights import first_not_finite
 from osteo.reading.covariates import Covariates
 from osteo.task import direction
 from osteo.training.losses import make_loss, targets_of
@@ -31,8 +29,6 @@ from osteo.training.optim import check_optimizer, enter, make_optimizer, make_sc
 
 ADVICE = "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
 """What to do where numbers are not finite any more."""
-OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
-"""Of a checkpoint, what training alone goes on from; a best value that is still infinite is no fault there."""
 
 
 class Batch(Protocol):
@@ -311,12 +307,14 @@ class Classifier(Learner):
             "16-mixed scales the loss": trainer.precision == "16-mixed",
         }
         found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
-        if self.graph is True and found:
+        if not self.graph:
+            return None
+        if found and self.graph != "auto":
             raise UserError(f"trainer.graph=true, but {found[0]}; use trainer.graph=auto")
-        if self.graph is False or found:
+        if found:
             return None
         return {
-            "train": graphs.Graphed(self._learn, self.network, is_required=self.graph is True),
+            "train": graphs.Graphed(self._learn, self.network, is_required=self.graph != "auto"),
             "val": graphs.Graphed(partial(self._answer, 0.0)),
         }
 
@@ -384,71 +382,3 @@ class Classifier(Learner):
         """The outputs for a batch, float32 on the CPU."""
         outputs = self(batch.pictures, batch.covariates).float().cpu()
         return Prediction(batch.rows.cpu(), positive_logit(self.task.kind, outputs), outputs)
-
-
-def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """All that a checkpoint holds: tensors and plain values, as they were written.
-
-    Raises:
-        UserError: there is no such file, it cannot be read safely, its checksums do not hold, or weights in it are
-            sparse or not finite.
-    """
-    if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {name_of(checkpoint)}")
-    check_checksums(checkpoint)
-    try:
-        kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except OSError:
-        raise
-    except Exception as error:  # what a file of another kind raises depends on what it is
-        raise _no_checkpoint(checkpoint, error) from error
-    if not isinstance(kept, dict):
-        raise _no_checkpoint(checkpoint, TypeError())
-    weights = flatten({name: value for name, value in kept.items() if name not in OF_TRAINING})
-    if (bad := first_not_dense(weights)) is not None:
-        raise _bad_weights(checkpoint, "sparse or quantised", bad)
-    if (bad := first_not_finite(weights)) is not None:
-        raise _bad_weights(checkpoint, "not finite", bad)
-    return kept
-
-
-def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
-    """The module of a checkpoint that has been read, on the CPU.
-
-    Args:
-        kept: what it holds.
-        checkpoint: its file, for errors.
-
-    Raises:
-        UserError: it is no checkpoint of osteo, or its weights are integers or complex, or too large for the network's
-            numbers.
-    """
-    try:
-        given = dict(kept["hyper_parameters"])
-        given["network"] = {**given["network"], "pretrained": False, "weights_file": None}
-        module = Classifier(**given)
-        module.load_state_dict(kept["state_dict"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise _no_checkpoint(checkpoint, error) from error
-    loaded = module.state_dict()
-    if (bad := first_of_other_kind(loaded, kept["state_dict"])) is not None:
-        raise _bad_weights(checkpoint, "no floating-point numbers", bad)
-    if (bad := first_not_finite(loaded)) is not None:  # float64 may hold what float32 cannot
-        raise _bad_weights(checkpoint, "not finite", bad)
-    return module
-
-
-def name_of(checkpoint: Path) -> str:
-    """The name of a checkpoint's file, with that of its run."""
-    return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
-
-
-def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
-    return UserError(f"{checkpoint.name} holds weights that are {kind}, {name} first; use another checkpoint")
-
-
-def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{name_of(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or train"
-        " its run again"
-    )
