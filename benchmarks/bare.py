@@ -19,13 +19,22 @@ from osteo.training.hardware import choose_accelerator, choose_precision
 WARM_UP = 3
 
 
+def wishes(accelerator: str) -> SimpleNamespace:
+    """What osteo chooses the arithmetic by."""
+    return SimpleNamespace(accelerator=accelerator, devices="auto", precision="auto", fast=True)
+
+
+def gains_by_half(accelerator: str = "auto") -> bool:
+    """Whether this machine multiplies bf16 faster than float32; then all peers use it."""
+    return choose_precision(wishes(accelerator), choose_accelerator(wishes(accelerator))) == "bf16-mixed"
+
+
 class Bare:
     """A backbone with what its step needs."""
 
     def __init__(self, backbone: str, size: int, batch: int, accelerator: str = "auto") -> None:
-        wishes = SimpleNamespace(accelerator=accelerator, devices="auto", precision="auto", fast=True)
-        self.device = choose_accelerator(wishes)
-        self.half = choose_precision(wishes, self.device) == "bf16-mixed"
+        self.device = choose_accelerator(wishes(accelerator))
+        self.half = gains_by_half(accelerator)
         torch.manual_seed(0)
         self.model = timm.create_model(backbone, num_classes=1, in_chans=1)
         self.model.to(self.device, memory_format=torch.channels_last)

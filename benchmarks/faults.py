@@ -70,7 +70,7 @@ def torn(directory: Path) -> list[str]:
     found = []
     for path in directory.rglob("*"):
         try:
-            if path.name.startswith("."):
+            if any(part.startswith(".") for part in path.relative_to(directory).parts):  # not under its name yet
                 continue
             if path.suffix == ".json" and "wandb" not in path.parts:
                 pd.read_json(path, typ="series")

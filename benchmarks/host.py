@@ -1,4 +1,4 @@
-"""What a training step costs beside its network: one that does nothing, on small pictures, against a few lines of torch.
+"""What a training step costs beside its network: one that does nothing, on small pictures, against a few plain lines.
 
 On one core, so that what is measured is the work of Python and of launching operations, as it is where a GPU computes.
 """

@@ -15,6 +15,8 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from benchmarks.bare import gains_by_half
+
 
 class Plain(LightningModule):
     """The usual module."""
@@ -76,8 +78,8 @@ def main(folder: str, backbone: str, size: int, batch: int, epochs: int) -> list
     )
     clock = Clock()
     trainer = Trainer(
-        max_epochs=epochs, precision="bf16-mixed", logger=False, enable_checkpointing=False, callbacks=[clock],
-        enable_model_summary=False,
+        max_epochs=epochs, precision="bf16-mixed" if gains_by_half() else "32-true", logger=False,
+        enable_checkpointing=False, callbacks=[clock], enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Plain(backbone), loader)
     return clock.found[1:]

@@ -327,6 +327,8 @@ def _check_training(config: Config) -> None:
         )
     if config.augment.val and config.augment.name != "paper":
         raise UserError("augment.val=true goes with augment=paper: only its variants are fixed")
+    if not isinstance(chosen := config.trainer.deterministic, bool) and chosen != "warn":
+        raise UserError(f"trainer.deterministic={chosen} is not allowed; give true, false or warn")
     if config.trainer.monitor == LAST_EPOCH:
         parts_by_name = {name: part for name, part in config.callbacks.items() if isinstance(part, dict)}
         followers = [f"callbacks.{name}" for name, part in parts_by_name.items() if part.get("monitor") == LAST_EPOCH]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from osteo.config import TASK, AugmentConfig, Config, DataConfig, PluginsConfig, option
+from osteo.config import ACCELERATORS, TASK, AugmentConfig, Config, DataConfig, PluginsConfig, option
 from osteo.task import BINARY, RULES, TASKS, YOUDEN
 
 
@@ -80,6 +80,7 @@ class ReportConfig(PluginsConfig):
         None, "share of the positive class among those examined; null for US adults of 50 or more", above=0, high=0.999
     )
     mistakes: int = option(8, "worst mistakes that are shown", low=0, high=100)
+    accelerator: str = option("auto", "what computes Grad-CAM, in float32", choices=ACCELERATORS)
     pictures: bool = option(True, "show radiographs on the page; false where it will be shared")
     upload_pictures: bool = option(
         False, "send the figures to W&B too, radiographs among them unless pictures=false; else numbers and names alone"
@@ -102,6 +103,7 @@ class EvaluateConfig(PluginsConfig):
     """What `osteo evaluate` takes; size and fit of a picture are the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    accelerator: str = option("auto", "what computes the answers, in float32", choices=ACCELERATORS)
     split: str = option(
         "test", "pictures that are asked about; all of them test", choices=("test", "val", "train", "all")
     )
@@ -114,6 +116,7 @@ class PredictConfig(PluginsConfig):
     """What `osteo predict` takes; how a picture is prepared is the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    accelerator: str = option("auto", "what computes the answers, in float32", choices=ACCELERATORS)
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
     output_dir: str | None = option(None, "where the answers are written; null for outputs/ by date and time")
     clinical: str | None = option(None, "CSV or Excel file with the covariates of a model that takes any")
@@ -128,6 +131,7 @@ class ExplainConfig(PluginsConfig):
     """What `osteo explain` takes; how a picture is prepared is the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or a run directory; `osteo explain CHECKPOINT` is short for it")
+    accelerator: str = option("auto", "what computes the answers, in float32", choices=ACCELERATORS)
     input: str | None = option(None, "a picture (PNG, JPEG, TIFF, DICOM, ...), a folder or a zip")
     maps: Any = option(
         None, "the layer whose feature maps are shown, or a list of them; null for one of each stage; list prints all"
@@ -144,6 +148,7 @@ class ServeConfig(PluginsConfig):
     """What `osteo serve` takes; how a picture is prepared is the checkpoint's business."""
 
     ckpt: Any = option(None, "a checkpoint or run directory, or a list of them, which answer together")
+    accelerator: str = option("auto", "what computes the answers, in float32", choices=ACCELERATORS)
     host: str = option("127.0.0.1", "address to listen on; any but a loopback address lets others in, without a login")
     port: int = option(8000, "port to listen on; 0 for any that is free", low=0, high=65535)
     rule: str = option(YOUDEN, "how the threshold was chosen on validation", choices=tuple(RULES))

@@ -19,6 +19,8 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
     "folder": ("root",),
 }
 """Values of data.name, beside the sources that plugins register, and the keys of the archives that each reads."""
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+"""What computes; auto is CUDA or MPS where the machine has it, else the CPU, and gpu is either of the first two."""
 VIEWS = ("hflip", "rotate", "zoom")
 """Of test-time augmentation: changes that leave a knee a knee, and its class what it is."""
 TASK = (
@@ -239,7 +241,7 @@ class TrainerConfig:
     extended_from: list[int] = option(
         [], "epochs that the run was to have before `resume=RUN trainer.max_epochs=N` gave it more, which sets this"
     )
-    accelerator: str = option("auto", "device", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    accelerator: str = option("auto", "device", choices=ACCELERATORS)
     devices: Any = option(1, "how many devices, or which, such as [0,2]; auto for all GPUs of the machine")
     num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)
     precision: str = option(
@@ -254,6 +256,9 @@ class TrainerConfig:
         "auto",
         "one CUDA graph for a step, where one is possible and gives the same; true: or it is an error",
         choices=("auto", True, False),
+    )
+    deterministic: Any = option(
+        False, "the same result bit for bit on a GPU too, slower; warn where an operation cannot be, instead of failing"
     )
     accumulate_grad_batches: int = option(1, "batches per optimiser step", low=1)
     halve_batch: bool = option(

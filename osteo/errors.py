@@ -64,7 +64,17 @@ DISK = {
 }
 
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+NO_MEMORY = re.compile(
+    r"out of memory|(can't|cannot) allocate memory|not enough memory|cudaErrorMemoryAllocation|cudaMalloc\w* failed"
+    "|CUDA calloc|ALLOC(ATION)?_FAILED|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED|unable to find an engine",
+    re.IGNORECASE,
+)
+"""What torch, NCCL and NVIDIA's libraries say where memory ran out.
+
+cuBLAS and cuDNN cannot be initialised where no memory is left for their workspace, and then no engine of cuDNN's has
+enough of it either.
+"""
+NOT_DETERMINISTIC = " does not have a deterministic implementation"
 
 
 class MachineError(UserError):
@@ -79,14 +89,39 @@ class OutOfMemoryError(UserError):
     """The batch does not fit into the memory of the device."""
 
 
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, and those that it came from, the last first."""
+    chain = [error]
+    for one in chain:
+        for origin in (one.__cause__, one.__context__):
+            if origin is not None and origin not in chain:
+                chain.append(origin)
+    return chain
+
+
+def let_go(error: BaseException) -> None:
+    """Forgets where an error came from: its traceback holds what every function had in hand, a network and its batch.
+
+    To clear the frames is not enough, since a function keeps what it is enclosed by.
+    """
+    for one in chain_of(error):
+        one.__traceback__ = None
+
+
 def diagnose(error: BaseException) -> BaseException:
     """The trouble in one line where it is a known one, else the error itself."""
     text = str(error)
+    is_of_gpu = isinstance(error, RuntimeError) and text.startswith("CUDA error")
+    for known in chain_of(error) if is_of_gpu else [error]:  # what a GPU says may follow from that
+        lines = [line.strip() for line in str(known).splitlines() if NO_MEMORY.search(line)]
+        if isinstance(known, MemoryError) or (isinstance(known, RuntimeError) and lines):
+            return OutOfMemoryError((lines or str(known).splitlines() or ["out of memory"])[0])
     if isinstance(error, OSError) and error.errno in DISK:
         name = Path(error.filename).name if isinstance(error.filename, str | Path) else "a file"
         return MachineError(f"{name} {DISK[error.errno]}")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in NO_MEMORY)):
-        return OutOfMemoryError(text.splitlines()[0] if text else "out of memory")
-    if isinstance(error, RuntimeError) and text.startswith("CUDA error") and "device-side assert" not in text:
+    if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in text:
+        name = text.partition(NOT_DETERMINISTIC)[0]
+        return UserError(f"{name} has no deterministic implementation on this device; use trainer.deterministic=warn")
+    if is_of_gpu and "device-side assert" not in text:
         return LostDeviceError(f"the GPU failed ({text.splitlines()[0].removeprefix('CUDA error: ')}); see nvidia-smi")
     return error

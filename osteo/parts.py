@@ -30,6 +30,7 @@ from osteo.types import Floats, Labels, Mask
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
     from osteo.config import DataConfig
@@ -63,6 +64,10 @@ class Explainable(Protocol):
     @property
     def num_features(self) -> int:
         """Channels of the last feature map."""
+
+    @property
+    def device(self) -> "torch.device":
+        """Where it computes."""
 
     def eval(self) -> Any:
         """Puts it into evaluation mode."""

@@ -16,12 +16,12 @@ from osteo.command_settings import ReportConfig
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as av
 from osteo.evaluation.clinical import strata
+from osteo.evaluation.outcomes import evaluate_splits
 from osteo.files import write_text
 from osteo.report import figures
 from osteo.report.page import read_report
 from osteo.report.rows import p_value
 from osteo.report.sections import added_value as section
-from osteo.training.fit import measure
 from tests.test_added_value import sheet
 from tests.test_damage import ENVIRONMENT
 from tests.test_systems import PICTURES, manifest, write_logits, write_run
@@ -208,7 +208,7 @@ def test_the_page_has_the_section_where_covariates_were_asked_for(
     for fold, run in enumerate(runs):
         places = run.read_table("predictions.csv")["image_id"].map(lambda name: int(Path(name).stem))
         write_logits(run, (ages[places].astype(float).reset_index(drop=True) - 57.0) / 5.0)
-        run.write_metrics(measure(run.read_predictions()))
+        run.write_metrics(evaluate_splits(run.read_predictions()))
         run.write_environment(**ENVIRONMENT | {"fold": fold, "precision": "32"})
         run.set_status("done")
     report = read_report(ReportConfig(runs=str(tmp_path / "sweep"), draws=100, pictures=False))

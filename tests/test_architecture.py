@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors", "types", "task", "config", "command_settings", "search_settings", "files", "parts", "checks", "reading",
     "data", "records",
-    "evaluation", "networks", "training", "pretraining", "inference", "report", "audit", "serving", "app", "commands",
+    "networks", "evaluation", "training", "pretraining", "inference", "report", "audit", "serving", "app", "commands",
 )  # fmt: skip
 """Rooms of the house: each may use those that stand before it, and no other."""
 DOORS = ("", "cli", "__main__")

@@ -15,7 +15,7 @@ from osteo.config import DataConfig
 from osteo.data.manifest import assign_groups, clean, copies, typed
 from osteo.data.phantom import write_archives
 from osteo.data.prepare import prepare
-from osteo.data.summary import leaks
+from osteo.data.splits import leaks
 from osteo.evaluation.bootstrap import Interval, proportion
 from osteo.evaluation.metrics import metric_intervals
 from tests.conftest import REAL_DATA

@@ -18,7 +18,7 @@ from osteo import files
 from osteo.command_settings import StatusConfig
 from osteo.commands.status import status
 from osteo.errors import UserError
-from osteo.evaluation.outcomes import check_run
+from osteo.evaluation.outcomes import check_run, evaluate_splits
 from osteo.evaluation.systems import read_experiment
 from osteo.files import link_or_copy, whole, write_json
 from osteo.inference.card import KEY, check_origin, read_card
@@ -28,7 +28,6 @@ from osteo.records.record import Job, Run
 from osteo.records.sweep import leaderboard, runs_of, trained, unfinished
 from osteo.report.page import write_report
 from osteo.report.summary import row, show_runs
-from osteo.training.fit import measure
 from tests.test_systems import write_run
 
 ENVIRONMENT = {"backbone": "resnet18", "seed": 0, "fold": None, "parameters": 9, "epochs": 2, "best_epoch": 1}
@@ -39,7 +38,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The record of a run that has ended."""
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "a", "resnet18")
-    run.write_metrics(measure(run.read_predictions()))
+    run.write_metrics(evaluate_splits(run.read_predictions()))
     run.write_environment(**ENVIRONMENT)
     run.set_status("done")
     return run

@@ -29,7 +29,7 @@ from osteo.networks.network import check_backbone
 from osteo.networks.weights import first_not_finite
 from osteo.records.record import Run
 from osteo.task import NEGATIVE, POSITIVE
-from osteo.training import fit
+from osteo.training import callbacks, fit
 from osteo.training.callbacks import Checkpoints
 from osteo.training.module import Classifier, read_checkpoint
 from osteo.types import Grey
@@ -97,18 +97,18 @@ def test_no_checkpoint_of_spoilt_weights_is_written_and_the_good_one_stays(tmp_p
     ],
 )
 def test_an_epoch_whose_validation_is_not_finite_is_never_the_best(
-    tmp_path: Path, monitor: str, curve: list[tuple[float, float]], best: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, monitor: str, curve: list[tuple[float, float]], best: int | None
 ) -> None:
+    monkeypatch.setattr(callbacks, "checkpoint_of", lambda trainer: {"epoch": trainer.current_epoch, "state_dict": {}})
     keeper = Checkpoints(tmp_path / "checkpoints", monitor, 0)
     for epoch, (loss, auroc) in enumerate(curve):
         stand_in: Any = SimpleNamespace(
             callback_metrics={"val/loss": torch.tensor(loss), "val/auroc": torch.tensor(auroc)},
             current_epoch=epoch,
-            is_global_zero=True,
             should_stop=False,
-            save_checkpoint=lambda path, epoch=epoch: torch.save({"epoch": epoch, "state_dict": {}}, path),
         )
         keeper.on_train_epoch_end(stand_in, stand_in)
+    keeper.on_train_end(stand_in, stand_in)
     record = Run(tmp_path)
     if best is None:
         waiting: Any = SimpleNamespace(strategy=SimpleNamespace(barrier=lambda: None))

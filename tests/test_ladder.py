@@ -20,7 +20,7 @@ from osteo.config import PAPER_VARIANTS, AugmentConfig, Config, DataConfig, Spli
 from osteo.data.datamodule import KneeDataModule, unit
 from osteo.data.manifest import VARIANT, originals, read_manifest
 from osteo.data.prepare import Prepared, prepare
-from osteo.data.summary import copied_to_training, leaks
+from osteo.data.splits import copied_to_training, leaks
 from osteo.errors import UserError
 from osteo.evaluation.metrics import measure, metric_intervals
 from osteo.evaluation.systems import Experiment, read_experiment

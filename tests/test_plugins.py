@@ -52,6 +52,7 @@ end = callbacks.Checkpoints.on_train_epoch_end
 
 def killed(self, *arguments):
     end(self, *arguments)
+    self.writer.flush()
     os._exit(9)
 
 

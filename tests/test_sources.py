@@ -31,7 +31,7 @@ from osteo.data.archives import Folder, Zip
 from osteo.data.manifest import COLUMNS, build_manifest, clean, copies, exclude, follow_t_scores
 from osteo.data.prepare import prepare
 from osteo.data.sources import Picture, Source, read_folder, read_kaggle, read_mendeley, read_source
-from osteo.data.summary import leaks
+from osteo.data.splits import leaks
 from osteo.errors import UserError
 from osteo.reading.framing import square
 from osteo.reading.pictures import Unusable, decode

@@ -19,6 +19,7 @@ from osteo.config import Config
 from osteo.evaluation.agreement import AGREEMENT, compare_t_scores, t_score_intervals
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.multiclass import class_intervals, compare_classes
+from osteo.evaluation.outcomes import evaluate_splits
 from osteo.files import write_text
 from osteo.networks.outputs import columns_of
 from osteo.records.record import Run
@@ -30,7 +31,6 @@ from osteo.report.rows import p_value
 from osteo.report.sections.task import POINTS, _doubts, class_confusion
 from osteo.report.summary import show_runs
 from osteo.task import CLASSES, PREDICTED_T_SCORE, T_SCORE, TASKS, who_class
-from osteo.training.fit import measure
 from osteo.training.tracking import WandbLogger
 
 PICTURES, FOLDS, DRAWS = 72, 2, 100
@@ -81,7 +81,7 @@ def write_run(folder: Path, task: str, backbone: str, seed: int, fold: int) -> N
     predictions = predictions[manifest["split"].isin(["val", "test"])].astype({"label": int})
     run.write_predictions(predictions)
     run.write_history([{"epoch": i, "train/loss": 0.7, "val/loss": 0.7, "val/auroc": 0.5} for i in range(2)])
-    run.write_metrics(measure(predictions, TASKS[task]))
+    run.write_metrics(evaluate_splits(predictions, TASKS[task]))
     run.write_environment(
         backbone=backbone, seed=seed, fold=fold, parameters=1_000_000, epochs=2, best_epoch=1, seconds=1.0,
         seconds_per_epoch=0.5, pictures_per_second=10.0, peak_memory_mib=100.0, accelerator="cpu",

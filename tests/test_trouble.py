@@ -5,18 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
 from timm.models import _registry
 
+from osteo.data.datamodule import KneeDataModule
+from osteo.data.prepare import Prepared
 from osteo.errors import LostDeviceError, MachineError, OutOfMemoryError, diagnose
 from osteo.records.record import Run
+from tests.test_training import noise
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))
 CUDA_GONE = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"
@@ -175,3 +180,121 @@ def test_pictures_are_only_read(osteo: Callable, words: list[str], archives: Pat
     after = {path: path.stat() for path in [pictures, *pictures.rglob("*")]}
     assert {path: stat.st_mtime_ns for path, stat in after.items()} == {p: s.st_mtime_ns for p, s in before.items()}
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CUDA_FULL,
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "cudaMalloc failed: 2",
+        "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "NCCL error in: NCCLUtils.cpp:77\nLast error:\nFailed to CUDA calloc 10485760 bytes",
+        "MPS backend out of memory (MPS allocated: 8.90 GB, other allocations: 96.00 KB, max allowed: 9.07 GB)",
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+        " allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)",
+    ],
+)
+def test_memory_that_ran_out_is_no_lost_device(text: str) -> None:
+    """The texts are those of torch, NVIDIA's libraries and NCCL."""
+    trouble = diagnose(RuntimeError(text))
+    assert isinstance(trouble, OutOfMemoryError)
+    assert str(trouble) in text.splitlines()
+    assert isinstance(diagnose(torch.OutOfMemoryError(text)), OutOfMemoryError)
+
+
+def test_real_errors_of_memory() -> None:
+    for ask in (lambda: torch.empty(2**60), lambda: np.empty(2**60, np.uint8), lambda: bytearray(2**60)):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            ask()
+        assert isinstance(diagnose(raised.value), OutOfMemoryError)
+    assert str(diagnose(MemoryError())) == "out of memory"
+
+
+def test_what_a_gpu_says_after_memory_ran_out_is_memory() -> None:
+    """As where a CUDA graph was being captured: the error of the end of the capture hides the first."""
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    assert isinstance(diagnose(error), LostDeviceError)
+    error.__context__ = torch.OutOfMemoryError(CUDA_FULL)
+    assert str(diagnose(error)) == CUDA_FULL.splitlines()[0]
+
+
+@pytest.mark.parametrize("text", [CUDA_GONE, "CUDA error: an illegal memory access was encountered"])
+def test_a_lost_device_is_no_memory(text: str) -> None:
+    assert isinstance(diagnose(RuntimeError(text)), LostDeviceError)
+
+
+@pytest.mark.parametrize("text", ["", "expected scalar type Float", "cuDNN error: CUDNN_STATUS_BAD_PARAM"])
+def test_a_bug_is_neither(text: str) -> None:
+    error = RuntimeError(text)
+    assert diagnose(error) is error
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many networks of earlier tries stand in memory whenever a backbone is built whose memory runs out."""
+    made: list[weakref.ref[torch.nn.Module]] = []
+    found: list[int] = []
+
+    def make(**arguments: Any) -> torch.nn.Module:
+        arguments = {name: value for name, value in arguments.items() if not name.startswith("pretrained")}
+        network = timm.create_model("test_resnet", **arguments)
+        if not next(network.parameters()).is_meta:
+            found.append(sum(other() is not None for other in made))
+            made.append(weakref.ref(network))
+        network.register_forward_pre_hook(lambda _, inputs: None if inputs[0].is_meta else run_out(inputs[0]))
+        return network
+
+    monkeypatch.setitem(_registry._model_entrypoints, "trouble_memory", make)
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, "trouble_memory", timm.get_pretrained_cfg("test_resnet"))
+    return found
+
+
+def test_the_next_try_and_the_next_job_find_the_memory_free(
+    osteo: Callable, words: list[str], tmp_path: Path, held: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: emptied.append(len(held)))
+    words = [*words, "model.backbone=trouble_memory"]
+    done = osteo("train", *words, "output_dir=halved", "trainer.halve_batch=true")
+    assert done.code == 0, done.err
+    assert held == [0, 0]
+    assert emptied[:1] == [1]  # before the second try
+    swept = osteo("train", "-m", *words, "seed=0,1", "output_dir=sweep")
+    assert swept.code == 1
+    assert held == [0] * 4
+    assert emptied == [1, 2, 3, 4]
+
+
+def test_memory_that_runs_out_in_an_answer_names_what_to_do(
+    osteo: Callable, run: Path, knees: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(CUDA_FULL)
+
+    monkeypatch.setattr("osteo.networks.network.Network.normalise", full)
+    asked = osteo("predict", str(run), f"input={knees}")
+    assert asked.code == 2
+    assert asked.err.strip().splitlines()[-1] == (
+        "osteo predict: memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+        " 79.1 GiB); use accelerator=cpu, or end what else uses the device"
+    )
+
+
+def test_what_torch_keeps_for_itself_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, store = noise(8)
+    module = KneeDataModule(Prepared(table, store), batch_size=8)
+    size, gpu = module._store.nbytes, torch.device("cuda", 0)
+    for name, value in (("memory_reserved", 3 * size), ("memory_allocated", size)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    for free, fits in ((2 * size, True), (2 * size - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 100 * size))
+        assert module._fits(gpu) is fits

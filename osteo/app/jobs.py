@@ -1,8 +1,8 @@
 """One job of a Hydra application: from its composed configuration to its end in the run record."""
 
-import gc
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from osteo import parts
 from osteo.app import taking_up
 from osteo.checks import check
 from osteo.config import Config
-from osteo.errors import LostDeviceError, MachineError, UserError, diagnose
+from osteo.errors import LostDeviceError, MachineError, OutOfMemoryError, UserError, diagnose, let_go
 from osteo.files import display_path
 from osteo.records import outputs
 from osteo.records.locks import LOCK
@@ -70,11 +70,18 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
         check(config)
         return task(config, job)
     except BaseException as error:
-        _end(error, record, config, sweep, is_foreign=is_foreign)
+        try:
+            _end(error, record, config, sweep, is_foreign=is_foreign)
+        finally:
+            if sweep is not None:
+                let_go(error)  # Hydra keeps it until the sweep has ended
         raise
     finally:
         record.release()
-        gc.collect()  # what one job leaves behind, the next has not
+        if "torch" in sys.modules:
+            from osteo.training.hardware import free_memory
+
+            free_memory()  # what one job leaves behind, the next has not
 
 
 def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
@@ -94,6 +101,8 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
     """
     name = os.path.relpath(record.directory, sweep) if sweep else record.directory.name
     trouble = diagnose(error)
+    if isinstance(trouble, OutOfMemoryError) and (hint := _memory_hint(config)):
+        trouble = UserError(f"memory ran out ({trouble}); {hint}")
     reason, state = _describe(trouble)
     has_begun = not is_foreign and record.has_status
     if has_begun and (stands := record.status()["state"]) in ("done", "interrupted"):
@@ -117,6 +126,13 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"
     if is_expected or sweep is not None:
         raise (UnrecordedError if sweep is not None and is_foreign else UserError)(reason) from error
+
+
+def _memory_hint(config: Any) -> str:
+    """What to do where memory ran out, beside `launch`, which knows the batch of a training; empty where unknown."""
+    if isinstance(config, Config):
+        return f"use a smaller data.batch_size than {config.data.batch_size}"
+    return "use accelerator=cpu, or end what else uses the device" if hasattr(config, "accelerator") else ""
 
 
 def _note_failure(record: Run, state: str, reason: str) -> None:

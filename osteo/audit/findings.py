@@ -14,10 +14,10 @@ from osteo.audit.label_noise import LabelNoise, after_cleaning, estimate
 from osteo.audit.shortcuts import Facts, Shortcut, fitted_shortcuts, read_facts, shortcuts
 from osteo.config import DataConfig
 from osteo.data import manifest as table
-from osteo.data import prepare, summary
+from osteo.data import prepare
 from osteo.data.manifest import unusable
 from osteo.data.sources import clinical_table, sheet_mismatches, t_scores
-from osteo.data.splits import assign_splits, read_split, with_split
+from osteo.data.splits import assign_splits, by_split, flow, leaks, read_split, with_split
 from osteo.errors import counted
 from osteo.evaluation.outcomes import against_rest
 from osteo.files import cache_dir
@@ -193,9 +193,9 @@ def audit_dataset(
         shortcuts=measured,
         fitted_shortcuts=fitted,
         fit=config.fit,
-        leaks=summary.leaks(used),
-        flow=summary.flow(used, table.DELIBERATE),
-        by_split=summary.by_split(used, clinical),
+        leaks=leaks(used),
+        flow=flow(used, table.DELIBERATE),
+        by_split=by_split(used, clinical),
         notes=sheet_mismatches(sources),
         read=read,
     )

@@ -27,7 +27,7 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     from osteo.records.record import Run
     from osteo.report.tables import as_table, terminal
 
-    models = load_models(names_of(config.ckpt))
+    models = load_models(names_of(config.ckpt), config.accelerator)
     manifest, logits, details = ask(models, config)
     task = models[0].network.task
     name = name_of(config)

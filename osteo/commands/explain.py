@@ -27,7 +27,7 @@ def explain(config: ExplainConfig, job: Job) -> bool:
         raise UserError(f"ckpt names {len(names)} checkpoints; layers are those of one network: name one")
     if not config.input and config.maps != LIST:
         raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
-    models = load_models(names)
+    models = load_models(names, config.accelerator)
     network = models[0].network
     if config.maps == LIST:
         print("\n".join(describe_layers(layers_of(network))))

@@ -24,7 +24,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
 
     if not config.input:
         raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
-    models = load_models(names_of(config.ckpt))
+    models = load_models(names_of(config.ckpt), config.accelerator)
     archive, entries = list_pictures(config.input)
     patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
     pictures = open_pictures(archive, entries, models, patients)

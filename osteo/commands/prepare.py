@@ -20,7 +20,7 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     from osteo.data import prepare as preparing
     from osteo.data.manifest import DELIBERATE, SPLITS
     from osteo.data.sources import sheet_mismatches
-    from osteo.data.summary import flow
+    from osteo.data.splits import flow
     from osteo.files import cache_dir
     from osteo.report.tables import as_table, terminal
     from osteo.training.augment import paper_twins

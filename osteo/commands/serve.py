@@ -19,7 +19,7 @@ def serve(config: ServeConfig, job: Job) -> bool:
     from osteo.inference.model import load_models, names_of
     from osteo.serving import server
 
-    models = load_models(names_of(config.ckpt))
+    models = load_models(names_of(config.ckpt), config.accelerator)
     app = server.make_app(models, config)
     with suppress(KeyboardInterrupt), server.listen(config.host, config.port) as listening:
         if config.host not in server.LOOPBACK:

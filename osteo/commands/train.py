@@ -30,8 +30,9 @@ def train(config: Config, job: Job) -> None:
     from lightning.pytorch import seed_everything
 
     from osteo.data.prepare import prepare, read_sources, reader
-    from osteo.data.summary import leaks
+    from osteo.data.splits import leaks
     from osteo.evaluation.metrics import check_claim
+    from osteo.evaluation.outcomes import evaluate_splits
     from osteo.files import cache_dir
     from osteo.inference.card import card_of, write_card
     from osteo.networks.lineage import check_unseen
@@ -66,13 +67,14 @@ def train(config: Config, job: Job) -> None:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         seconds_fit = time.perf_counter() - begun
-        best_epoch = fit.load_best(trainer, module, record)
+        best = fit.load_best(trainer, module, record)
         predictions = fit.predict(trainer, module, datamodule)
         if rank() == 0:
-            write_card(record.best_checkpoint, card_of(config, prepared.manifest, prepared.store, predictions))
+            write_card(record.best_checkpoint, best, card_of(config, prepared.manifest, prepared.store, predictions))
         record.write_predictions(predictions)
-        results = fit.measure(predictions, module.task)
+        results = evaluate_splits(predictions, module.task)
         record.write_metrics(results)
+        best_epoch = int(best["epoch"])
         costs = {"seconds": round(time.perf_counter() - begun, 1), "seconds_fit": round(seconds_fit, 1)}
         facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)
         facts |= {"leaks": {kind: len(sets) for kind, sets in leaks(prepared.manifest).items()}}

@@ -1,8 +1,7 @@
 """Hands out indices; pictures are gathered where they are needed."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from osteo import graphs
 from osteo.config import DataConfig
+from osteo.data.loading import Gather, Items, Shares, Shuffled
 from osteo.data.manifest import SPLITS, VARIANT
 from osteo.data.prepare import Prepared, configured, prepare
 from osteo.errors import UserError, counted
@@ -58,67 +58,6 @@ class Index(NamedTuple):
     """int64 (N,), the variant that each row is, where they were made before the split"""
     members: dict[str, Tensor]
     """int64, rows by split"""
-
-
-class Items(Dataset[int]):
-    """The numbers 0 to length - 1: an item is a picture in one of its variants."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, item: int) -> int:
-        return item
-
-
-class Shuffled(Sampler[int]):
-    """The numbers 0 to length - 1 in an order that follows from the seed and the epoch alone.
-
-    Args:
-        length: how many.
-        seed: of the order.
-        is_frozen: keep the order of the first epoch, for a batch that is to be learnt by heart.
-    """
-
-    def __init__(self, length: int, seed: int, *, is_frozen: bool = False) -> None:
-        self.length, self.seed, self.epoch, self.is_frozen = length, seed, 0, is_frozen
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = 0 if self.is_frozen else epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        yield from torch.randperm(self.length, generator=generator).tolist()
-
-
-class Shares(Sampler[list[int]]):
-    """Each batch's share of one process: every item of a batch goes to one of them.
-
-    Args:
-        batches: of all processes together.
-        rank: of this process.
-        count: processes.
-    """
-
-    def __init__(self, batches: BatchSampler, rank: int, count: int) -> None:
-        self.sampler = batches.sampler  # where Lightning sets the epoch
-        self._batches, self._rank, self._count = batches, rank, count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches:
-            if share := batch[self._rank :: self._count]:
-                yield share
-
-    def __len__(self) -> int:
-        last = len(self.sampler) % self._batches.batch_size  # type: ignore[arg-type]  # a Sized sampler
-        is_left_out = not self._batches.drop_last and 0 < last <= self._rank
-        return len(self._batches) - is_left_out
 
 
 class KneeDataModule(LightningDataModule):
@@ -255,7 +194,7 @@ class KneeDataModule(LightningDataModule):
             items,
             batch_sampler=Shares(batches, self.trainer.global_rank if self.trainer else 0, self._processes()),
             generator=torch.Generator().manual_seed(self.seed),  # else it draws from everyone's random numbers
-            collate_fn=partial(self._collect, split) if streams else torch.tensor,
+            collate_fn=self._gatherer(split) if streams else torch.tensor,
             num_workers=min(WORKERS, os.cpu_count() or 1) if streams else 0,
             persistent_workers=streams,
             pin_memory=streams,
@@ -269,10 +208,11 @@ class KneeDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         return device.type == "cuda" and not self.cpu_transform and self._features is None and not self._fits(device)
 
-    def _collect(self, split: str, items: list[int]) -> tuple[Tensor, Tensor]:
-        """In a worker: items, and the bytes of their pictures, uint8 (P, B, S, S), with twins where they are used."""
-        chosen, members = torch.tensor(items), self._cpu.members[split]
-        return chosen, self._store[:, self._cpu.stored[members[chosen % len(members)]]]
+    def _gatherer(self, split: str) -> Gather:
+        """What workers gather the pictures of a split with, and their twins where they are used."""
+        assert self._prepared is not None
+        rows = self._cpu.stored[self._cpu.members[split]]
+        return Gather(self._prepared.store.pictures, len(self._store), rows.numpy())
 
     def on_after_batch_transfer(self, batch: Tensor | Sequence[Tensor], dataloader_idx: int) -> Batch:
         """Gathers the pictures of a batch of items, and augments them where the stage asks for it."""
@@ -351,8 +291,14 @@ class KneeDataModule(LightningDataModule):
         return self.augment(pictures, unit(pixels[1]) if len(pixels) > 1 else pictures, variants, draw)
 
     def _fits(self, device: torch.device) -> bool:
-        """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there."""
-        return self._store.device == device or self._store.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+        """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there.
+
+        What torch has reserved for this process and not allocated is free, too.
+        """
+        if self._store.device == device:
+            return True
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return self._store.nbytes <= (torch.cuda.mem_get_info(device)[0] + cached) // 4
 
     def _settle(self, device: torch.device) -> None:
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""

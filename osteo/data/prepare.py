@@ -15,7 +15,7 @@ import pandas as pd
 from osteo import parts
 from osteo.checks import check, check_data, named_pairs
 from osteo.config import DATA_SETS, DataConfig, SplitConfig
-from osteo.data import clinical, download, phantom, summary
+from osteo.data import clinical, download, phantom
 from osteo.data import manifest as table
 from osteo.data.duplicates import SIDE, find_pairs
 from osteo.data.sources import (
@@ -29,7 +29,7 @@ from osteo.data.sources import (
     read_mendeley,
     t_scores,
 )
-from osteo.data.splits import assign_splits, check_test_source
+from osteo.data.splits import assign_splits, check_test_source, leaks
 from osteo.data.store import VERSION, ChangedFileError, Store, open_store
 from osteo.errors import UserError, counted, unknown
 from osteo.files import cache_dir, name_of_file, read_sealed, whole, write_sealed, writing_to_cache
@@ -328,7 +328,7 @@ def _report_leaks(manifest: pd.DataFrame, config: DataConfig, stated: str) -> No
             "altered copies are not searched for among %d pictures, since data.split.grouped=false; osteo audit does",
             len(manifest),
         )
-    found = summary.leaks(manifest)
+    found = leaks(manifest)
     if not found["clusters"]:
         return
     splits, patients = (manifest.set_index("image_id")[name] for name in ("split", "patient"))

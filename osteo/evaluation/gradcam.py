@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from osteo.errors import UserError
 from osteo.evaluation.bootstrap import bootstrap, rows_of
+from osteo.networks.precision import ieee_float32
 from osteo.parts import Explainable
 from osteo.task import BINARY, Task
 from osteo.types import Floats, Grey, Mask
@@ -29,11 +30,12 @@ def grad_cam(network: Explainable, pictures: Tensor) -> Tensor:
     within the features does no harm.
 
     Args:
-        network: is put into evaluation mode.
+        network: is put into evaluation mode, and computes in float32 where it is.
         pictures: float (B, 1, S, S) in [0, 1].
 
     Returns:
-        Float (B, S, S), at least 0, the largest of each picture 1; all 0 where nothing speaks for osteoporosis.
+        Float (B, S, S) on the CPU, at least 0, the largest of each picture 1; all 0 where nothing speaks for
+        osteoporosis.
 
     Raises:
         UserError: the backbone has no spatial feature map.
@@ -49,13 +51,13 @@ def evidence(network: Explainable, pictures: Tensor) -> Tensor:
     Grad-CAM is its positive part, enlarged. Arguments and errors are those of `grad_cam`.
     """
     network.eval()
-    with torch.enable_grad():
-        features = network.features(pictures)
+    with torch.enable_grad(), ieee_float32():
+        features = network.features(pictures.to(network.device))
         channels = channel_axis(network, features)
         features = features.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(network.classify(features).sum(), features)
     spatial = tuple(axis for axis in (1, 2, 3) if axis != channels)
-    return (gradient.mean(spatial, keepdim=True) * features.detach()).sum(channels)
+    return (gradient.mean(spatial, keepdim=True) * features.detach()).sum(channels).cpu()
 
 
 def channel_axis(network: Explainable, features: Tensor | list[Tensor]) -> int:

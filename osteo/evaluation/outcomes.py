@@ -14,7 +14,7 @@ from osteo.evaluation.metrics import BUILT_IN, all_metrics, evaluate, measure
 from osteo.evaluation.multiclass import evaluate_classes
 from osteo.records.content import damaged
 from osteo.records.record import Run
-from osteo.task import PREDICTED_T_SCORE, T_SCORE, TASKS, Task, probability_columns
+from osteo.task import BINARY, PREDICTED_T_SCORE, T_SCORE, TASKS, Task, probability_columns
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,15 @@ def evaluate_task(task: Task, predictions: pd.DataFrame) -> dict[str, Any]:
         probabilities = predictions[probability_columns(task)].to_numpy(float)
         return evaluate_classes(probabilities, predictions["label"], class_names=task.class_names)
     return evaluate(predictions["logit"], predictions["label"])
+
+
+def evaluate_splits(predictions: pd.DataFrame, task: Task = BINARY) -> dict[str, Any]:
+    """What metrics.json holds of a training: every metric of validation and test, as in test/accuracy."""
+    results: dict[str, Any] = {}
+    for split in ("val", "test"):
+        rows = predictions[predictions["split"] == split]
+        results |= {f"{split}/{name}": value for name, value in evaluate_task(task, rows).items()}
+    return results
 
 
 def warn_of_absent(predictions: pd.DataFrame, task: Task, split: str) -> None:

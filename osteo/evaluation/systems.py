@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.ensemble import RandomForestClassifier
 
-from osteo.data.summary import copied_to_training
+from osteo.data.splits import copied_to_training
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import check_finite, measure

@@ -186,6 +186,6 @@ def heat_map(models: Sequence[Model], grey: Grey) -> npt.NDArray[np.float32]:
     side = models[0].card.image_size
     maps = []
     for model in models:
-        cam = grad_cam(model.network, to_batch([model.prepare(grey)]))[0].detach().numpy()
+        cam = grad_cam(model.network, to_batch([model.prepare(grey)]))[0].numpy()
         maps.append(cv2.resize(cam, (side, side), interpolation=cv2.INTER_LINEAR))
     return np.asarray(np.mean(maps, axis=0), np.float32)

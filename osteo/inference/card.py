@@ -1,7 +1,6 @@
 """What a checkpoint carries beside its weights: all that is needed to use it as it was validated."""
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from osteo.config import Config, DataConfig
 from osteo.data.store import Store
@@ -20,8 +18,8 @@ from osteo.evaluation.systems import validate
 from osteo.files import whole
 from osteo.inference import guard as guards
 from osteo.records.record import CONFIG, Run
+from osteo.records.snapshots import save_checkpoint
 from osteo.task import BINARY, RULES, TASKS
-from osteo.training.module import read_checkpoint
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
@@ -85,14 +83,16 @@ def data_hash(sha256: Sequence[str], splits: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
-def write_card(checkpoint: Path, card: Card) -> None:
-    """Adds a card to a checkpoint file, which then appears whole or stays as it was."""
-    stored = read_checkpoint(checkpoint)
-    stored[KEY] = asdict(card)
-    content = io.BytesIO()  # torch's own writer does not report a full disk
-    torch.save(stored, content)
+def write_card(checkpoint: Path, stored: Mapping[str, Any], card: Card) -> None:
+    """Adds a card to a checkpoint file, which then appears whole or stays as it was.
+
+    Args:
+        checkpoint: the file.
+        stored: what it holds.
+        card: of its network.
+    """
     with whole(checkpoint, durable=True) as aside:
-        aside.write_bytes(content.getbuffer())
+        save_checkpoint({**stored, KEY: asdict(card)}, aside)
 
 
 def read_card(stored: Mapping[str, Any], name: str) -> Card:

@@ -16,6 +16,7 @@ from osteo.errors import UserError, unknown
 from osteo.evaluation.gradcam import knee
 from osteo.networks.composites import Composite
 from osteo.networks.network import Network
+from osteo.networks.precision import ieee_float32
 from osteo.networks.views import cut, join
 from osteo.types import Grey, Singles
 
@@ -189,8 +190,8 @@ def feature_maps(network: Network, picture: Tensor, layers: Sequence[str]) -> di
     """
     backbone, found = network.eval().backbone, dict[str, Tensor]()
     chosen = {name: backbone.get_submodule(name) for name in layers}
-    with _hooked(backbone, chosen, found), torch.inference_mode():
-        backbone(network.normalise(cut(picture, network.patches)))
+    with _hooked(backbone, chosen, found), torch.inference_mode(), ieee_float32():
+        backbone(network.normalise(cut(picture.to(network.device), network.patches)))
     maps = {}
     for name in layers:
         of_tiles = to_map(backbone, found[name], network.patches**2)

@@ -98,7 +98,7 @@ class Predictor:
                 yield Opened(str(position), _checked(picture, position), patient=patient)
 
 
-def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:
+def load(run_or_checkpoint: str | Path, *more: str | Path, accelerator: str = "auto") -> Predictor:
     """A trained model, ready to predict; several checkpoints answer together, as an ensemble.
 
     A model with a backbone or head of your own needs its module imported first.
@@ -106,12 +106,14 @@ def load(run_or_checkpoint: str | Path, *more: str | Path) -> Predictor:
     Args:
         run_or_checkpoint: a checkpoint, or a run directory, which stands for its best checkpoint.
         more: further members of the ensemble.
+        accelerator: what computes the answers: auto, cpu, gpu, cuda or mps.
 
     Raises:
-        UserError: a checkpoint cannot be used.
+        UserError: a checkpoint cannot be used, or the accelerator is not there.
     """
+    check(PredictConfig(accelerator=accelerator))
     parts.load([])  # the plugins of installed packages
-    return Predictor(load_models([str(path) for path in (run_or_checkpoint, *more)]))
+    return Predictor(load_models([str(path) for path in (run_or_checkpoint, *more)], accelerator))
 
 
 def _checked(array: Any, position: int) -> Grey:

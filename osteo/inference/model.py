@@ -17,12 +17,14 @@ from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
 from osteo.networks.outputs import details_of, positive_logit
+from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, Patient
 from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import best_of
 from osteo.task import Task
+from osteo.training.hardware import present_accelerator
 from osteo.training.module import build_module, name_of, read_checkpoint
 from osteo.types import Floats, Grey
 
@@ -79,19 +81,19 @@ class Model:
         return np.asarray(positive_logit(self.network.task.kind, outputs).double().numpy(), np.float64)
 
     def outputs(self, pictures: Sequence[Grey], features: Features | None = None) -> Tensor:
-        """What the network gives for prepared pictures, (N,) or (N, K); see `osteo.networks.outputs`.
+        """What the network gives for prepared pictures, (N,) or (N, K) on the CPU; see `osteo.networks.outputs`.
 
         Args:
             pictures: uint8 (S, S), as `prepare` gives them; `BATCH` are looked at together.
             features: of their patients, (N, F), as `features` gives them; None where nothing is known of any.
         """
-        found = []
-        with torch.inference_mode():
+        found, device = [], self.network.device
+        with torch.inference_mode(), ieee_float32():
             for start in range(0, len(pictures), BATCH):
                 chosen = slice(start, start + BATCH)
-                of_patients = None if features is None else torch.from_numpy(features[chosen])
-                found.append(self.network(to_batch(pictures[chosen]), of_patients))
-            return torch.cat(found)
+                of_patients = None if features is None else torch.from_numpy(features[chosen]).to(device)
+                found.append(self.network(to_batch(pictures[chosen]).to(device), of_patients))
+            return torch.cat(found).cpu()
 
 
 def size_to_read(models: Sequence[Model]) -> int:
@@ -105,14 +107,19 @@ def to_batch(pictures: Sequence[Grey]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).unsqueeze(1).float().div(255.0)
 
 
-def load_model(checkpoint: Path) -> Model:
+def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
     """The model of a checkpoint; nothing but tensors, numbers and text is read from it.
+
+    Args:
+        checkpoint: its file.
+        accelerator: that answers, see `osteo.training.hardware.present_accelerator`.
 
     Raises:
         UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, it needs a plugin
-            that is not loaded, its card does not fit its network, or it lies in the directory of another run than its
-            own.
+            that is not loaded, its card does not fit its network, it lies in the directory of another run than its
+            own, or the accelerator is not there.
     """
+    device = present_accelerator(accelerator)
     stored = read_checkpoint(checkpoint)
     card = read_card(stored, checkpoint.name)
     if checkpoint.parent.name == "checkpoints" and (run := Run(checkpoint.parent.parent)).has_config:
@@ -133,7 +140,7 @@ def load_model(checkpoint: Path) -> Model:
             f"{checkpoint.name} carries a card whose task ({card.task}) is not that of its network"
             f" ({module.task.name}); {ADVICE}"
         )
-    network = module.network.to(memory_format=torch.contiguous_format).float().eval()
+    network = module.network.to(memory_format=torch.contiguous_format).float().eval().to(device)
     return Model(checkpoint, network, card, from_dict(card.guard))
 
 
@@ -152,15 +159,19 @@ def checkpoint_of(name: str) -> Path:
     return best_of(path) if path.is_dir() else path
 
 
-def load_models(checkpoints: Sequence[str]) -> list[Model]:
+def load_models(checkpoints: Sequence[str], accelerator: str = "auto") -> list[Model]:
     """One model or the members of an ensemble; a run directory stands for its best checkpoint.
+
+    Args:
+        checkpoints: as a user names them.
+        accelerator: that answers, see `load_model`.
 
     Raises:
         UserError: one of them cannot be used.
     """
     if not checkpoints:
         raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    models = [load_model(checkpoint_of(name)) for name in checkpoints]
+    models = [load_model(checkpoint_of(name), accelerator) for name in checkpoints]
     for model in models[1:]:
         if model.card.task != models[0].card.task:
             raise UserError(

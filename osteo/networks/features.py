@@ -14,6 +14,7 @@ from osteo.data.store import Store
 from osteo.errors import UserError, first_line
 from osteo.files import alone, check_checksums, whole, writing_to_cache
 from osteo.networks.network import MISFITS, Network
+from osteo.networks.precision import IEEE, ieee_float32
 from osteo.networks.views import Views
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _compute(network: Network, views: Views, number: int, store: Store, device: 
     pictures = torch.from_numpy(store.pictures[0])
     network, views = network.to(device).eval(), views.to(device)
     found = []
-    with torch.inference_mode():
+    with torch.inference_mode(), ieee_float32():
         for start in range(0, len(pictures), BATCH):
             batch = pictures[start : start + BATCH].unsqueeze(1).to(device).float().div_(255.0)
             found.append(network.pooled(views.show(batch, number).contiguous()).float().cpu())
@@ -100,7 +101,7 @@ def _fingerprint(network: Network, store: Store, example: Tensor) -> str:
 
     The last stands for code, of timm's or of a plugin's, that may have changed since.
     """
-    digest = hashlib.sha256(f"{network.channels}:{network.patches}:{torch.__version__}".encode())
+    digest = hashlib.sha256(f"{IEEE}:{network.channels}:{network.patches}:{torch.__version__}".encode())
     digest.update(np.ascontiguousarray(store.pictures[0]).data)
     new = {id(tensor) for tensor in network.classifier().state_dict(keep_vars=True).values()}
     for key, tensor in network.state_dict(keep_vars=True).items():

@@ -121,6 +121,11 @@ class Network(nn.Module):
         """Channels of the last feature map."""
         return int(self.backbone.num_features)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where what it is given must lie."""
+        return self.mean.device
+
     def fuse(self, covariates: Covariates) -> None:
         """Has the network take covariates beside the picture, which change nothing until it learns."""
         self._parts["covariates"] = covariates.to_dict()
@@ -235,10 +240,11 @@ class Network(nn.Module):
         return [group for group in trained if group]
 
     def untrained(self, *, seed: int = 0) -> "Network":
-        """The same network with new, untrained weights (Adebayo et al. 2018)."""
+        """The same network with new, untrained weights (Adebayo et al. 2018), where this one computes."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Network(self.name, image_size=self.image_size, channels=self.channels, **self._parts)  # type: ignore[arg-type]
+            fresh = Network(self.name, image_size=self.image_size, channels=self.channels, **self._parts)  # type: ignore[arg-type]
+        return fresh.to(self.device)
 
     def _to_outputs(self, output: Tensor) -> Tensor:
         return self._finish(output if self.head is None else self.head(output))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from osteo.data import summary
+from osteo.data.splits import by_split
 from osteo.evaluation.bootstrap import format_interval
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import validate
@@ -68,7 +68,7 @@ def model_card(
         osteo=facts["osteo"],
         torch=facts["libraries"]["torch"],
         timm=facts["libraries"]["timm"],
-        by_split=summary.by_split(manifest, None),
+        by_split=by_split(manifest, None),
         data=data.name,
         data_sha256=data_sha256(manifest),
         audit=audit,

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from osteo.checks import check
 from osteo.command_settings import ReportConfig
 from osteo.config import Config
-from osteo.data import summary
 from osteo.data.manifest import DELIBERATE, copies, originals
 from osteo.data.prepare import decodable
+from osteo.data.splits import by_split, flow, leaks
 from osteo.errors import UserError, counted, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
@@ -36,6 +36,7 @@ from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
+from osteo.training.hardware import present_accelerator
 from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
@@ -207,13 +208,14 @@ def read_report(config: ReportConfig) -> Report:
     """Reads the records of a sweep, computes what they say, and inspects its pictures.
 
     Raises:
-        UserError: no directory is named, or it holds no finished run.
+        UserError: no directory is named, it holds no finished run, or the accelerator is not there.
     """
     if not config.runs:
         raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
     directory = Path(config.runs).expanduser()
+    config = replace(config, accelerator=present_accelerator(config.accelerator))
     runs, damaged = trained(directory, check_run)
     left_out = [*damaged, *unfinished(directory)]
     if not runs and damaged:
@@ -254,11 +256,11 @@ def compose(
     """
     runs = [run for result in results.models for run in result.system.runs]
     manifest = results.best.system.best_run.read_manifest()
-    leaks, contradictions, audit = data_findings(runs, manifest)
+    leaking, contradictions, audit = data_findings(runs, manifest)
     sanity = pictures.sanity.sentence if pictures.sanity else ""
     fit = setting.data.fit
     sentences = verdict(
-        results, leaks, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
+        results, leaking, contradictions, trials=trials_of(directory), sanity=sanity, probes=pictures.probes, fit=fit
     )
     beyond = added_value.find(results, setting.covariates, pictures.clinical)
     section, task = task_section(results), results.experiment.task
@@ -328,8 +330,8 @@ def _tables(
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
         "subgroups": rows.subgroup_table(results, results.best, clinical),
-        "flow": summary.flow(originals(manifest), DELIBERATE),
-        "by_split": summary.by_split(manifest, None),
+        "flow": flow(originals(manifest), DELIBERATE),
+        "by_split": by_split(manifest, None),
         "runs": record.runs_table(board, results.experiment.task),
         "versions": record.versions_table(runs),
         "hashes": record.hashes_table(results, manifest),
@@ -348,10 +350,10 @@ def trials_of(directory: Path) -> str:
 
 def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
     """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
-    leaks = {"clusters": 0, "patients": 0, "pictures": 0}
+    most = {"clusters": 0, "patients": 0, "pictures": 0}
     for run in runs:
-        of_run = summary.leaks(run.read_manifest())
-        leaks = {name: max(leaks[name], len(of_run[name])) for name in leaks}
+        of_run = leaks(run.read_manifest())
+        most = {name: max(most[name], len(of_run[name])) for name in most}
     manifest = originals(manifest)
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
@@ -360,7 +362,7 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
         f"{len(exact)} sets of identical files came with the data, {len(contradictory)} of them under contradictory"
         f" labels; among the pictures used are {len(used_exact)}, and {len(used_contradictory)} contradictory.",
         f"{used['group'].nunique()} groups (patients, or copies of one exposure) among {len(used)} pictures used.",
-        f"Splits: {leaks['pictures']} sets of identical files, {leaks['clusters']} sets of one exposure or patient and"
-        f" {leaks['patients']} patients stand on more than one side of a run's split, at most.",
+        f"Splits: {most['pictures']} sets of identical files, {most['clusters']} sets of one exposure or patient and"
+        f" {most['patients']} patients stand on more than one side of a run's split, at most.",
     ]
-    return leaks["clusters"], len(used_contradictory), lines
+    return most["clusters"], len(used_contradictory), lines

@@ -35,6 +35,7 @@ from osteo.report.results import Results
 from osteo.report.rows import mistakes
 from osteo.task import PREDICTED_T_SCORE, TASKS, THRESHOLD, Task, call_by_details, details_columns
 from osteo.training.augment import paper_twins
+from osteo.training.hardware import present_accelerator
 from osteo.training.module import build_module, read_checkpoint
 from osteo.types import Grey, ReadFile, Singles
 
@@ -136,7 +137,7 @@ def _explain(
     note = ""
     try:
         log.info("computing where %s looks", system.name)
-        maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store)
+        maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store, accelerator=config.accelerator)
     except UserError as error:
         log.warning("where %s looks is left out: %s", system.name, error)
         maps, sanity, note = {}, None, str(error)
@@ -145,7 +146,7 @@ def _explain(
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
     if config.pictures:
-        figures |= feature_map_figures(system.best_run, stored, results.experiment.task)
+        figures |= feature_map_figures(system.best_run, stored, results.experiment.task, config.accelerator)
     shown = _mistakes(wrong, system.best_run.read_manifest(), stored, maps, results.experiment.task)
     return PictureFindings(figures, shown, sentences, sanity, probes, note, clinical)
 
@@ -182,7 +183,13 @@ def called_by(task: Task, row: "pd.Series[Any]") -> tuple[str, str]:
 
 
 def grad_cams(
-    runs: Sequence[Run], first: Sequence[str], sha256: Mapping[str, str], store: Store, *, seed: int = RANDOM_SEED
+    runs: Sequence[Run],
+    first: Sequence[str],
+    sha256: Mapping[str, str],
+    store: Store,
+    *,
+    seed: int = RANDOM_SEED,
+    accelerator: str = "auto",
 ) -> tuple[dict[str, Singles], gradcam.Sanity | None]:
     """Grad-CAM of test pictures by the network that tested them, by image_id, (S, S), and their sanity check.
 
@@ -194,6 +201,7 @@ def grad_cams(
         sha256: of the other pictures too, by image_id.
         store: holds them.
         seed: of the first untrained network.
+        accelerator: that computes the maps, see `osteo.inference.model.load_model`.
 
     Raises:
         UserError: the backbone has no feature map, or a checkpoint is gone or of another run.
@@ -210,7 +218,7 @@ def grad_cams(
             continue
         stored = read_checkpoint(run.best_checkpoint)
         check_origin(stored, run.best_checkpoint, run)
-        network = build_module(stored, run.best_checkpoint).network
+        network = build_module(stored, run.best_checkpoint).network.to(present_accelerator(accelerator))
         rows = [store.rows[sha256[i]] for i in chosen]
         for start in range(0, len(rows), BATCH):
             pictures = unit(torch.from_numpy(store.pictures[0, rows[start : start + BATCH]]))
@@ -256,20 +264,23 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     return dict(zip(PANELS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
 
 
-def feature_map_figures(best: Run, stored: Mapping[str, Grey], task: Task) -> dict[str, Figure]:
+def feature_map_figures(
+    best: Run, stored: Mapping[str, Grey], task: Task, accelerator: str = "auto"
+) -> dict[str, Figure]:
     """What the best run's network sees of its most confident right call and wrong call; none where it gives no map.
 
     Args:
         best: the run.
         stored: its test pictures, as the network sees them, by image_id.
         task: that it was asked.
+        accelerator: that computes them, see `osteo.inference.model.load_model`.
     """
     predictions = best.read_predictions()
     test = predictions[predictions["split"] == "test"]
     test = test.iloc[np.argsort(-(test["probability"] - THRESHOLD).abs(), kind="stable")]
     figures: dict[str, Figure] = {}
     try:
-        model = load_model(best.best_checkpoint)
+        model = load_model(best.best_checkpoint, accelerator)
         layers = explain.stage_layers(model.network, LAYERS)
     except UserError as error:
         log.warning("feature maps are left out: %s", error)

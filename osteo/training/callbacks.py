@@ -11,14 +11,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from osteo.errors import UserError
-from osteo.files import link_or_copy, whole
+from osteo.errors import UserError, diagnose
 from osteo.networks.averages import MovingAverage
 from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
+from osteo.records.snapshots import BEST, LAST, PREVIOUS, CheckpointWriter
 from osteo.task import LAST_EPOCH, is_better
 from osteo.training.module import OF_TRAINING, read_checkpoint
 
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 OF_LIGHTNING = ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
 """Of a checkpoint, what Lightning goes on from beside `OF_TRAINING`."""
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 class History(Callback):
@@ -50,6 +50,11 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on after these rows."""
         self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drops the rows of epochs that a run which goes on repeats, since no checkpoint of them was written."""
+        if self.rows:
+            self._write(self.rows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock and notes the learning rate of the epoch's first step."""
@@ -103,6 +108,7 @@ class Checkpoints(Checkpoint):
 
     Every epoch starts its random numbers from the seed and its number, so that nothing else need be restored. Lightning
     calls a `Checkpoint` after all other callbacks, early stopping among them, so that it keeps what they have counted.
+    Files are written by a thread while the next epoch is trained; however a fit ends, it ends when they are written.
 
     Args:
         folder: for the files.
@@ -111,7 +117,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, monitor: str, seed: int) -> None:
-        self.folder, self.monitor, self.seed = folder, monitor, seed
+        self.monitor, self.seed = monitor, seed
+        self.writer = CheckpointWriter(folder)
         self.best: float | None = None
         self.stopped: int | None = None
 
@@ -136,18 +143,20 @@ class Checkpoints(Checkpoint):
         if is_best:
             self.best = score
         self.stopped = trainer.max_epochs if trainer.should_stop else None
-        last, best = self.folder / LAST, self.folder / BEST
-        if not trainer.is_global_zero:
-            trainer.save_checkpoint(last)  # takes part; nothing is written
-            return
-        with whole(last, durable=True) as aside:
-            trainer.save_checkpoint(aside)
-            if is_best:
-                with whole(best, durable=True) as twin:
-                    link_or_copy(aside, twin)
-            if last.exists():  # a kill at any moment leaves a last.ckpt
-                with whole(self.folder / PREVIOUS) as twin:
-                    link_or_copy(last, twin)
+        checkpoint = checkpoint_of(trainer)
+        if checkpoint is not None:
+            self.writer.keep(checkpoint, is_best=is_best)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits until all is written: what follows reads the best epoch."""
+        self.writer.flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Waits until all is written, so that the run goes on from its last epoch."""
+        try:
+            self.writer.flush()
+        except Exception as error:  # noqa: BLE001  the first exception is the one to be raised
+            log.error("%s", diagnose(error))
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and of how many epochs the run was told to end early."""
@@ -160,6 +169,29 @@ class Checkpoints(Checkpoint):
             self.best = None
         else:
             self.best = best if "monitor" in state_dict else abs(best)
+
+
+class _Taken(TorchCheckpointIO):
+    """Takes a checkpoint in the place of a file."""
+
+    checkpoint: dict[str, Any] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.checkpoint = checkpoint
+
+
+def checkpoint_of(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning would write, with tensors that training goes on to change; in the first process alone.
+
+    All processes take part.
+    """
+    usual, taken = trainer.strategy.checkpoint_io, _Taken()
+    trainer.strategy.checkpoint_io = taken
+    try:
+        trainer.save_checkpoint("")
+    finally:
+        trainer.strategy.checkpoint_io = usual
+    return taken.checkpoint
 
 
 class Averaging(WeightAveraging):

@@ -3,7 +3,6 @@
 Where memory runs out it begins anew with a smaller batch, if that was asked for.
 """
 
-import gc
 import logging
 import logging.config
 import multiprocessing
@@ -30,7 +29,7 @@ from torch.multiprocessing.spawn import (
 
 from osteo import parts
 from osteo.config import Config
-from osteo.errors import MachineError, OutOfMemoryError, UserError, diagnose
+from osteo.errors import MachineError, OutOfMemoryError, UserError, diagnose, let_go
 from osteo.files import cache_dir
 from osteo.records.record import Job
 from osteo.training import hardware
@@ -66,10 +65,11 @@ def launch(train: Train, config: Config, job: Job) -> None:
                 raise UserError(
                     f"memory ran out with data.batch_size={size} ({trouble}); use {hint}, or trainer.halve_batch=true"
                 ) from error
+            let_go(error)
         log.warning(
             "memory ran out with batches of %d; the run begins anew with %d, %d per step", size, size // 2, times
         )
-        gc.collect()  # the network that did not fit
+        hardware.free_memory()  # of the network that did not fit
         record.clear()
         config, job = with_batch(config, replace(job, goes_on=False), size // 2, times)
 

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -26,11 +27,12 @@ from osteo.data.prepare import Prepared
 from osteo.data.sources import Source, clinical_rows
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite
-from osteo.evaluation.outcomes import evaluate_task, warn_of_absent
+from osteo.evaluation.outcomes import warn_of_absent
 from osteo.files import cache_dir, display_path, public
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
+from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
 from osteo.task import BINARY, T_SCORE, Task
@@ -51,7 +53,7 @@ log = logging.getLogger(__name__)
 RESERVED = (
     "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches",
     "gradient_clip_val", "limit_train_batches", "callbacks", "logger", "enable_checkpointing", "default_root_dir",
-    "use_distributed_sampler",
+    "use_distributed_sampler", "deterministic",
 )  # fmt: skip
 """Arguments of Lightning's Trainer that have a key of their own, or that the run record takes care of."""
 
@@ -287,6 +289,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             devices=limits.devices,
             num_nodes=limits.num_nodes,
             precision=hardware.choose_precision(limits, accelerator),  # type: ignore[arg-type]
+            deterministic=limits.deterministic,
             accumulate_grad_batches=limits.accumulate_grad_batches,
             gradient_clip_val=limits.gradient_clip_val,
             limit_train_batches=limits.limit_train_batches,
@@ -302,12 +305,14 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
 
 
 def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
-    """Validation and test predictions, one row per picture, from all processes.
+    """Validation and test predictions in float32 after a training, one row per picture, from all processes.
 
     Raises:
         UserError: a logit is not finite.
     """
-    batches: Any = trainer.predict(module, datamodule=datamodule)
+    trainer.strategy.precision_plugin = Precision()
+    with ieee_float32():
+        batches: Any = trainer.predict(module, datamodule=datamodule)
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(shares, batches)
@@ -322,8 +327,8 @@ def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) ->
     return table.sort_values("split", ascending=False, kind="stable", ignore_index=True)  # val before test
 
 
-def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
-    """Puts the weights of the best epoch into the module, once they are on the disk; returns its number.
+def load_best(trainer: Trainer, module: Classifier, record: Run) -> dict[str, Any]:
+    """Puts the weights of the best epoch into the module, once they are on the disk; returns its checkpoint.
 
     Raises:
         UserError: no epoch was the best, or its checkpoint is damaged.
@@ -333,16 +338,7 @@ def load_best(trainer: Trainer, module: Classifier, record: Run) -> int:
         raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
     kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
-    return int(kept["epoch"])
-
-
-def measure(predictions: pd.DataFrame, task: Task = BINARY) -> dict[str, Any]:
-    """What metrics.json holds: every metric of validation and test, as in test/accuracy."""
-    results: dict[str, Any] = {}
-    for split in ("val", "test"):
-        rows = predictions[predictions["split"] == split]
-        results |= {f"{split}/{name}": value for name, value in evaluate_task(task, rows).items()}
-    return results
+    return kept
 
 
 def history_of(callbacks: list[Callback]) -> list[dict[str, float]]:

@@ -1,9 +1,10 @@
 """What a run computes on, chosen by what the machine has."""
 
+import gc
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,35 @@ from osteo.errors import UserError
 from osteo.training import ranks
 
 
-def choose_accelerator(limits: TrainerConfig) -> str:
+def present_accelerator(requested: str, key: str = "accelerator") -> str:
     """The accelerator to use: cuda, mps or cpu.
+
+    Args:
+        requested: one of `osteo.config.ACCELERATORS`.
+        key: of the configuration that asks for it, for the error.
+
+    Raises:
+        UserError: it is not there.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested == "auto":
+        chosen = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    elif requested == "gpu":
+        chosen = next((name for name in ("cuda", "mps") if present[name]), "cuda")
+    else:
+        chosen = requested
+    if not present[chosen]:
+        raise UserError(f"{key}={requested}, but this machine shows no {chosen.upper()} device; use {key}=cpu or auto")
+    return chosen
+
+
+def choose_accelerator(limits: TrainerConfig) -> str:
+    """The accelerator of a training: cuda, mps or cpu.
 
     Raises:
         UserError: it is not there, or has fewer devices than asked for.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if limits.accelerator == "auto":
-        chosen = next(name for name in ("cuda", "mps", "cpu") if present[name])
-    elif limits.accelerator == "gpu":
-        chosen = next((name for name in ("cuda", "mps") if present[name]), "cuda")
-    else:
-        chosen = limits.accelerator
-    if not present[chosen]:
-        raise UserError(
-            f"trainer.accelerator={limits.accelerator}, but this machine shows no {chosen.upper()} device;"
-            " use trainer.accelerator=cpu or auto"
-        )
+    chosen = present_accelerator(limits.accelerator, "trainer.accelerator")
     _check_devices(limits.devices, torch.cuda.device_count() if chosen == "cuda" else None)
     return chosen
 
@@ -97,6 +109,13 @@ def free_gpu(folder: Path, present: int) -> Iterator[int]:
             finally:
                 lock.release()
             return
+
+
+def free_memory() -> None:
+    """Gives back what nothing uses any more, and what torch has kept of it for later."""
+    gc.collect()
+    with suppress(RuntimeError):  # a device that is lost has nothing to give, and has been named
+        torch.accelerator.empty_cache()
 
 
 def reset_peak_memory(accelerator: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from osteo.data.summary import copied_to_training
+from osteo.data.splits import copied_to_training
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import all_metrics, measure, metric_intervals
 from osteo.evaluation.systems import Experiment, System, read_experiment
