@@ -46,7 +46,7 @@ def test_benchmarks_refuse_to_run_beside_another_job(monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_benchmark_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "spead"])
-    with pytest.raises(SystemExit, match="benchmark 'spead' is unknown; choose one of: step, .*augment"):
+    with pytest.raises(SystemExit, match=r"benchmark 'spead' is unknown; choose one of: step, .*augment"):
         benchmarks.main()
 
 
