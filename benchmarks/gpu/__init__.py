@@ -30,7 +30,7 @@ class Check(NamedTuple):
 
 
 CHECKS = {
-    "device": Check(checks.on_the_device, 10, 60),
+    "device": Check(checks.on_the_device, 10, 90),
     "sweep": Check(checks.sweep, 30, 150),
     "large_batch": Check(checks.large_batch, 20, 80),
     "steps": Check(checks.steps, 20, 100),

@@ -37,8 +37,16 @@ class Row(NamedTuple):
     figures: str
 
 
+class CutOffError(RuntimeError):
+    """A command took longer than its check has."""
+
+
 class OutOfTimeError(Exception):
     """The budget ended within a command."""
+
+    def __init__(self, done: "Done") -> None:
+        super().__init__(f"the budget ended {done.seconds:.0f} s after its command began")
+        self.done = done
 
 
 class Done(NamedTuple):
@@ -196,25 +204,39 @@ class Lab(Scale):
         try:
             code = process.wait(allowed)
         except subprocess.TimeoutExpired:
-            if self.left() <= 0.0:
-                raise OutOfTimeError(f"the budget ended {allowed:.0f} s after its command began") from None
+            pass
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
                 process.wait()
         text = log.read_text(errors="replace") + (f"\ncut off after {allowed:.0f} s" if code == CUT_OFF else "")
-        return Done(code, text, time.time() - begun, read_lines(watched))
+        done = Done(code, text, time.time() - begun, read_lines(watched))
+        if code == CUT_OFF and self.left() <= 0.0:
+            raise OutOfTimeError(done)
+        return done
 
     def inside(self, *names: str) -> Iterator[dict[str, Any]]:
-        """What `benchmarks.gpu.inside` prints, in a process of its own: an error of CUDA ends no other check.
+        """What `benchmarks.gpu.inside` prints, in a process of its own: an error of CUDA ends no other check."""
+        yield from self.lines([sys.executable, "-m", "benchmarks.gpu.inside", self.device, *names])
+
+    def lines(self, command: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The lines of JSON that a command prints, also where it ends early.
 
         Raises:
-            RuntimeError: it ended early.
+            OutOfTimeError: the budget ended first.
+            RuntimeError: it ended with an error, or took longer than its check has (CutOffError).
         """
-        done = self.run([sys.executable, "-m", "benchmarks.gpu.inside", self.device, *names])
+        trouble: Exception | None = None
+        try:
+            done = self.run(command)
+            if done.code:
+                kind = CutOffError if done.code == CUT_OFF else RuntimeError
+                trouble = kind(f"exit {done.code}: {done.last_line}")
+        except OutOfTimeError as error:
+            done, trouble = error.done, error
         yield from (json.loads(line) for line in done.text.splitlines() if line.startswith('{"'))
-        if done.code:
-            raise RuntimeError(f"exit {done.code}: {done.last_line}")
+        if trouble:
+            raise trouble
 
     def _stand_in(self) -> None:
         """Gives osteo a version where it runs from a checkout and is not installed: records ask for it."""
