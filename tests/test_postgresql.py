@@ -1,4 +1,4 @@
-"""Workers of one search on a PostgreSQL server that is restarted, one of them killed: no trial is lost or told twice."""
+"""A search on a PostgreSQL server: four workers, one killed, and the server restarted; passwords stay unsaid."""
 
 import os
 import signal

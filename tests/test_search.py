@@ -182,9 +182,10 @@ def test_a_worker_that_is_killed_while_it_asks_leaves_no_trial_without_a_job(
     search = Search(tmp_path, "study", searched, SearchSettings(), "val/loss", epochs=3)
     suggest = Trial._suggest
     for cut_off in ("a", "b"):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Trial, "_suggest", lambda *given, key=cut_off: ask(suggest, key, *given))
+        monkeypatch.setattr(Trial, "_suggest", lambda *given, key=cut_off: ask(suggest, key, *given))
+        with pytest.raises(KeyboardInterrupt):
             search.take(0)
+    monkeypatch.undo()
     first, [trial] = search.take(0), search.study.trials
     assert first == [f"a={trial.params['a']}", f"b={trial.params['b']}", "trial=0"]
     assert search.take(1)[-1] == "trial=1"
