@@ -338,7 +338,11 @@ class KneeDataModule(LightningDataModule):
 
     def _fits(self, device: torch.device) -> bool:
         """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there."""
-        return self._store.device == device or self._store.nbytes <= torch.cuda.mem_get_info(device)[0] // 4
+        if self._store.device == device:
+            return True
+        free, total = torch.cuda.mem_get_info(device)
+        share = total * torch.cuda.get_per_process_memory_fraction(device) - torch.cuda.memory_reserved(device)
+        return self._store.nbytes <= min(free, share) // 4
 
     def _settle(self, device: torch.device) -> None:
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""
