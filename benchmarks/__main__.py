@@ -18,6 +18,7 @@ BENCHMARKS = {
     "augment": "augmentation against Kornia's own chain and albumentations",
     "data": "an epoch's data against ImageFolder",
     "peers": "a training step against timm's script and a plain Lightning one",
+    "side_by_side": "two trainings side by side on the CPU against one after the other",
     "start": "how long a user waits before the first step",
     "accuracy": "whether what is fast changes what is learnt",
     "compile": "what torch.compile costs and gains",

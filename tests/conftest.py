@@ -14,6 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on two cores wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as osteo sets it, so that what it starts is started warm
 
 from osteo.data.phantom import write_archives
 

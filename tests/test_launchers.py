@@ -177,6 +177,17 @@ def test_mps_is_named_where_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert osteo_processes.mps() == f"at the same time by CUDA MPS ({tmp_path})"
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    osteo: Callable, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert osteo("--version").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
 CORES = len(os.sched_getaffinity(0))
 
 
