@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from osteo.checks import check
 from osteo.errors import UserError
-from osteo.search_settings import SearchSettings
+from osteo.search.settings import SearchSettings
 
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchSettings)
 
@@ -48,7 +48,7 @@ class SearchSweeper(Sweeper):
             import optuna  # noqa: F401
         except ImportError as error:
             raise UserError("hydra/sweeper=search needs Optuna: pip install 'osteo[search]'") from error
-        from osteo.training import search
+        from osteo.search import space, storage, study
         from osteo.training.tracking import group_of
 
         settings, loader = self.settings, self.hydra_context.config_loader
@@ -61,23 +61,23 @@ class SearchSweeper(Sweeper):
             for key, override in latest.items()
             if not override.is_sweep_override()
         ]
-        space = search.space_of({key: override for key, override in latest.items() if override.is_sweep_override()})
-        self.validate_batch_is_legal([[*fixed, *words] for words in search.corners(space)])
+        searched = space.space_of({key: override for key, override in latest.items() if override.is_sweep_override()})
+        self.validate_batch_is_legal([[*fixed, *words] for words in space.corners(searched)])
         config = loader.load_sweep_config(self.config, fixed)
-        if "trial" not in config or {"trainer.monitor", "trial"} & set(space):
+        if "trial" not in config or {"trainer.monitor", "trial"} & set(searched):
             raise UserError("hydra/sweeper=search goes with osteo train, and cannot search trainer.monitor or trial")
         if any("hydra.sweep.subdir" in str(word) for word in self.config.hydra.overrides.hydra):
             raise UserError("hydra/sweeper=search finds its runs by their numbers; leave hydra.sweep.subdir out")
         sweep, trainer = Path(config.hydra.sweep.dir), config.trainer
         name = settings.study or group_of(config.logger.wandb, sweep)
-        study = search.Search(sweep, name, space, settings, trainer.monitor, trainer.max_epochs)
+        search = study.Search(sweep, name, searched, settings, trainer.monitor, trainer.max_epochs)
         OmegaConf.save(self.config, sweep / "multirun.yaml")
-        with search.reachable(study.url):
-            for jobs in search.batches(study.unfinished(), settings.n_jobs):
-                batch = [[*fixed, *study.take(job)] for job in jobs]
+        with storage.reachable(search.url):
+            for jobs in space.batches(search.unfinished(), settings.n_jobs):
+                batch = [[*fixed, *search.take(job)] for job in jobs]
                 try:
                     for done in self.launcher.launch(batch, initial_job_idx=jobs[0]):
                         _ = done.return_value  # raises what ended the job, where the job itself could not report it
                 finally:
-                    study.tell(jobs)
-            print(study.summary())
+                    search.tell(jobs)
+            print(search.summary())

@@ -49,6 +49,8 @@ commands:
 
 def main() -> None:
     """Runs `osteo COMMAND ...`; every command is a Hydra application."""
+    # two trainings side by side on a CPU: threads that spin while they wait keep the cores from each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_streams()
     try:
         _main(sys.argv[1:])

@@ -14,6 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on two cores wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as osteo sets it, so that what it starts is started warm
 
 from osteo.data.phantom import write_archives
 
@@ -26,8 +27,9 @@ SMALL = {"kaggle": {"normal": 14, "osteoporosis": 14}, "mendeley": {"normal": 6,
 
 SLOWEST = (
     "test_launchers", "test_duplicates", "test_resume", "test_plugins", "test_report", "test_distributed",
-    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_readme", "test_pretrain", "test_full_disk",
-    "test_ladder", "test_wandb_trouble", "test_experiments", "test_lightning", "test_explain", "test_audit",
+    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_readme", "test_pretrain",
+    "test_full_disk", "test_postgresql", "test_ladder",
+    "test_wandb_trouble", "test_experiments", "test_lightning", "test_explain", "test_audit",
     "test_feature_maps", "test_extending",
 )  # fmt: skip
 """Files that take long, the longest first: one left for the end would have the other worker wait."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from osteo.app.messages import CONF
 from osteo.config import Config
-from osteo.search_settings import SearchSettings
+from osteo.search.settings import SearchSettings
 from osteo.training.instances import find_class
 
 GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "protocol", "debug"))

@@ -7,17 +7,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from benchmarks.faults import differs
-from osteo.config import TrainerConfig
-from osteo.records.record import Run
-from osteo.training import hardware
+from hydra_plugins import osteo_processes
+from hydra_plugins.osteo_processes import ProcessesLauncher
+from osteo.config import Config, TrainerConfig
+from osteo.data.datamodule import KneeDataModule
+from osteo.records.record import Job, Run
+from osteo.training import distributed, hardware
 from tests import slurm
 
 OSTEO = str(Path(sys.executable).with_name("osteo"))
@@ -84,6 +89,134 @@ def test_a_run_takes_one_gpu_of_eight_unless_it_is_given_more(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     limits = TrainerConfig() if devices is None else TrainerConfig(devices=devices)
     assert hardware.count_processes(limits, "cuda") == processes
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "jobs_per_gpu", "trainer", "at_once"),
+    [
+        (None, 3, {}, 6),
+        (None, 1, {}, 2),
+        (4, 3, {}, 4),
+        (None, 1, {"accelerator": "cpu"}, 2),
+        (5, 1, {"accelerator": "cpu"}, 5),
+        (None, 3, {"devices": [1]}, 3),
+        (None, 1, {"devices": 2}, 1),
+    ],
+)
+def test_as_many_jobs_at_once_as_the_gpus_take(
+    monkeypatch: pytest.MonkeyPatch, n_jobs: int | None, jobs_per_gpu: int, trainer: dict, at_once: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = OmegaConf.create({"trainer": {"accelerator": "auto", "devices": 1, **trainer}})
+    launcher = ProcessesLauncher(n_jobs=n_jobs, jobs_per_gpu=jobs_per_gpu, pre_dispatch="n_jobs")
+    launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
+    assert launcher.at_once == at_once
+    monkeypatch.setattr(launcher.plugin, "launch", lambda jobs, first: [launcher.plugin.joblib["n_jobs"], first])
+    assert launcher.launch([["seed=0"]] * 3, 7) == [min(at_once, 3), 7]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "message"),
+    [
+        (2, ["jobs_per_gpu=0"], "hydra.launcher.jobs_per_gpu=0 is not allowed; give a number from 1"),
+        (2, ["jobs_per_gpu=two"], "hydra.launcher.jobs_per_gpu=two is not allowed; give a number from 1"),
+        (2, ["n_jobs=0"], "hydra.launcher.n_jobs=0 is not allowed; give a number from 1"),
+        (0, ["jobs_per_gpu=3"], "hydra.launcher.jobs_per_gpu=3 shares GPUs out, and there is none to train on"),
+        (2, ["n_jobs=5"], "n_jobs=5 is more than 2 GPUs take with hydra.launcher.jobs_per_gpu=1; use jobs_per_gpu=3"),
+    ],
+)
+def test_a_mistake_in_sharing_gpus_is_one_line(
+    osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    words = [f"hydra.launcher.{argument}" for argument in arguments]
+    done = osteo("train", "-m", "seed=0,1", "hydra/launcher=processes", *words)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every fourth part of 64 GiB, less what CUDA takes for itself; the pictures are resident where they fit that."""
+    shares: dict[int, float] = {}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**36))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, gpu: shares.update({gpu: share}))
+    config, ran = Config(trainer=TrainerConfig(devices=[1])), []
+    job = Job(tmp_path, None, "", launcher="ProcessesLauncher", jobs_per_gpu=4, log_config={"version": 1})
+    distributed._train_in_process(lambda *given: ran.append(given), config, job)
+    assert ran == [(config, job)]
+    assert shares == {1: 1 / 4 - 2**29 / 2**36}
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * 2**30, 2**36))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: shares[1])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2**29)
+    module = KneeDataModule.__new__(KneeDataModule)
+    for size, fits in ((15 * 2**28, True), (15 * 2**28 + 1, False)):
+        module._store = torch.empty(size, dtype=torch.uint8, device="meta")
+        assert module._fits(torch.device("cuda", 1)) is fits
+
+
+def test_a_job_runs_on_the_gpu_that_has_the_fewest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[Any] = []
+    monkeypatch.setenv("OSTEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "spawn", lambda count, _, __, config, ___: started.append(config.trainer.devices))
+    for devices in (1, [1]):
+        config = Config(trainer=TrainerConfig(devices=devices))
+        job = Job(tmp_path / "run", None, "", launcher="ProcessesLauncher")
+        with hardware.free_gpu(tmp_path / "cache" / "gpus", 2):  # another job has the first
+            distributed._start_processes(print, config, job)
+        Run(job.directory).release()
+    assert started == [[1], [1]]
+
+
+def test_mps_is_named_where_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert "CUDA MPS is not running" in osteo_processes.mps()
+    (tmp_path / "control").touch()
+    assert osteo_processes.mps() == f"at the same time by CUDA MPS ({tmp_path})"
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    osteo: Callable, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert osteo("--version").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("given", [None, str(CORES)])
+def test_jobs_side_by_side_share_the_cores_out(tmp_path: Path, given: str | None) -> None:
+    """Unless the user has said how many threads there are to be."""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= {"OMP_NUM_THREADS": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [given or str(max(1, CORES // 2))] * 2
+
+
+THREADS = """
+from hydra_plugins.osteo_processes import ProcessesLauncher
+from joblib import Parallel, delayed
+from omegaconf import OmegaConf
+
+def threads():
+    import torch
+    return torch.get_num_threads()
+
+launcher = ProcessesLauncher(n_jobs=2, jobs_per_gpu=1)
+launcher.setup(hydra_context=None, task_function=None, config=OmegaConf.create())
+launcher.plugin.launch = lambda jobs, _: Parallel(**launcher.plugin.joblib)(delayed(threads)() for _ in jobs)
+print(*launcher.launch([[], []], 0))
+"""
 
 
 @pytest.mark.parametrize("choice", ["hydra/launcher=processes", "hydra/launcher=slurm"])

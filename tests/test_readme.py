@@ -34,7 +34,7 @@ SMALLER = [
     (r"model\.backbone=(\w+,[\w,]+)", "model.backbone=test_resnet,test_vit"),
     (r"model\.backbone=\w+(?![\w,/])", "model.backbone=test_resnet"), (r"n_trials=40", "n_trials=2"),
     (r"experiment=best", "experiment=best seed=0 data.split.folds=2"),
-    (r"n_jobs=4 \.\.\.", "n_jobs=2 seed=0,1"),
+    (r"launcher=processes \.\.\.", "launcher=processes seed=0,1"),
     (r"data=paper \.\.\.", "data=paper data.kaggle=kaggle data.mendeley=mendeley"),
 ]  # fmt: skip
 

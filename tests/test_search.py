@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from osteo.errors import UserError
 from osteo.records.record import Run
-from osteo.training.search import batches, space_of
+from osteo.search.settings import SearchSettings
+from osteo.search.space import batches, space_of
+from osteo.search.study import Search
 from tests.test_resume import start, wait_for_epochs
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
@@ -171,6 +173,28 @@ def test_a_killed_search_ends_as_one_that_was_not(osteo: Callable, words: list[s
     assert again.code == 0
     assert "3 trials (3 complete" in again.out
     assert "Launching" not in again.out
+
+
+def test_a_worker_that_is_killed_while_it_asks_leaves_no_trial_without_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = {"a": FloatDistribution(0.0, 1.0), "b": IntDistribution(1, 9)}
+    search = Search(tmp_path, "study", searched, SearchSettings(), "val/loss", epochs=3)
+    suggest = Trial._suggest
+    for cut_off in ("a", "b"):
+        monkeypatch.setattr(Trial, "_suggest", lambda *given, key=cut_off: ask(suggest, key, *given))
+        with pytest.raises(KeyboardInterrupt):
+            search.take(0)
+    monkeypatch.undo()
+    first, [trial] = search.take(0), search.study.trials
+    assert first == [f"a={trial.params['a']}", f"b={trial.params['b']}", "trial=0"]
+    assert search.take(1)[-1] == "trial=1"
+
+
+def ask(suggest: Callable, cut_off: str, trial: Trial, key: str, kind: object) -> object:
+    if key == cut_off:
+        raise KeyboardInterrupt
+    return suggest(trial, key, kind)
 
 
 def test_two_workers_share_a_study(words: list[str], tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Application(Generic[C]):
         sweep = Path(settings.sweep.dir) if settings.mode == RunMode.MULTIRUN else None
         self.directory = Path(settings.runtime.output_dir)
         launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
-        if launcher == "JoblibLauncher" and os.getpid() != self.process:
+        if launcher == "ProcessesLauncher" and os.getpid() != self.process:
             follow(self.process)
         self.busy = True
         try:

@@ -88,7 +88,9 @@ def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
     settings = HydraConfig.get()
     launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
     log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
-    return Job(directory, sweep, OmegaConf.to_yaml(raw, resolve=True), launcher=launcher, log_config=log_config)
+    sharing = int(settings.launcher.get("jobs_per_gpu", 1))
+    text = OmegaConf.to_yaml(raw, resolve=True)
+    return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, log_config=log_config)
 
 
 def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, is_foreign: bool) -> None:

@@ -293,12 +293,15 @@ class KneeDataModule(LightningDataModule):
     def _fits(self, device: torch.device) -> bool:
         """Whether the store takes at most a quarter of a CUDA device's free memory, or lies there.
 
-        What torch has reserved for this process and not allocated is free, too.
+        What torch has reserved for this process and not allocated is free, too; of a GPU that several jobs share, a
+        process has its share.
         """
         if self._store.device == device:
             return True
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return self._store.nbytes <= (torch.cuda.mem_get_info(device)[0] + cached) // 4
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        share = total * torch.cuda.get_per_process_memory_fraction(device) - allocated
+        return self._store.nbytes <= min(free + torch.cuda.memory_reserved(device) - allocated, share) // 4
 
     def _settle(self, device: torch.device) -> None:
         """Moves what a batch is gathered from to its device, once; of the store only what fits."""

@@ -343,7 +343,9 @@ class Job:
     is_extended: bool = False
     """whether it is to have more epochs than it was begun with"""
     launcher: str = "BasicLauncher"
-    """what started it: BasicLauncher, JoblibLauncher or SlurmLauncher"""
+    """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
+    jobs_per_gpu: int = 1
+    """how many share a GPU, this one among them"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
 

@@ -89,12 +89,12 @@ def _start_processes(train: Train, config: Config, job: Job) -> None:
         raise UserError(f"data.batch_size={config.data.batch_size} cannot be shared by {count} processes; raise it")
     record_of(job.directory).hold()
     # a process of joblib's that is killed would take the whole sweep with it
-    side_by_side = job.launcher == "JoblibLauncher"
+    side_by_side = job.launcher == "ProcessesLauncher"
     if (count == 1 and not side_by_side) or launched():
         train(config, job)
         return
     present = torch.cuda.device_count() if accelerator == "cuda" else 0
-    if side_by_side and count == 1 and present > 1:
+    if config.trainer.devices == 1 and present:
         with hardware.free_gpu(cache_dir(None) / "gpus", present) as gpu:
             on_it = replace(config, trainer=replace(config.trainer, devices=[gpu]))
             spawn(1, _train_in_process, train, on_it, job)
@@ -107,6 +107,9 @@ def _train_in_process(train: Train, config: Config, job: Job) -> None:
     parts.load(config.plugins)
     if rank() == 0:
         logging.config.dictConfig(job.log_config)
+    if job.jobs_per_gpu > 1:
+        devices = config.trainer.devices
+        hardware.take_share(devices[rank()] if isinstance(devices, list) else rank(), job.jobs_per_gpu)
     train(config, job)
 
 

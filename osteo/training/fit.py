@@ -205,7 +205,7 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
         build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None
     ]
     if config.trial is not None:
-        from osteo.training.search import Pruning  # needs an extra
+        from osteo.training.pruning import Pruning  # needs an extra
 
         requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
@@ -373,7 +373,7 @@ def facts_of(
         and config.trainer.gradient_clip_val is None,
     }
     if config.trial is not None:
-        from osteo.training.search import Pruning
+        from osteo.training.pruning import Pruning
 
         facts["pruned"] = any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))
     return facts

@@ -15,6 +15,9 @@ from osteo.config import TrainerConfig
 from osteo.errors import UserError
 from osteo.training import ranks
 
+CONTEXT = 2**29
+"""Bytes of a GPU that a process takes beside what torch allocates: CUDA's context, kernels and libraries."""
+
 
 def present_accelerator(requested: str, key: str = "accelerator") -> str:
     """The accelerator to use: cuda, mps or cpu.
@@ -116,6 +119,12 @@ def free_memory() -> None:
     gc.collect()
     with suppress(RuntimeError):  # a device that is lost has nothing to give, and has been named
         torch.accelerator.empty_cache()
+
+
+def take_share(gpu: int, jobs: int) -> None:
+    """Has this process take at most its share of a GPU's memory, which it has as one of so many jobs."""
+    total = torch.cuda.get_device_properties(gpu).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.0, 1 / jobs - CONTEXT / total), gpu)
 
 
 def reset_peak_memory(accelerator: str) -> None:

@@ -1,0 +1,1 @@
+"""Searches of the best configuration: hydra/sweeper=search."""
