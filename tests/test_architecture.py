@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "osteo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "errors", "types", "task", "config", "command_settings", "search_settings", "files", "parts", "checks", "reading",
-    "data", "records",
+    "errors", "types", "task", "config", "command_settings", "search_settings", "files", "parts", "checks",
+    "libraries", "reading", "data", "records",
     "evaluation", "networks", "training", "pretraining", "inference", "report", "audit", "serving", "app", "commands",
 )  # fmt: skip
 """Rooms of the house: each may use those that stand before it, and no other."""

@@ -2,6 +2,8 @@
 
 from osteo.app import hydra as application
 from osteo.command_settings import ReportConfig
+from osteo.errors import unknown
+from osteo.records.named import FINISHED, directory_of
 from osteo.records.record import Job
 
 
@@ -10,8 +12,24 @@ def main() -> None:
     application.run("report", ReportConfig, report)
 
 
+def check_request(config: ReportConfig) -> None:
+    """Refuses a directory without runs and an unknown primary endpoint, before anything slow is imported.
+
+    Raises:
+        UserError: one line.
+    """
+    directory_of(config.runs, "report", FINISHED)
+
+    from osteo.evaluation.metrics import all_metrics
+
+    if config.primary not in all_metrics():
+        raise unknown("primary", config.primary, all_metrics())
+
+
 def report(config: ReportConfig, job: Job) -> bool:
     """Writes report.html, report.md, model cards, figures/ and tables/ beside the runs, and logs tables to W&B."""
+    check_request(config)
+
     from dataclasses import replace
 
     from osteo.records import locks

@@ -4,8 +4,10 @@ import logging
 import time
 from pathlib import Path
 
+from osteo import libraries
 from osteo.app import hydra as application
 from osteo.config import Config
+from osteo.networks.names import check_backbone_name, check_head_name
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -18,10 +20,25 @@ def main() -> None:
 
 def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in as many processes as there are devices."""
+    check_names(config)
+    from osteo.training import hardware
+
+    hardware.choose_accelerator(config.trainer)  # torch alone says what is there; the rest takes as long again
     from osteo.training.distributed import launch
 
     launch(train, config, job)
     return True
+
+
+def check_names(config: Config) -> None:
+    """Refuses names that no library and no plugin has, before any library is loaded.
+
+    Raises:
+        UserError: one line with the nearest names.
+    """
+    check_backbone_name(config.model.backbone)
+    check_head_name(config.model.head)
+    libraries.check_names(config)
 
 
 def train(config: Config, job: Job) -> None:

@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
@@ -48,16 +47,9 @@ from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_o
 
 log = logging.getLogger(__name__)
 
-RESERVED = (
-    "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches",
-    "gradient_clip_val", "limit_train_batches", "callbacks", "logger", "enable_checkpointing", "default_root_dir",
-    "use_distributed_sampler",
-)  # fmt: skip
-"""Arguments of Lightning's Trainer that have a key of their own, or that the run record takes care of."""
-
 
 def check_parts(config: Config) -> None:
-    """Refuses callbacks, loggers and arguments of the Trainer that do not exist, before anything slow starts.
+    """Refuses callbacks and loggers that do not exist, before anything slow starts.
 
     The same for variables of the environment that W&B would refuse.
 
@@ -68,7 +60,6 @@ def check_parts(config: Config) -> None:
         for name, node in nodes.items():
             if isinstance(node, dict):
                 check_part(node, f"{key}.{name}", kind)
-    check_arguments(Trainer, config.trainer.extra, "trainer.extra", RESERVED)
     if is_wanted(wandb := wandb_settings(config)) and rank() == 0:
         choose_mode(wandb.mode)
 

@@ -24,6 +24,7 @@ from osteo.networks.network import Network
 from osteo.networks.outputs import log_probabilities, positive_logit
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.reading.covariates import Covariates
+from osteo.records.named import name_of
 from osteo.task import T_SCORE_CUTS, direction
 from osteo.training.losses import make_loss, targets_of
 from osteo.training.optim import check_optimizer, enter, make_optimizer, make_schedule
@@ -382,11 +383,6 @@ def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
     if (bad := first_not_finite(loaded)) is not None:  # float64 may hold what float32 cannot
         raise _bad_weights(checkpoint, "not finite", bad)
     return module
-
-
-def name_of(checkpoint: Path) -> str:
-    """The name of a checkpoint's file, with that of its run."""
-    return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
 
 
 def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
