@@ -33,10 +33,10 @@ def report(config: ReportConfig, job: Job) -> bool:
     from dataclasses import replace
 
     from osteo.records import locks
+    from osteo.records.tracked import Place, group_of, is_wanted, wandb_settings
     from osteo.report.page import read_report
     from osteo.report.rows import numbers_table
     from osteo.report.summary import show_report
-    from osteo.training.tracking import Place, WandbLogger, group_of, is_wanted, wandb_settings
 
     composed = read_report(config)
     locks.hold(composed.directory / "figures", seconds=60)  # the sweep's own lock is that of its runs
@@ -44,6 +44,8 @@ def report(config: ReportConfig, job: Job) -> bool:
     locks.release(composed.directory / "figures")
     settings = replace(wandb_settings(composed.setting), upload_pictures=config.upload_pictures)
     if is_wanted(settings):
+        from osteo.training.tracking import WandbLogger
+
         facts = {"runs": len(composed.board), "experiment": composed.setting.experiment, "draws": config.draws}
         place = Place(composed.directory, group_of(settings, composed.directory), "report", "report", ["report"])
         with WandbLogger(settings, facts, place) as logger:

@@ -50,7 +50,6 @@ def train(config: Config, job: Job) -> None:
     from osteo.data.summary import leaks
     from osteo.evaluation.metrics import check_claim
     from osteo.files import cache_dir
-    from osteo.inference.card import card_of, write_card
     from osteo.networks.lineage import check_unseen
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
@@ -86,6 +85,8 @@ def train(config: Config, job: Job) -> None:
         best_epoch = fit.load_best(trainer, module, record)
         predictions = fit.predict(trainer, module, datamodule)
         if rank() == 0:
+            from osteo.inference.card import card_of, write_card  # not needed for the first step
+
             write_card(record.best_checkpoint, card_of(config, prepared.manifest, prepared.store, predictions))
         record.write_predictions(predictions)
         results = fit.measure(predictions, module.task)

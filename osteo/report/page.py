@@ -26,6 +26,7 @@ from osteo.records.named import FINISHED, directory_of
 from osteo.records.outputs import drop_earlier
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
+from osteo.records.tracked import group_of, wandb_settings
 from osteo.report import figures, paper, plots, rows
 from osteo.report.card import model_card
 from osteo.report.html import inline, render
@@ -37,7 +38,6 @@ from osteo.report.tables import write_tables
 from osteo.report.verdict import verdict
 from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
-from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
 

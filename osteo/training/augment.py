@@ -5,9 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import kornia.augmentation
-import kornia.enhance as enhance
-import kornia.geometry.transform as geometry
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -201,6 +198,8 @@ class Operation:
 
 def _make_module(name: str, arguments: Mapping[str, Any], key: str) -> Any:
     check_operation(name, arguments, key)
+    import kornia.augmentation
+
     kind = getattr(kornia.augmentation, name)
     signature = inspect.signature(kind)
     try:
@@ -271,6 +270,9 @@ class Paper(Augmentation):
         return made
 
     def _change(self, number: int, pictures: Tensor, twins: Tensor) -> Tensor:
+        import kornia.enhance as enhance
+        import kornia.geometry.transform as geometry
+
         if number == 1:
             return geometry.hflip(pictures)
         if number == 2:

@@ -32,6 +32,7 @@ from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
 from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
+from osteo.records.tracked import is_wanted, place_of, wandb_settings
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
@@ -43,7 +44,7 @@ from osteo.training.losses import balanced_weights, best_outputs
 from osteo.training.module import ADVICE, Classifier, Learner, read_checkpoint
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings
+from osteo.training.tracking import WandbLogger, check_environment
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def check_parts(config: Config) -> None:
             if isinstance(node, dict):
                 check_part(node, f"{key}.{name}", kind)
     if is_wanted(wandb := wandb_settings(config)) and rank() == 0:
-        choose_mode(wandb.mode)
+        check_environment(wandb.mode)
 
 
 def make_module(config: Config) -> Classifier:
