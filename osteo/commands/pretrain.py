@@ -5,6 +5,7 @@ import time
 
 from osteo.app import hydra as application
 from osteo.app.extras import needs
+from osteo.app.imports import importing
 from osteo.command_settings import PretrainConfig
 from osteo.commands.train import check_names, show_results
 from osteo.pretraining.settings import check_settings
@@ -26,13 +27,14 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
     if config.method != "masked":
         needs(f"method={config.method}", "pretrain", "lightly")
 
-    from lightning.pytorch import seed_everything
+    with importing():
+        from lightning.pytorch import seed_everything
 
-    from osteo.data.datamodule import KneeDataModule
-    from osteo.pretraining.module import make_module, views_of
-    from osteo.pretraining.selection import select
+        from osteo.data.datamodule import KneeDataModule
+        from osteo.pretraining.module import make_module, views_of
+        from osteo.pretraining.selection import select
+        from osteo.training import fit, hardware
     from osteo.records.record import Run
-    from osteo.training import fit, hardware
     from osteo.training.ranks import quieten
     from osteo.training.tracking import describe
 

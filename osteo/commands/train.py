@@ -6,6 +6,7 @@ from pathlib import Path
 
 from osteo import libraries
 from osteo.app import hydra as application
+from osteo.app.imports import importing
 from osteo.config import Config
 from osteo.networks.names import check_backbone_name, check_head_name
 from osteo.records.record import Job
@@ -21,10 +22,12 @@ def main() -> None:
 def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in as many processes as there are devices."""
     check_names(config)
-    from osteo.training import hardware
+    with importing():
+        from osteo.training import hardware
 
-    hardware.choose_accelerator(config.trainer)  # torch alone says what is there; the rest takes as long again
-    from osteo.training.distributed import launch
+        hardware.choose_accelerator(config.trainer)  # torch alone says what is there; the rest takes as long again
+        from osteo.training import fit  # noqa: F401 - for `train`
+        from osteo.training.distributed import launch
 
     launch(train, config, job)
     return True
