@@ -186,7 +186,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_without_the_extra(osteo: Callable, ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "find_spec", lambda name: None)
+    monkeypatch.setattr("osteo.inference.formats.find_spec", lambda name: None)
     done = osteo("export", str(ckpt))
     assert done.code == 2
     assert done.err == "osteo export: format=onnx needs an extra that is not installed: pip install 'osteo[export]'\n"
