@@ -12,7 +12,8 @@ import pandas as pd
 
 from benchmarks.guard import KAGGLE
 from benchmarks.noise import python
-from osteo.inference.export import SUFFIXES, open_exported
+from osteo.inference.export import open_exported
+from osteo.inference.formats import SUFFIXES
 from osteo.inference.model import load_model
 from osteo.reading.reader import read_picture
 from osteo.records.record import Run

@@ -48,8 +48,8 @@ class SearchSweeper(Sweeper):
             import optuna  # noqa: F401
         except ImportError as error:
             raise UserError("hydra/sweeper=search needs Optuna: pip install 'osteo[search]'") from error
+        from osteo.records.tracked import group_of
         from osteo.search import space, storage, study
-        from osteo.training.tracking import group_of
 
         settings, loader = self.settings, self.hydra_context.config_loader
         check(settings, "hydra.sweeper.")

@@ -1,9 +1,9 @@
 """What goes together in a configuration, and what does not: one line for the first mistake."""
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,13 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
+    if isinstance(config, AuditConfig) and config.against and not Path(config.against).expanduser().exists():
+        raise UserError(f"against={config.against}: no such file or directory")
     if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
         raise UserError("data.split.variants_first=true goes with osteo train alone; leave it out")
     if isinstance(config, PredictConfig | ExplainConfig):
+        if config.input and not Path(config.input).expanduser().exists():
+            raise UserError(f"input={config.input}: no such file or folder")
         _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
         raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")
@@ -206,6 +210,8 @@ def named_pairs(given: Sequence[str], key: str, form: str, allowed: Iterable[str
 
 
 def _check_split(split: SplitConfig) -> None:
+    if split.file and not Path(split.file).expanduser().is_file():
+        raise UserError(f"data.split.file={Path(split.file).name}: no such file")
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"
@@ -229,6 +235,8 @@ def _check_split(split: SplitConfig) -> None:
 
 def _check_task(config: Config) -> None:
     task = TASKS[config.task]
+    if config.loss.name not in (known := dict.fromkeys(chain(parts.losses, *LOSSES.values()))):
+        raise unknown("loss.name", config.loss.name, known)
     others = {name: kind for kind, names in LOSSES.items() for name in names if kind != task.kind}
     if config.loss.name in others and config.loss.name not in LOSSES[task.kind]:
         raise UserError(
@@ -306,7 +314,20 @@ def check_tiles(image_size: int, patches: int) -> None:
         raise UserError(f"data.image_size={image_size} cannot be cut into model.patches={patches} equal tiles a side")
 
 
+def check_devices(devices: Any) -> None:
+    """Refuses what is neither a number of devices nor a list of them.
+
+    Raises:
+        UserError: one line with what is allowed.
+    """
+    numbers = devices if isinstance(devices, list) else [devices]
+    if devices != "auto" and not (numbers and all(isinstance(n, int) and n >= 0 for n in numbers) and devices != 0):
+        allowed = "auto, a number from 1, or a list such as [0,1]"
+        raise UserError(f"trainer.devices={devices} is not allowed; give {allowed}")
+
+
 def _check_training(config: Config) -> None:
+    check_devices(config.trainer.devices)
     changes = ("rotate", "translate", "scale", "brightness", "contrast", "ops", "val")
     plain = config.augment.name == "none" or (
         config.augment.name == "online" and not any(getattr(config.augment, change) for change in changes)
@@ -367,28 +388,3 @@ def check_targets(node: Any, key: str) -> None:
             )
     for name, item in node.items():
         check_targets(item, f"{key}.{name}")
-
-
-def check_arguments(
-    function: Callable[..., Any], given: Mapping[str, Any], key: str, reserved: Sequence[str] = ()
-) -> None:
-    """Refuses arguments that a function or class of a library does not have.
-
-    Args:
-        function: whose signature says what is allowed; one that takes any keyword argument takes all.
-        given: by name.
-        key: of the configuration that gave them, for the error.
-        reserved: arguments that have a key of their own.
-
-    Raises:
-        UserError: one line that lists the allowed ones.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    allowed = [name for name in named if name not in (*reserved, "self")]
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    for name in given:
-        if name in reserved:
-            raise UserError(f"{key}.{name} has a key of its own or is set by osteo; leave it out here")
-        if name not in allowed and not takes_all:
-            raise unknown(key, name, allowed, most=40)

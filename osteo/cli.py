@@ -35,6 +35,9 @@ POSITIONAL = {
 }
 """The key that a command's first argument stands for where it has no key."""
 
+BACKBONE = "model.backbone="
+"""The key whose values are names of libraries, which are completed, too."""
+
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
 
 usage: osteo COMMAND [key=value ...]
@@ -104,15 +107,27 @@ def _keys(command: str) -> list[str]:
 
 
 def _complete(arguments: list[str]) -> None:
-    """Hydra completes keys and values of the command on the line; the command itself is completed here."""
+    """Hydra completes keys and values of the command on the line; the command itself and backbones, completed here."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if "query" in arguments[-1]:
         if len(words) < 2 or words[1] not in COMMANDS:
             print("\n".join(name for name in COMMANDS if name.startswith("".join(words[1:2]))))
             return
+        if words[-1].startswith(BACKBONE) and not line[-1].isspace():
+            print("\n".join(_backbones(words[-1].removeprefix(BACKBONE))))
+            return
         shorter = line.replace(f"{words[1]} ", "", 1)
         os.environ["COMP_LINE"] = shorter
         os.environ["COMP_POINT"] = str(len(shorter))
     sys.argv = ["osteo", *arguments]
     importlib.import_module(f"osteo.commands.{words[1] if len(words) > 1 else 'train'}").main()
+
+
+def _backbones(begun: str) -> list[str]:
+    """What the last of several backbones, as in resnet18,dense, may become, as words of the command line."""
+    from osteo.networks.names import known_backbones
+
+    *before, last = begun.split(",")
+    names = [name for name in known_backbones(last) if name.startswith(last)]
+    return [BACKBONE + ",".join([*before, name]) for name in names]

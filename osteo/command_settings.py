@@ -6,6 +6,9 @@ from typing import Any
 from osteo.config import ACCELERATORS, TASK, AugmentConfig, Config, DataConfig, PluginsConfig, option
 from osteo.task import BINARY, RULES, TASKS, YOUDEN
 
+LIST = "list"
+"""What explain takes for `maps`, where layers are to be listed."""
+
 
 @dataclass
 class PrepareConfig(PluginsConfig):

@@ -11,11 +11,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, TextIO
 
 from osteo.errors import DISK, MachineError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Writes a CSV file whole, without an index column, floats to full precision.
 
     Text that a spreadsheet would take for a formula stands behind an apostrophe, which `read_table` takes away.
@@ -97,13 +98,15 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_text(path, cells.to_csv(index=False, lineterminator="\n").replace("\r", "\\x0d"))  # it would end a row
 
 
-def read_table(path: Path | TextIO, **options: Any) -> pd.DataFrame:
+def read_table(path: Path | TextIO, **options: Any) -> "pd.DataFrame":
     """Reads a CSV file that `write_table` wrote, every text as it was.
 
     Args:
         path: of the file, or the file itself.
         options: of `pandas.read_csv`.
     """
+    import pandas as pd
+
     return _map_text(pd.read_csv(path, **options), unquoted)
 
 
@@ -117,7 +120,9 @@ FORMULA = re.compile(r"(?![+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$)'*([=@\t\uff1d\u
 QUOTED_FORMULA = re.compile(f"'(?:{FORMULA.pattern})")
 
 
-def _map_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+def _map_text(table: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
+    import pandas as pd
+
     changed = table.copy()
     for name, column in table.items():
         if pd.api.types.is_string_dtype(column) or pd.api.types.is_object_dtype(column):

@@ -12,6 +12,7 @@ from scipy.stats import kstest
 from osteo.config import PAPER_VARIANTS, AugmentConfig, Config
 from osteo.data.phantom import draw
 from osteo.errors import UserError
+from osteo.libraries import known
 from osteo.reading.framing import clahe, square
 from osteo.training.augment import (
     Online,
@@ -21,7 +22,6 @@ from osteo.training.augment import (
     _join,
     make_augmentation,
     make_cpu_twin,
-    operations,
     paper_twins,
     warp_and_expose,
 )
@@ -243,7 +243,7 @@ LARGE = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(1)).cla
 LARGE[0] = 0.0
 
 
-@pytest.mark.parametrize("name", sorted(set(operations()) - OF_COLOURS))
+@pytest.mark.parametrize("name", sorted(set(known("operations")) - OF_COLOURS))
 def test_every_operation_follows_seed_and_number_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()

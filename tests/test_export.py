@@ -19,6 +19,7 @@ from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate
 from osteo.inference import export as work
 from osteo.inference.card import Card
+from osteo.inference.formats import SUFFIXES
 from osteo.inference.model import Model, load_model
 from osteo.networks.network import Network
 
@@ -58,7 +59,7 @@ def by_hand(backbone: str, side: int) -> Model:
     return Model(Path("by_hand.ckpt"), network, card, None)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), work.SUFFIXES.items())
+@pytest.mark.parametrize(("kind", "suffix"), SUFFIXES.items())
 def test_a_file_answers_as_pytorch_and_carries_the_card(
     osteo: Callable, ckpt: Path, archives: Path, kind: str, suffix: str
 ) -> None:
@@ -185,7 +186,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_without_the_extra(osteo: Callable, ckpt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "find_spec", lambda name: None)
+    monkeypatch.setattr("osteo.inference.formats.find_spec", lambda name: None)
     done = osteo("export", str(ckpt))
     assert done.code == 2
     assert done.err == "osteo export: format=onnx needs an extra that is not installed: pip install 'osteo[export]'\n"

@@ -11,10 +11,11 @@ import torch
 from timm.optim import list_optimizers
 
 from osteo.errors import UserError
+from osteo.libraries import OWN_SCHEDULES, known
 from osteo.networks.network import Network
 from osteo.training.losses import balanced_weights, make_loss, smooth
 from osteo.training.module import Classifier
-from osteo.training.optim import SCHEDULES, check_optimizer, make_optimizer, make_schedule
+from osteo.training.optim import check_optimizer, make_optimizer, make_schedule
 from tests.test_training import data, trainer
 
 DEFAULT: dict[str, Any] = {
@@ -135,7 +136,7 @@ def test_every_name_of_timm_s_is_allowed_where_its_package_is_there(name: str) -
         check_optimizer({**DEFAULT, "name": name})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*OWN_SCHEDULES, *known("schedules")])
 def test_every_schedule_is_allowed(schedule: str) -> None:
     check_optimizer({**DEFAULT, "schedule": schedule})
 

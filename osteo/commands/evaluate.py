@@ -5,6 +5,7 @@ import time
 
 from osteo.app import hydra as application
 from osteo.command_settings import EvaluateConfig
+from osteo.records.named import existing_checkpoints
 from osteo.records.record import Job
 from osteo.task import T_SCORE
 
@@ -19,15 +20,16 @@ def main() -> None:
 def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
+    names = existing_checkpoints(config.ckpt)
     from osteo.evaluation.outcomes import against_rest, evaluate_task
     from osteo.files import display_path, write_table
     from osteo.inference.answer import combine
     from osteo.inference.evaluate import ask, intervals, intervals_of_task, name_of
-    from osteo.inference.model import load_models, names_of
+    from osteo.inference.model import load_models
     from osteo.records.record import Run
     from osteo.report.tables import as_table, terminal
 
-    models = load_models(names_of(config.ckpt), config.accelerator)
+    models = load_models(names, config.accelerator)
     manifest, logits, details = ask(models, config)
     task = models[0].network.task
     name = name_of(config)

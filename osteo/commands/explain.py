@@ -3,8 +3,9 @@
 import sys
 
 from osteo.app import hydra as application
-from osteo.command_settings import ExplainConfig
+from osteo.command_settings import LIST, ExplainConfig
 from osteo.errors import UserError
+from osteo.records.named import existing_checkpoints, names_of
 from osteo.records.record import Job
 
 
@@ -15,18 +16,22 @@ def main() -> None:
 
 def explain(config: ExplainConfig, job: Job) -> bool:
     """Draws every picture; returns whether every file could be used. With maps=list, prints the layers instead."""
+    if len(names_of(config.ckpt)) > 1:
+        raise UserError(
+            f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers are those of one network: name one"
+        )
+    if not config.input and config.maps != LIST:
+        raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
+    names = existing_checkpoints(config.ckpt)
+
     from tqdm import tqdm
 
-    from osteo.inference.explain import LIST, chosen_layers, describe_layers, layers_of
-    from osteo.inference.model import load_models, names_of
+    from osteo.inference.explain import chosen_layers, describe_layers, layers_of
+    from osteo.inference.model import load_models
     from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
     from osteo.records.outputs import EXPLANATIONS, replaced
     from osteo.report.predictions import show_explanations, write_explanations
 
-    if len(names := names_of(config.ckpt)) > 1:
-        raise UserError(f"ckpt names {len(names)} checkpoints; layers are those of one network: name one")
-    if not config.input and config.maps != LIST:
-        raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
     models = load_models(names, config.accelerator)
     network = models[0].network
     if config.maps == LIST:

@@ -9,6 +9,8 @@ from pathlib import Path
 from osteo.app import hydra as application
 from osteo.command_settings import ExportConfig
 from osteo.errors import counted, printable
+from osteo.inference.formats import SUFFIXES, check_choices, output_path
+from osteo.records.named import checkpoint_of, existing_checkpoints
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -21,19 +23,20 @@ def main() -> None:
 
 def export(config: ExportConfig, job: Job) -> bool:
     """Writes the file; returns whether it answers as PyTorch does, and leaves none where it does not."""
+    check_choices(config)
+    checkpoint = checkpoint_of(*existing_checkpoints(config.ckpt))
+    output = output_path(config, checkpoint)
+
     from osteo.files import whole
     from osteo.inference import export as formats
-    from osteo.inference.model import checkpoint_of, load_model
+    from osteo.inference.model import load_model
     from osteo.reading.covariates import described
 
-    formats.check_choices(config)
-    checkpoint = checkpoint_of(str(config.ckpt))
-    output = formats.output_path(config, checkpoint)
     model = load_model(checkpoint)
     outputs = formats.outputs_of(model.network.task)
     pictures, labels = formats.check_pictures(config.check, model)
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / f"exact{formats.SUFFIXES[config.format]}"
+        made = Path(folder) / f"exact{SUFFIXES[config.format]}"
         formats.write_exported(model, made)
         exact = formats.open_exported(made)
         largest = formats.difference(exact, model, pictures)

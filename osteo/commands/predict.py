@@ -5,6 +5,7 @@ import sys
 from osteo.app import hydra as application
 from osteo.command_settings import PredictConfig
 from osteo.errors import UserError
+from osteo.records.named import existing_checkpoints
 from osteo.records.record import Job
 
 
@@ -15,16 +16,18 @@ def main() -> None:
 
 def predict(config: PredictConfig, job: Job) -> bool:
     """Answers every picture; returns whether every file could be used."""
+    if not config.input:
+        raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
+    names = existing_checkpoints(config.ckpt)
+
     from tqdm import tqdm
 
-    from osteo.inference.model import load_models, names_of
+    from osteo.inference.model import load_models
     from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
     from osteo.records.outputs import PREDICTIONS, replaced
     from osteo.report.predictions import show, write
 
-    if not config.input:
-        raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
-    models = load_models(names_of(config.ckpt), config.accelerator)
+    models = load_models(names, config.accelerator)
     archive, entries = list_pictures(config.input)
     patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
     pictures = open_pictures(archive, entries, models, patients)

@@ -15,6 +15,9 @@ def main() -> None:
 
 def prepare(config: PrepareConfig, job: Job) -> bool:
     """Builds manifest and store, and prints how many pictures were found, set aside and kept."""
+    if config.export_augmented and Path(config.export_augmented).expanduser().exists():
+        raise UserError(f"export_augmented={config.export_augmented} exists already; name a new folder")
+
     import pandas as pd
 
     from osteo.data import prepare as preparing
@@ -23,11 +26,8 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     from osteo.data.splits import flow
     from osteo.files import cache_dir
     from osteo.report.tables import as_table, terminal
-    from osteo.training.augment import paper_twins
 
     console = terminal()
-    if config.export_augmented and Path(config.export_augmented).expanduser().exists():
-        raise UserError(f"export_augmented={config.export_augmented} exists already; name a new folder")
     sources = preparing.read_sources(config.data, cache_dir(config.data.cache))
     verified = preparing.verify(config.data, sources) if config.verify else []
     manifest, store = preparing.prepare(config.data, sources)
@@ -36,6 +36,8 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     counts = pd.crosstab(used["split"], used["class_name"]).reindex(list(SPLITS)).reset_index()
     console.print(as_table(counts, title="splits"))
     if config.export_augmented:
+        from osteo.training.augment import paper_twins
+
         folder = Path(config.export_augmented).expanduser()
         preparing.export(used, store, paper_twins(config.augment), folder)
         console.print(f"augmented    {folder}", soft_wrap=True)

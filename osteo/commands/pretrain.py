@@ -5,8 +5,10 @@ import time
 
 from osteo.app import hydra as application
 from osteo.app.extras import needs
+from osteo.app.imports import importing
 from osteo.command_settings import PretrainConfig
-from osteo.commands.train import show_results
+from osteo.commands.train import check_names, show_results
+from osteo.pretraining.settings import check_settings
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -20,20 +22,22 @@ def main() -> None:
 def pretrain(config: PretrainConfig, job: Job) -> bool:
     """Pretrains one network and leaves its run record."""
     begun = time.perf_counter()
-    from lightning.pytorch import seed_everything
+    check_settings(config)
+    check_names(config)
+    if config.method != "masked":
+        needs(f"method={config.method}", "pretrain", "lightly")
 
-    from osteo.data.datamodule import KneeDataModule
-    from osteo.pretraining.module import make_module, views_of
-    from osteo.pretraining.selection import select
-    from osteo.pretraining.settings import check_settings
+    with importing():
+        from lightning.pytorch import seed_everything
+
+        from osteo.data.datamodule import KneeDataModule
+        from osteo.pretraining.module import make_module, views_of
+        from osteo.pretraining.selection import select
+        from osteo.training import fit, hardware
     from osteo.records.record import Run
-    from osteo.training import fit, hardware
     from osteo.training.ranks import quieten
     from osteo.training.tracking import describe
 
-    check_settings(config)
-    if config.method != "masked":
-        needs(f"method={config.method}", "pretrain", "lightly")
     quieten()
     log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)

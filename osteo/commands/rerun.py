@@ -10,7 +10,8 @@ from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.command_settings import RerunConfig
 from osteo.errors import UserError, printable
-from osteo.records.record import Job
+from osteo.records.record import Job, Run, environment, environment_changes
+from osteo.records.sweep import changes
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,6 @@ def main() -> None:
 
 def rerun(config: RerunConfig, job: Job) -> bool:
     """Trains again and compares; returns whether every metric and every prediction is the same."""
-    from osteo.commands.train import train
-    from osteo.data.prepare import prepare
-    from osteo.records.record import Run, environment, environment_changes
-    from osteo.records.sweep import changes
-    from osteo.training.distributed import launch
-
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
     record = Run(Path(config.run).expanduser())
@@ -38,6 +33,11 @@ def rerun(config: RerunConfig, job: Job) -> bool:
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"
             f" osteo train resume={config.run}"
         )
+
+    from osteo.commands.train import train
+    from osteo.data.prepare import prepare
+    from osteo.training.distributed import launch
+
     first, facts = record.read_results()
     before = record.read_predictions()[["image_id", "logit"]]
     if facts.get("pruned"):

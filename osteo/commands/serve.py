@@ -5,6 +5,7 @@ from contextlib import suppress
 from osteo.app import hydra as application
 from osteo.app.extras import needs
 from osteo.command_settings import ServeConfig
+from osteo.records.named import existing_checkpoints
 from osteo.records.record import Job
 
 
@@ -16,10 +17,12 @@ def main() -> None:
 def serve(config: ServeConfig, job: Job) -> bool:
     """Prints the address and answers until Ctrl-C."""
     needs("osteo serve", "serve", "fastapi", "uvicorn")
-    from osteo.inference.model import load_models, names_of
+    names = existing_checkpoints(config.ckpt)
+
+    from osteo.inference.model import load_models
     from osteo.serving import server
 
-    models = load_models(names_of(config.ckpt), config.accelerator)
+    models = load_models(names, config.accelerator)
     app = server.make_app(models, config)
     with suppress(KeyboardInterrupt), server.listen(config.host, config.port) as listening:
         if config.host not in server.LOOPBACK:

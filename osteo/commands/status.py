@@ -1,11 +1,11 @@
 """osteo status: how far the runs of a sweep have come, how long they will take, and what failed."""
 
-from pathlib import Path
-
 from osteo.app import hydra as application
 from osteo.command_settings import StatusConfig
-from osteo.errors import UserError, counted
+from osteo.errors import counted
+from osteo.records.named import directory_of
 from osteo.records.record import Job
+from osteo.records.sweep import runs_of
 
 
 def main() -> None:
@@ -15,19 +15,15 @@ def main() -> None:
 
 def status(config: StatusConfig, job: Job) -> bool:
     """Prints one row per run; returns whether none failed or is damaged."""
+    directory = directory_of(config.runs, "status")
+    runs = runs_of(directory)
+
     import pandas as pd
 
     from osteo.files import display_path
-    from osteo.records.sweep import runs_of
     from osteo.report.summary import row
     from osteo.report.tables import as_table, terminal
 
-    if not config.runs:
-        raise UserError("name a sweep or a run directory: osteo status DIRECTORY")
-    directory = Path(config.runs).expanduser()
-    runs = runs_of(directory)
-    if not runs:
-        raise UserError(f"runs={config.runs} holds no run; give a sweep or a run directory")
     table = pd.DataFrame([row(run) for run in runs])
     table.insert(len(table.columns) - 1, "error", table.pop("error"))
     console = terminal()

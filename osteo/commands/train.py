@@ -4,8 +4,11 @@ import logging
 import time
 from pathlib import Path
 
+from osteo import libraries
 from osteo.app import hydra as application
+from osteo.app.imports import importing
 from osteo.config import Config
+from osteo.networks.names import check_backbone_name, check_head_name
 from osteo.records.record import Job
 
 log = logging.getLogger(__name__)
@@ -18,10 +21,27 @@ def main() -> None:
 
 def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in as many processes as there are devices."""
-    from osteo.training.distributed import launch
+    check_names(config)
+    with importing():
+        from osteo.training import hardware
+
+        hardware.choose_accelerator(config.trainer)  # torch alone says what is there; the rest takes as long again
+        from osteo.training import fit  # noqa: F401 - for `train`
+        from osteo.training.distributed import launch
 
     launch(train, config, job)
     return True
+
+
+def check_names(config: Config) -> None:
+    """Refuses names that no library and no plugin has, before any library is loaded.
+
+    Raises:
+        UserError: one line with the nearest names.
+    """
+    check_backbone_name(config.model.backbone)
+    check_head_name(config.model.head)
+    libraries.check_names(config)
 
 
 def train(config: Config, job: Job) -> None:
@@ -34,7 +54,6 @@ def train(config: Config, job: Job) -> None:
     from osteo.evaluation.metrics import check_claim
     from osteo.evaluation.outcomes import evaluate_splits
     from osteo.files import cache_dir
-    from osteo.inference.card import card_of, write_card
     from osteo.networks.lineage import check_unseen
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
@@ -70,6 +89,8 @@ def train(config: Config, job: Job) -> None:
         best = fit.load_best(trainer, module, record)
         predictions = fit.predict(trainer, module, datamodule)
         if rank() == 0:
+            from osteo.inference.card import card_of, write_card  # not needed for the first step
+
             write_card(record.best_checkpoint, best, card_of(config, prepared.manifest, prepared.store, predictions))
         record.write_predictions(predictions)
         results = evaluate_splits(predictions, module.task)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-import openpyxl
 
 from osteo.config import PhantomConfig
 from osteo.files import alone, read_sealed, sha256_of, whole, write_sealed
@@ -318,6 +317,8 @@ def draw_age(rng: np.random.Generator, t_score: float, slope: float = AGE_SLOPE)
 
 def _write_sheet(path: Path, patients: list[Sketch], seed: int, age_slope: float) -> None:
     """The clinical sheet: one row per patient, one patient without a picture, and three rows without a patient."""
+    import openpyxl
+
     book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     sheet.append(HEADINGS)

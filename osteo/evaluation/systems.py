@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit
-from sklearn.ensemble import RandomForestClassifier
 
 from osteo.data.splits import copied_to_training
 from osteo.errors import UserError
@@ -385,10 +384,9 @@ def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], co
             rows = run.manifest.set_index("image_id")
             train = rows[rows["split"] == "train"]
             size = rows[["width", "height"]].astype(float)
-            predicted = forest_scores(
-                size.loc[train.index].to_numpy(), train["label"], size.loc[list(image_ids)].to_numpy()
-            )
-            scores[repeats.index(run.repeat), column[list(image_ids)]] = predicted
+            ids = list(image_ids)
+            predicted = forest_scores(size.loc[train.index].to_numpy(), train["label"], size.loc[ids].to_numpy())
+            scores[repeats.index(run.repeat), column[ids]] = predicted
     limits = np.where(np.isfinite(scores), THRESHOLD, np.nan)
     thresholds = dict.fromkeys(RULES, limits)
     return System("width and height alone", "shortcut", scores, scores, thresholds, np.zeros_like(scores), networks)
@@ -396,5 +394,7 @@ def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], co
 
 def forest_scores(learnt: Floats, labels: "pd.Series[int]", tested: Floats) -> Floats:
     """Probability of class 1 by a random forest, (M,), trained on features (N, F) and tested on others (M, F)."""
+    from sklearn.ensemble import RandomForestClassifier  # slow to import
+
     forest = RandomForestClassifier(TREES, random_state=0).fit(learnt, labels.astype(int))
     return np.asarray(forest.predict_proba(tested)[:, 1])

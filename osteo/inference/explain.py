@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from osteo.command_settings import LIST
 from osteo.errors import UserError, unknown
 from osteo.evaluation.gradcam import knee
 from osteo.networks.composites import Composite
@@ -20,8 +21,6 @@ from osteo.networks.precision import ieee_float32
 from osteo.networks.views import cut, join
 from osteo.types import Grey, Singles
 
-LIST = "list"
-"""What stands in place of a layer's name for all of them."""
 STAGES = 6  # layers that are shown where none is named, at most
 HINT = f"maps={LIST} lists them all"
 RULE = "most active first: by the mean of the absolute activation"

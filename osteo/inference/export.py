@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from osteo.command_settings import ExportConfig
 from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
@@ -32,6 +30,7 @@ from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
 from osteo.inference.card import KEY
+from osteo.inference.formats import kind_of
 from osteo.inference.model import Features, Model, size_to_read
 from osteo.networks.fusion import Scaling
 from osteo.networks.network import Network
@@ -44,7 +43,6 @@ from osteo.types import Floats, Grey
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts.pt", "torch_export": ".pt2"}
 INPUT, COVARIATES, OUTPUTS = "picture", "covariates", ["logit", "probability"]
 TOLERANCE = 1e-4
 """of a logit: room for float32 sums in another order, and for nothing else"""
@@ -54,7 +52,6 @@ MAX_PICTURES, PHANTOMS, CALIBRATION = 512, 64, 64
 QUANTISED = ["Conv", "Gemm", "MatMul"]  # where the time goes; quantising anything else costs more than it gains
 CHECKSUM = ".sha256"
 """What the file with a checksum ends in."""
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class CalibratedNetwork(nn.Module):
@@ -118,45 +115,6 @@ class Exported:
             covariates.append(np.asarray(values, np.float32))
         found = self.run(np.stack(pictures), *covariates)
         return np.column_stack([np.asarray(output, np.float64) for output in found])
-
-
-def check_choices(config: ExportConfig) -> None:
-    """Refuses options that exclude each other, and a format whose packages are not installed.
-
-    Raises:
-        UserError: one line that says what to change.
-    """
-    if not config.ckpt:
-        raise UserError("name a checkpoint: osteo export RUN/checkpoints/best.ckpt")
-    if not isinstance(config.ckpt, str):
-        raise UserError("an ensemble cannot be exported as one file: export each checkpoint, and average their answers")
-    if config.int8 and config.format != "onnx":
-        raise UserError(f"int8=true goes with format=onnx, not with format={config.format}")
-    if config.format == "onnx" and not all(find_spec(package) for package in PACKAGES):
-        raise UserError("format=onnx needs an extra that is not installed: pip install 'osteo[export]'")
-
-
-def output_path(config: ExportConfig, checkpoint: Path) -> Path:
-    """The file to write.
-
-    Raises:
-        UserError: it exists already, its folder does not, or its name does not fit the format.
-    """
-    suffix = SUFFIXES[config.format]
-    beside = checkpoint.with_name(f"{checkpoint.stem}{'.int8' if config.int8 else ''}{suffix}")
-    output = Path(config.output).expanduser() if config.output else beside
-    if not output.name.endswith(suffix):
-        raise UserError(f"output={output.name} must end in {suffix} for format={config.format}")
-    if not output.parent.is_dir():
-        raise UserError(f"output={output}: there is no folder {output.parent}")
-    if output.exists():
-        raise UserError(f"{output.name} exists already; remove it, or choose another: output=FILE{suffix}")
-    return output
-
-
-def kind_of(path: Path) -> str:
-    """The format that a file's suffix stands for."""
-    return next(kind for kind, suffix in SUFFIXES.items() if path.name.endswith(suffix))
 
 
 def write_exported(model: Model, path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,10 @@ from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, Patient
 from osteo.reading.framing import Framed, decoded_size, frame
 from osteo.records.content import DamagedError
+from osteo.records.named import checkpoint_of, existing_checkpoints, name_of
 from osteo.records.record import Run
-from osteo.records.sweep import best_of
 from osteo.task import Task
-from osteo.training.checkpoints import build_module, name_of, read_checkpoint
+from osteo.training.checkpoints import build_module, read_checkpoint
 from osteo.training.hardware import present_accelerator
 from osteo.types import Floats, Grey
 
@@ -144,21 +144,6 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
     return Model(checkpoint, network, card, from_dict(card.guard))
 
 
-def names_of(ckpt: Any) -> list[str]:
-    """The checkpoints that the key `ckpt` names, one or several."""
-    return [str(name) for name in (ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else [])]
-
-
-def checkpoint_of(name: str) -> Path:
-    """The checkpoint that a user named; a run directory stands for its best one.
-
-    Raises:
-        UserError: it is the directory of a sweep.
-    """
-    path = Path(name).expanduser()
-    return best_of(path) if path.is_dir() else path
-
-
 def load_models(checkpoints: Sequence[str], accelerator: str = "auto") -> list[Model]:
     """One model or the members of an ensemble; a run directory stands for its best checkpoint.
 
@@ -169,9 +154,7 @@ def load_models(checkpoints: Sequence[str], accelerator: str = "auto") -> list[M
     Raises:
         UserError: one of them cannot be used.
     """
-    if not checkpoints:
-        raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    models = [load_model(checkpoint_of(name), accelerator) for name in checkpoints]
+    models = [load_model(checkpoint_of(name), accelerator) for name in existing_checkpoints(list(checkpoints))]
     for model in models[1:]:
         if model.card.task != models[0].card.task:
             raise UserError(

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from osteo import parts
-from osteo.errors import UserError, unknown
-from osteo.networks.composites import KINDS, PLAIN, Composite, PlainCnn, bases_of, make_composite
+from osteo.errors import UserError
+from osteo.libraries import TORCHVISION
+from osteo.networks.composites import Composite, PlainCnn, make_composite
+from osteo.networks.names import PLAIN, bases_of, check_backbone_name
 from osteo.networks.stages import use_stages
-from osteo.networks.torchvision import TORCHVISION, Shape, TorchvisionBackbone, torchvision_names, usual_side
+from osteo.networks.torchvision import Shape, TorchvisionBackbone, usual_side
 from osteo.networks.weights import differing, fill, read_weights
 
 log = logging.getLogger(__name__)
@@ -25,32 +27,15 @@ SECONDS = 3.0
 """In which the model hub must answer, or it counts as out of reach."""
 
 
-def known_backbones(name: str = "") -> list[str]:
-    """All names; those with a tag of weights, such as resnet50.a1_in1k, only where `name` has one."""
-    if name.startswith(TORCHVISION):
-        return torchvision_names()
-    known = timm.list_pretrained() if "." in name else timm.list_models()
-    return [*parts.backbones, PLAIN, *known]
-
-
 def usual_size(name: str) -> int | None:
     """The side of the pictures that a backbone of timm's or torchvision's was made for; None for a plugin's.
 
     Raises:
         UserError: nobody knows the name.
     """
+    check_backbone_name(name)
     if bases := bases_of(name):
-        kind = name.partition("/")[0]
-        example = f"{kind}/{'+'.join(['resnet50', 'densenet121'][: KINDS[kind][1]])}"
-        if len(bases) < KINDS[kind][1] or "" in bases:
-            raise UserError(f"model.backbone={name} names too few backbones; as in model.backbone={example}")
-        for base in bases:
-            if not bases_of(base) and base not in known_backbones(base):
-                raise unknown(f"model.backbone={name}: backbone", base, known_backbones(base))
-        sizes = [usual_size(base) for base in bases]
-        return sizes[0]
-    if name not in known_backbones(name):
-        raise unknown("model.backbone", name, known_backbones(name))
+        return usual_size(bases[0])
     if name in parts.backbones or name == PLAIN:
         return None
     if name.startswith(TORCHVISION):
@@ -63,7 +48,7 @@ def create_backbone(name: str, shape: Shape, *, pretrained: bool = False, weight
     """Builds a backbone.
 
     Args:
-        name: see `known_backbones`.
+        name: see `names.known_backbones`.
         shape: what it is built for.
         pretrained: with the weights of its library, fetched from its hub once.
         weights_file: with those of a local file instead.

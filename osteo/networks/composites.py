@@ -14,7 +14,6 @@ from torch.nn.functional import adaptive_avg_pool2d, dropout
 
 from osteo.networks.torchvision import IMAGENET, Shape
 
-PLAIN = "plain_cnn"
 WIDTHS = (32, 64, 128, 256)
 """Channels of the stages of `PlainCnn`, each of which halves the side."""
 STATE = 256
@@ -161,21 +160,15 @@ class Attended(Fused):
         return attended
 
 
-KINDS: dict[str, tuple[type[Composite], int]] = {
-    "gru": (OfSequence, 1), "stacked": (Stacked, 1), "fused": (Fused, 2), "attended": (Attended, 2),
+KINDS: dict[str, type[Composite]] = {
+    "gru": OfSequence, "stacked": Stacked, "fused": Fused, "attended": Attended,
 }  # fmt: skip
-"""What a name begins with, and of how many backbones at least it is made."""
-
-
-def bases_of(name: str) -> list[str]:
-    """The backbones that a composite of this name is made of; none where it is no composite."""
-    kind, _, bases = name.partition("/")
-    return bases.split("+") if kind in KINDS else []
+"""What a name begins with; see `osteo.networks.names`."""
 
 
 def make_composite(name: str, bases: Sequence[nn.Module], shape: Shape) -> Composite:
     """The composite of this name."""
-    return KINDS[name.partition("/")[0]][0](bases, shape)  # type: ignore[call-arg]
+    return KINDS[name.partition("/")[0]](bases, shape)  # type: ignore[call-arg]
 
 
 def _width(base: nn.Module) -> int:

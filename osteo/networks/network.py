@@ -13,9 +13,10 @@ from torch.nn.functional import dropout
 
 from osteo import parts
 from osteo.checks import check_tiles
-from osteo.errors import UserError, first_line, unknown
+from osteo.errors import UserError, first_line
 from osteo.networks.backbones import create_backbone, usual_size
 from osteo.networks.fusion import LateFusion
+from osteo.networks.names import LINEAR, STANDARDISED, check_head_name
 from osteo.networks.outputs import Cuts, positive_logit
 from osteo.networks.torchvision import Shape
 from osteo.networks.views import Views, cut, join, separate
@@ -23,8 +24,6 @@ from osteo.networks.weights import classifiers
 from osteo.reading.covariates import Covariates
 from osteo.task import BINARY, TASKS, Task
 
-LINEAR, STANDARDISED = "linear", "standardised"
-"""The head that is the backbone's own last layer; and one that takes each feature's mean and spread away before."""
 MISFITS = (AssertionError, RuntimeError, ValueError, IndexError)
 """What backbones raise where a size does not fit."""
 SIZES = range(32, 513, 32)
@@ -279,8 +278,7 @@ def check_backbone(
         UserError: a name is unknown, the backbone does not accept this size, or it does not keep its contract.
     """
     usual, wanted = usual_size(backbone), logits_of(task, head)
-    if head not in (heads := (LINEAR, STANDARDISED, *parts.heads)):
-        raise unknown("model.head", head, heads)
+    check_head_name(head)
     try:
         output = _shadow_output(backbone, image_size, wanted, stages)
     except MISFITS as error:

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-TORCHVISION = "torchvision/"
-"""What a name begins with that torchvision knows and timm may not, such as torchvision/alexnet."""
-SEQUENTIAL = ("alexnet", "convnext", "efficientnet", "googlenet", "inception", "resne", "swin_", "swin_v2",
-              "vgg", "wide_resnet")  # fmt: skip
-"""Beginnings of torchvision's names whose networks are their parts one after the other, around a global pooling."""
+from osteo.libraries import TORCHVISION
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -30,13 +27,6 @@ class Shape(NamedTuple):
 def usual_side(name: str) -> int:
     """The side of the pictures that a network was made for."""
     return 299 if "inception" in name else 224
-
-
-def torchvision_names() -> list[str]:
-    """The backbones of torchvision that can be used, with their prefix."""
-    from torchvision import models
-
-    return [TORCHVISION + name for name in models.list_models(module=models) if name.startswith(SEQUENTIAL)]
 
 
 class TorchvisionBackbone(nn.Module):

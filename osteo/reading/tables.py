@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pandas as pd
 
 from osteo.errors import UserError
@@ -116,6 +115,8 @@ def _rows_of_csv(text: str) -> Iterator[list[str]]:
 
 
 def _sheets_of_workbook(content: bytes) -> Iterator[Iterator[list[str]]]:
+    import openpyxl
+
     end = time.monotonic() + MOST_SECONDS
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as parts:

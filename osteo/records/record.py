@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -20,14 +19,13 @@ from yaml import YAMLError
 from osteo.command_settings import PretrainConfig
 from osteo.config import Config, WandbConfig
 from osteo.errors import UserError
-from osteo.files import display_path, sha256_of, write_json, write_table, write_text
+from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.content import DamagedError, damaged
 from osteo.task import T_SCORE
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 log = logging.getLogger(__name__)
 
@@ -193,15 +191,17 @@ class Run:
             return "interrupted"
         return str(status["state"])
 
-    def write_manifest(self, manifest: pd.DataFrame) -> None:
+    def write_manifest(self, manifest: "pd.DataFrame") -> None:
         """Keeps the manifest with its splits, and nothing of a clinical sheet."""
         write_table(self.directory / "manifest.csv", manifest.drop(columns=T_SCORE, errors="ignore"))
 
     def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Keeps the curves, one row per epoch."""
+        import pandas as pd
+
         write_table(self.directory / "history.csv", pd.DataFrame(list(rows)))
 
-    def write_predictions(self, predictions: pd.DataFrame) -> None:
+    def write_predictions(self, predictions: "pd.DataFrame") -> None:
         """Keeps the predictions on validation and test pictures."""
         write_table(self.directory / "predictions.csv", predictions)
 
@@ -213,19 +213,25 @@ class Run:
         """Keeps versions and hardware, and the given facts; no name of the machine or its user."""
         write_json(self.directory / "environment.json", {**environment(), **facts})
 
-    def read_manifest(self) -> pd.DataFrame:
-        """The manifest with its splits, typed; see `content.read_manifest`."""
-        return content.read_manifest(self.directory / "manifest.csv", labelled=not self.is_pretraining)
+    def read_manifest(self) -> "pd.DataFrame":
+        """The manifest with its splits, typed; see `tables.read_manifest`."""
+        from osteo.records import tables
 
-    def read_predictions(self) -> pd.DataFrame:
-        """The predictions, checked against the manifest; see `content.read_predictions`."""
-        path = self.directory / "predictions.csv"
-        return content.read_predictions(path, self.read_manifest(), complete=self.is_training)
+        return tables.read_manifest(self.directory / "manifest.csv", labelled=not self.is_pretraining)
 
-    def read_history(self) -> pd.DataFrame:
-        """The curves, one row per epoch; see `content.read_history`."""
-        columns = content.OF_PRETRAINING if self.is_pretraining else content.OF_HISTORY
-        return content.read_history(self.directory / "history.csv", columns)
+    def read_predictions(self) -> "pd.DataFrame":
+        """The predictions, checked against the manifest; see `tables.read_predictions`."""
+        from osteo.records import tables
+
+        return tables.read_predictions(
+            self.directory / "predictions.csv", self.read_manifest(), complete=self.is_training
+        )
+
+    def read_history(self) -> "pd.DataFrame":
+        """The curves, one row per epoch; see `tables.read_history`."""
+        from osteo.records import tables
+
+        return tables.read_history(self.directory / "history.csv", labelled=not self.is_pretraining)
 
     def read_metrics(self) -> dict[str, Any]:
         """The metrics, named as in test/accuracy; None where one is undefined.
@@ -260,7 +266,7 @@ class Run:
         self.read_history()
         self.read_results()
 
-    def check_same_data(self, manifest: pd.DataFrame) -> None:
+    def check_same_data(self, manifest: "pd.DataFrame") -> None:
         """Refuses to go on with other pictures or another split than the run began with.
 
         Raises:
@@ -296,9 +302,9 @@ class Run:
         """One of the JSON files of the record."""
         return content.read_json(self.directory / name, {})
 
-    def read_table(self, name: str) -> pd.DataFrame:
+    def read_table(self, name: str) -> "pd.DataFrame":
         """One of the CSV files of the record, as it is."""
-        return content.read_csv(self.directory / name, ())
+        return read_table(self.directory / name)
 
 
 def new_id() -> str:

@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from textwrap import shorten
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from osteo.errors import UserError, counted
 from osteo.files import display_path
 from osteo.records.content import COSTS, DamagedError
 from osteo.records.record import STATUS, Run, read_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -157,12 +159,14 @@ def changes(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def leaderboard(runs: Sequence[Run]) -> pd.DataFrame:
+def leaderboard(runs: Sequence[Run]) -> "pd.DataFrame":
     """One row per finished training, the best AUROC on validation first, by which a run may be chosen.
 
     Columns: run, backbone, protocol where any has one, seed, fold, parameters, epochs, best_epoch, val/auroc, the
     metrics as test/..., and the cost: seconds in all and per epoch, pictures trained on per second, peak memory in MiB.
     """
+    import pandas as pd
+
     rows = []
     for run in runs:
         metrics, facts = run.read_results()

@@ -22,9 +22,11 @@ from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
 from osteo.files import public, write_table, write_text
+from osteo.records.named import FINISHED, directory_of
 from osteo.records.outputs import drop_earlier
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
+from osteo.records.tracked import group_of, wandb_settings
 from osteo.report import figures, paper, plots, rows
 from osteo.report.card import model_card
 from osteo.report.html import inline, render
@@ -37,7 +39,6 @@ from osteo.report.verdict import verdict
 from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
 from osteo.training.hardware import present_accelerator
-from osteo.training.tracking import group_of, wandb_settings
 
 log = logging.getLogger(__name__)
 
@@ -210,18 +211,16 @@ def read_report(config: ReportConfig) -> Report:
     Raises:
         UserError: no directory is named, it holds no finished run, or the accelerator is not there.
     """
-    if not config.runs:
-        raise UserError("name a sweep or a run directory: osteo report DIRECTORY")
+    directory = directory_of(config.runs, "report", FINISHED)
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
-    directory = Path(config.runs).expanduser()
     config = replace(config, accelerator=present_accelerator(config.accelerator))
     runs, damaged = trained(directory, check_run)
     left_out = [*damaged, *unfinished(directory)]
     if not runs and damaged:
         raise UserError(f"runs={config.runs} holds no run that can be read: {damaged[0]}")
     if not runs:
-        raise UserError(f"runs={config.runs} holds no finished run of training; give a sweep or a run directory")
+        raise UserError(f"runs={config.runs} holds no {FINISHED}; give a sweep or a run directory")
     board = leaderboard(runs)
     experiments = ladder.read_by_protocol(runs, sensitivity=config.sensitivity)
     experiment = experiments[ladder.main_protocol(experiments)]

@@ -5,22 +5,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import kornia.augmentation
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from osteo.checks import check_arguments
 from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES, PAPER_VARIANTS, AugmentConfig
-from osteo.errors import UserError, first_line, unknown
+from osteo.errors import UserError, first_line
+from osteo.libraries import check_operation, operation_of
 from osteo.training.draws import hashed, hashed_uniform
 from osteo.types import Transform
 
-BATCHWISE = ("same_on_batch", "p_batch", "keepdim")
-"""Arguments of Kornia's operations that say what the pictures of a batch have in common."""
-FETCHING = ("RandomDissolving",)
-"""Operations that fetch a model from the internet."""
 INPUT_SHAPE = "forward_input_shape"
 """The one parameter that Kornia keeps of a whole batch, whatever the operation: its shape."""
 
@@ -159,11 +154,8 @@ class Operation:
     """One operation of Kornia, which changes a picture in the same way in every batch; see `Operations`."""
 
     def __init__(self, entry: Any, key: str, side: int) -> None:
-        name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
-        if not (isinstance(name, str) and isinstance(arguments, dict | None)):
-            raise UserError(f"{key}={entry} is no operation with arguments, such as {{RandomAffine: {{degrees: 10}}}}")
-        self._key = f"{key}.{name}"
-        self._module = _make_module(name, arguments or {}, self._key)
+        name, arguments, self._key = operation_of(entry, key)
+        self._module = _make_module(name, arguments, self._key)
         try:
             with torch.random.fork_rng(devices=[]):
                 self._joins = self._probe(side)
@@ -212,30 +204,15 @@ class Operation:
         return torch.allclose(self.apply(pictures, drawn), changed, atol=1e-4)
 
 
-def operations() -> dict[str, type[Any]]:
-    """Kornia's operations on single 2-D pictures, by class name."""
-    names = [name for name in kornia.augmentation.__all__ if not name.endswith("Base2D") and name not in FETCHING]
-    kinds = {name: getattr(kornia.augmentation, name) for name in names}
-    base = kornia.augmentation.AugmentationBase2D
-    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, base)}
-
-
 def _make_module(name: str, arguments: Mapping[str, Any], key: str) -> Any:
-    known = operations()
-    if name in kornia.augmentation.__all__ and name not in known:
-        raise UserError(f"{key} does not change one 2-D picture by itself; choose one that does, like RandomAffine")
-    if name not in known:
-        raise unknown(key.rpartition(".")[0], name, known)
-    if batchwise := [argument for argument in arguments if argument in BATCHWISE]:
-        raise UserError(f"{key}.{batchwise[0]} is not possible: every picture is drawn by itself; leave it out")
-    check_arguments(known[name], arguments, key, BATCHWISE)
-    probability = arguments.get("p", 0.5)
-    if not isinstance(probability, int | float) or not 0.0 <= probability <= 1.0:
-        raise UserError(f"{key}.p={probability} is no probability, which is a number from 0 to 1")
-    signature = inspect.signature(known[name])
+    check_operation(name, arguments, key)
+    import kornia.augmentation
+
+    kind = getattr(kornia.augmentation, name)
+    signature = inspect.signature(kind)
     try:
         signature.bind(**arguments)
-        return known[name](**{n: _typed(value, signature.parameters[n].annotation) for n, value in arguments.items()})
+        return kind(**{n: _typed(value, signature.parameters[n].annotation) for n, value in arguments.items()})
     except Exception as error:  # Kornia, torch and Python raise many kinds
         raise UserError(f"{key} cannot be made of {dict(arguments)}: {first_line(error)}") from error
 

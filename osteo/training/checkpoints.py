@@ -10,6 +10,7 @@ from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
 from osteo.files import check_checksums
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
+from osteo.records.named import name_of
 from osteo.training.module import Classifier
 
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
@@ -66,11 +67,6 @@ def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
     if (bad := first_not_finite(loaded)) is not None:  # float64 may hold what float32 cannot
         raise _bad_weights(checkpoint, "not finite", bad)
     return module
-
-
-def name_of(checkpoint: Path) -> str:
-    """The name of a checkpoint's file, with that of its run."""
-    return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
 
 
 def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:

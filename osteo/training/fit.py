@@ -20,7 +20,6 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from osteo.checks import check_arguments
 from osteo.config import Config, LossConfig, WandbConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
@@ -35,6 +34,7 @@ from osteo.networks.outputs import columns_of
 from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
+from osteo.records.tracked import is_wanted, place_of, wandb_settings
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
@@ -47,20 +47,13 @@ from osteo.training.losses import balanced_weights, best_outputs
 from osteo.training.module import ADVICE, Classifier, Learner
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, choose_mode, is_wanted, place_of, wandb_settings
+from osteo.training.tracking import WandbLogger, check_environment
 
 log = logging.getLogger(__name__)
 
-RESERVED = (
-    "max_epochs", "accelerator", "devices", "num_nodes", "strategy", "precision", "accumulate_grad_batches",
-    "gradient_clip_val", "limit_train_batches", "callbacks", "logger", "enable_checkpointing", "default_root_dir",
-    "use_distributed_sampler", "deterministic",
-)  # fmt: skip
-"""Arguments of Lightning's Trainer that have a key of their own, or that the run record takes care of."""
-
 
 def check_parts(config: Config) -> None:
-    """Refuses callbacks, loggers and arguments of the Trainer that do not exist, before anything slow starts.
+    """Refuses callbacks and loggers that do not exist, before anything slow starts.
 
     The same for variables of the environment that W&B would refuse.
 
@@ -71,9 +64,8 @@ def check_parts(config: Config) -> None:
         for name, node in nodes.items():
             if isinstance(node, dict):
                 check_part(node, f"{key}.{name}", kind)
-    check_arguments(Trainer, config.trainer.extra, "trainer.extra", RESERVED)
     if is_wanted(wandb := wandb_settings(config)) and rank() == 0:
-        choose_mode(wandb.mode)
+        check_environment(wandb.mode)
 
 
 def make_module(config: Config) -> Classifier:

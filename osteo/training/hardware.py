@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from osteo.checks import check_devices
 from osteo.config import TrainerConfig
 from osteo.errors import UserError
 from osteo.training import ranks
@@ -53,10 +54,7 @@ def choose_accelerator(limits: TrainerConfig) -> str:
 
 
 def _check_devices(devices: Any, present: int | None) -> None:
-    allowed = "auto, a number from 1, or a list such as [0,1]"
-    numbers = devices if isinstance(devices, list) else [devices]
-    if devices != "auto" and not (numbers and all(isinstance(n, int) and n >= 0 for n in numbers) and devices != 0):
-        raise UserError(f"trainer.devices={devices} is not allowed; give {allowed}")
+    check_devices(devices)
     wanted = len(devices) if isinstance(devices, list) else devices
     if present is not None and devices != "auto" and wanted > present:
         raise UserError(f"trainer.devices={devices} asks for {wanted} devices, but {present} are there")

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from osteo import parts
-from osteo.checks import TARGET, check_arguments, check_targets
+from osteo.checks import TARGET, check_targets
 from osteo.errors import UserError, first_line, unknown
+from osteo.libraries import check_arguments, parameters_of
 
 T = TypeVar("T", Callback, Logger)
 
@@ -47,7 +48,7 @@ def check_part(node: Mapping[str, Any], key: str, kind: type[Any]) -> type[Any]:
     found = find_class(node[TARGET], key)
     if not issubclass(found, kind):
         raise UserError(f"{key}.{TARGET}={node[TARGET]} is no {kind.__name__} of Lightning's")
-    check_arguments(found, _arguments(node), key)
+    check_arguments(parameters_of(found), _arguments(node), key)
     return found
 
 
@@ -83,7 +84,7 @@ def resolve(node: Any, key: str, **context: Any) -> Any:
 
 def _call(found: type[Any], node: Mapping[str, Any], key: str, context: Mapping[str, Any]) -> Any:
     given = {name: resolve(value, f"{key}.{name}", **context) for name, value in _arguments(node).items()}
-    check_arguments(found, given, key)
+    check_arguments(parameters_of(found), given, key)
     takes = inspect.signature(found).parameters
     given = {**{name: value for name, value in context.items() if name in takes}, **given}
     try:

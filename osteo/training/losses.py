@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from osteo import parts
-from osteo.checks import check_arguments
 from osteo.errors import UserError, first_line, unknown
+from osteo.libraries import check_arguments, parameters_of
 from osteo.networks.outputs import log_probabilities
 from osteo.task import TASKS, Kind, Task
 
@@ -78,7 +78,7 @@ def make_loss(name: str, arguments: Mapping[str, Any], kind: Kind = "binary") ->
         raise UserError(f"loss.name={name} is of another task than this one, which takes {', '.join(known)}")
     if name not in known:
         raise unknown("loss.name", name, known)
-    check_arguments(known[name], arguments, "loss.args")
+    check_arguments(parameters_of(known[name]), arguments, "loss.args")
     loss = known[name](**arguments)
     if name not in BUILT_IN[kind]:
         _check(loss, name, next(task for task in TASKS.values() if task.kind == kind))

@@ -5,11 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from timm import scheduler
 from timm.optim import (
     create_optimizer_v2,
     get_optimizer_class,
-    list_optimizers,
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
@@ -19,55 +17,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from osteo.checks import check_arguments
-from osteo.errors import UserError, first_line, unknown
-
-TIMM_SCHEDULES = (
-    "cosine",
-    "tanh",
-    "step",
-    "multistep",
-    "poly",
-    *(["wsd"] if hasattr(scheduler, "WSDLRScheduler") else []),
-)
-"""Those of timm.scheduler; what their arguments call an epoch is an epoch here."""
-SCHEDULES = ("one_cycle", "constant", "plateau", *TIMM_SCHEDULES)
-"""plateau is torch's, whose state a checkpoint keeps; timm's is deprecated."""
-RESERVED = ("params", "lr", "weight_decay", "momentum", "fused")
-RESERVED_BY_SCHEDULE = (
-    "optimizer",
-    "sched",
-    "num_epochs",
-    "step_on_epochs",
-    "updates_per_epoch",
-    "plateau_mode",
-    "mode",
-)
+from osteo import libraries
+from osteo.errors import UserError, first_line
 
 
 def check_optimizer(settings: Mapping[str, Any]) -> None:
-    """Refuses an optimiser, a schedule or an argument that does not exist.
-
-    Args:
-        settings: the fields of `OptimizerConfig`.
+    """Refuses an optimiser, a schedule or an argument that does not exist, as `libraries.check_optimizer` does.
 
     Raises:
-        UserError: one line with the nearest names.
+        UserError: one line with the nearest names; or the optimiser needs a package that is not installed.
     """
-    known = [str(name) for name in list_optimizers()]
-    if settings["name"] not in known:
-        raise unknown("optimizer.name", settings["name"], known)
-    check_arguments(_class_of(settings["name"]), settings.get("args") or {}, "optimizer.args", RESERVED)
-    if settings["schedule"] not in SCHEDULES:
-        raise unknown("optimizer.schedule", settings["schedule"], SCHEDULES)
-    arguments = settings.get("schedule_args") or {}
-    if arguments and settings["schedule"] in ("one_cycle", "constant"):
-        raise UserError(
-            f"optimizer.schedule_args goes with one of {', '.join(SCHEDULES[2:])},"
-            f" not with optimizer.schedule={settings['schedule']}"
-        )
-    made_by = ReduceLROnPlateau if settings["schedule"] == "plateau" else create_scheduler_v2
-    check_arguments(made_by, arguments, "optimizer.schedule_args", RESERVED_BY_SCHEDULE)
+    libraries.check_optimizer(settings)
+    _class_of(settings["name"])
 
 
 def make_optimizer(network: nn.Module, settings: Mapping[str, Any], *, fused: bool) -> Optimizer:

@@ -7,10 +7,10 @@ path, no name of machine or user. W&B itself is imported by what uses it, so tha
 import logging
 import logging.config
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cached_property
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +23,9 @@ import torch
 from lightning.pytorch import loggers
 
 from osteo.config import Config, WandbConfig
-from osteo.errors import UserError, unknown
+from osteo.errors import UserError
 from osteo.files import display_path, public
-from osteo.records.record import Job
+from osteo.records.tracked import MODES, Place, may_be_online, mode_of_environment, netrc_file
 from osteo.task import BINARY, T_SCORE, TASKS, THRESHOLD, probability_columns
 
 if TYPE_CHECKING:
@@ -33,54 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
-         "disabled": "disabled"}  # fmt: skip
-"""What WANDB_MODE may say, and what that comes to."""
-
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
 SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
 RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
 SECONDS_TO_FINISH = 60  # what is not uploaded by then is left to `wandb sync`
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run stands among others."""
-
-    folder: Path
-    """holds the wandb folder: the sweep directory, or the run's own"""
-    group: str
-    name: str
-    job_type: str
-    tags: list[str]
-
-
-def group_of(settings: WandbConfig, folder: Path) -> str:
-    """The group of a sweep's runs: as configured, else its folder, with the date where it is named by the time.
-
-    A folder further up is never used, since it may name a person.
-    """
-    by_date = re.fullmatch(r"\d{4}-\d{2}-\d{2}", folder.parent.name)
-    return settings.group or ("-".join(folder.parts[-2:]) if by_date else folder.name)
-
-
-def is_wanted(settings: WandbConfig) -> bool:
-    """Whether W&B gets anything at all, as far as configuration and environment say; W&B need not be imported for it.
-
-    Raises:
-        UserError: WANDB_MODE is none that W&B knows.
-    """
-    return (_mode_of_environment() if settings.mode == "auto" else settings.mode) != "disabled"
-
-
-def _mode_of_environment() -> str | None:
-    """What WANDB_MODE and WANDB_DISABLED say: online, offline, disabled, or None where they are not set."""
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
-        return "disabled"
-    given = os.environ.get("WANDB_MODE", "").strip().lower()
-    if given and given not in MODES:
-        raise unknown("WANDB_MODE", given, ("online", "offline", "disabled"))
-    return MODES[given] if given else None
 
 
 def choose_mode(mode: str) -> str:
@@ -94,7 +50,7 @@ def choose_mode(mode: str) -> str:
     # both before W&B reads its environment, which it does once
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
-    given = _mode_of_environment()
+    given = mode_of_environment()
     os.environ.pop("WANDB_MODE", None)  # W&B refuses an empty one, and one in capitals
     if given:
         os.environ["WANDB_MODE"] = given
@@ -112,6 +68,16 @@ def choose_mode(mode: str) -> str:
     return "online" if has_key() else "offline"
 
 
+def check_environment(mode: str) -> None:
+    """Refuses a variable of W&B's that has a value that W&B does not know; W&B is not asked where none is set.
+
+    Raises:
+        UserError: one line with the variable.
+    """
+    if any(name.startswith("WANDB_") and name not in ("WANDB_MODE", "WANDB_DISABLED") for name in os.environ):
+        choose_mode(mode)
+
+
 def has_key() -> bool:
     """Whether W&B would find a key without asking for one."""
     import wandb
@@ -120,7 +86,7 @@ def has_key() -> bool:
     if settings.api_key or settings.identity_token_file:
         return True
     try:
-        known = netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).hosts
+        known = netrc(netrc_file()).hosts
     except (OSError, NetrcParseError):
         return False
     hosts = {urlsplit(settings.base_url).hostname, "api.wandb.ai"}  # the second: what the hosted service was called
@@ -148,6 +114,9 @@ class WandbLogger(loggers.WandbLogger):
     `wandb sync` can upload later what the server has not got. Curves stand against the epoch. What may show a picture,
     such as a callback's `log_image`, is logged only where `settings.upload_pictures` says so.
 
+    The W&B run begins at once where it may be online, so that it is seen and a server out of reach is told; else with
+    the first values, since importing and starting W&B takes longer than a first step.
+
     Args:
         settings: what was configured.
         configuration: that W&B shows of the run.
@@ -163,10 +132,23 @@ class WandbLogger(loggers.WandbLogger):
         self._upload_pictures = settings.upload_pictures
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
         self._task = TASKS[configuration.get("task", BINARY.name)]
-        self._run = self._begin(settings, configuration, place, self._mode(settings.mode))
-        super().__init__(experiment=self._run, save_dir=str(place.folder), project=settings.project)
-        self._attempt(lambda: self._run.define_metric("epoch"))
-        self._attempt(lambda: self._run.define_metric("*", step_metric="epoch"))
+        self._settings, self._configuration, self._place = settings, configuration, place
+        super().__init__(save_dir=str(place.folder), project=settings.project, id=run_id)
+        if may_be_online(settings.mode):
+            _ = self._run
+
+    @cached_property
+    def _run(self) -> "wandb.Run":
+        """W&B's run, which begins when it is first asked for."""
+        run = self._begin(self._settings, self._configuration, self._place, self._mode(self._settings.mode))
+        self._attempt(lambda: run.define_metric("epoch"))
+        self._attempt(lambda: run.define_metric("*", step_metric="epoch"))
+        return run
+
+    @property
+    def experiment(self) -> "wandb.Run":
+        """W&B's run, for whatever Lightning or a callback does with it."""
+        return self._run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds a point to the curves of these metrics, by the epoch that stands among them."""
@@ -203,8 +185,9 @@ class WandbLogger(loggers.WandbLogger):
         """Called by Lightning after each of its stages; a run has several and ends with `finish`."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Ends the W&B run and sends what has not been sent."""
-        self._attempt(lambda: self._finish(exit_code))
+        """Ends the W&B run, where it has begun, and sends what has not been sent."""
+        if "_run" in vars(self):
+            self._attempt(lambda: self._finish(exit_code))
 
     def _send(self, values: Mapping[str, Any]) -> None:
         kept = {name: value for name, value in values.items() if self._upload_pictures or is_plain(value)}
@@ -359,25 +342,6 @@ def upload(run: "wandb.Run") -> str:
 
 def _name(error: Exception) -> str:
     return type(error).__name__
-
-
-def wandb_settings(config: Config) -> WandbConfig:
-    """What was configured of W&B; disabled where it is none of the loggers."""
-    found = config.logger.get("wandb")
-    return found if isinstance(found, WandbConfig) else WandbConfig(mode="disabled")
-
-
-def place_of(config: Config, job: Job) -> Place:
-    """Where the run stands in W&B: the sweep's group, named by backbone and seed."""
-    settings, folder = wandb_settings(config), job.sweep or job.directory
-    fold = config.data.split.fold
-    return Place(
-        folder=folder,
-        group=group_of(settings, folder),
-        name="-".join([config.model.backbone, *([f"fold{fold}"] if fold is not None else []), f"seed{config.seed}"]),
-        job_type="train",
-        tags=[config.experiment or "train", config.model.backbone, config.data.name, *settings.tags],
-    )
 
 
 def describe(config: Config) -> str:

@@ -1,0 +1,64 @@
+"""What a command's first argument names: runs or checkpoints, which are looked for and not loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from osteo.errors import UserError
+from osteo.records.sweep import best_of, runs_of
+
+OF_TORCH = (b"PK", b"\x80")
+"""How a file that torch has written begins: a zip, or a pickle of old."""
+FINISHED = "finished run of training"
+
+
+def directory_of(runs: str | None, command: str, wanted: str = "run") -> Path:
+    """The directory of a sweep or a run.
+
+    Raises:
+        UserError: none is named, or it holds no run.
+    """
+    if not runs:
+        raise UserError(f"name a sweep or a run directory: osteo {command} DIRECTORY")
+    directory = Path(runs).expanduser()
+    if not runs_of(directory):
+        raise UserError(f"runs={runs} holds no {wanted}; give a sweep or a run directory")
+    return directory
+
+
+def names_of(ckpt: Any) -> list[str]:
+    """The checkpoints that the key `ckpt` names, one or several."""
+    return [str(name) for name in (ckpt if isinstance(ckpt, list) else [ckpt] if ckpt else [])]
+
+
+def checkpoint_of(name: str) -> Path:
+    """The checkpoint that a user named; a run directory stands for its best one.
+
+    Raises:
+        UserError: it is the directory of a sweep.
+    """
+    path = Path(name).expanduser()
+    return best_of(path) if path.is_dir() else path
+
+
+def existing_checkpoints(ckpt: Any) -> list[str]:
+    """The checkpoints that the key `ckpt` names, all of which are there.
+
+    Raises:
+        UserError: none is named, or one is not there or is no file of torch's.
+    """
+    if not (names := names_of(ckpt)):
+        raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
+    for path in map(checkpoint_of, names):
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint {name_of(path)}")
+        with path.open("rb") as file:
+            if (first := file.read(2)) and not first.startswith(OF_TORCH):
+                raise UserError(
+                    f"{name_of(path)} is no checkpoint of osteo; take another copy of it, or train its run again"
+                )
+    return names
+
+
+def name_of(checkpoint: Path) -> str:
+    """The name of a checkpoint's file, with that of its run."""
+    return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
