@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-
 STATUS, CONFIG = "status.json", "config.yaml"
 STATES = ("running", "done", "failed", "interrupted")
 """What status.json says; the last: cut off by a signal or by the machine, and goes on when it is resumed."""
@@ -386,9 +385,9 @@ def read_config(path: Path) -> Config:
     recorded = read_yaml(path)
     if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
         raise damaged(path, f"is damaged: it lacks {missing[0]}")
-    schema = PretrainConfig if "method" in recorded else Config
+    schema = OmegaConf.structured(PretrainConfig if "method" in recorded else Config)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), recorded))
+        config = OmegaConf.to_object(OmegaConf.merge(schema, recorded))
     except (OmegaConfBaseException, ValueError) as error:
         raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)
@@ -397,6 +396,5 @@ def read_config(path: Path) -> Config:
 
 def _logger(name: str, node: Any) -> Any:
     """A logger of a recorded configuration; that of W&B has a schema, and had no `_target_` once."""
-    if name != "wandb" or not isinstance(node, dict):
-        return node
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WandbConfig), node))
+    is_ours = name == "wandb" and isinstance(node, dict)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WandbConfig), node)) if is_ours else node
