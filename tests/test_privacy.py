@@ -24,9 +24,9 @@ from osteo.files import public
 from osteo.inference import export
 from osteo.inference.model import load_model
 from osteo.records.record import Run
+from osteo.records.tracked import Place, is_wanted
 from osteo.training import tracking
 from osteo.training.fit import check_parts
-from osteo.records.tracked import Place, is_wanted
 from osteo.training.tracking import WandbLogger, choose_mode
 from tests.fake_wandb import KEY, FakeWandb, ToldRun
 from tests.test_wandb_trouble import WORDS, server
