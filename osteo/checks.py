@@ -55,8 +55,6 @@ def check(config: Any, prefix: str = "") -> None:
     if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
         raise UserError("data.split.variants_first=true goes with osteo train alone; leave it out")
     if isinstance(config, PredictConfig | ExplainConfig):
-        if config.input and not Path(config.input).expanduser().exists():
-            raise UserError(f"input={config.input}: no such file or folder")
         _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
         raise UserError(f"data.task={config.data.task} follows task={config.task}; leave it out, and set task alone")

@@ -219,6 +219,7 @@ class Bomb:
 
 def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": Bomb()}, tmp_path / "bomb.ckpt")
+    (tmp_path / "a.png").touch()
     done = osteo("predict", "bomb.ckpt", "input=a.png")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "bomb.ckpt is no checkpoint of osteo" in done.err

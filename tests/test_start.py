@@ -62,7 +62,7 @@ MISTAKES = [
     (["evaluate", "taken"], "taken is no checkpoint of osteo"),
     (["predict", "nowhere"], "name the pictures to answer"),
     (["predict", "nowhere", "input=taken"], "there is no checkpoint nowhere"),
-    (["predict", "nowhere", "input=gone.png"], "input=gone.png: no such file or folder"),
+    (["predict", "zip.ckpt", "input=gone.png"], "input=gone.png: no such file or folder"),
     (["serve", "nowhere"], "there is no checkpoint nowhere"),
     (["explain", "nowhere", "input=taken"], "there is no checkpoint nowhere"),
     (["export", "nowhere"], "there is no checkpoint nowhere"),
@@ -92,6 +92,7 @@ def kept(cache: Path) -> Path:
 
 def test_no_mistake_waits_for_a_slow_library(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
+    (tmp_path / "zip.ckpt").write_bytes(b"PK")  # as every file of torch's begins
     lines = [json.dumps([line for line, _ in MISTAKES])]
     done = subprocess.run(
         [sys.executable, "-c", EACH % (HEAVY,), *lines], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -102,7 +103,7 @@ def test_no_mistake_waits_for_a_slow_library(kept: Path, tmp_path: Path) -> None
     for (line, message), (code, err, _) in zip(MISTAKES, told, strict=True):
         assert (code, err.count("\n")) == (2, 1), (line, err)
         assert message in err
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["taken", "zip.ckpt"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 from osteo.app import hydra as application
 from osteo.command_settings import LIST, ExplainConfig
 from osteo.errors import UserError
-from osteo.records.named import existing_checkpoints, names_of
+from osteo.records.named import check_input, existing_checkpoints, names_of
 from osteo.records.record import Job
 
 
@@ -23,6 +23,7 @@ def explain(config: ExplainConfig, job: Job) -> bool:
     if not config.input and config.maps != LIST:
         raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
     names = existing_checkpoints(config.ckpt)
+    check_input(config.input)
 
     from tqdm import tqdm
 

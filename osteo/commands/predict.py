@@ -5,7 +5,7 @@ import sys
 from osteo.app import hydra as application
 from osteo.command_settings import PredictConfig
 from osteo.errors import UserError
-from osteo.records.named import existing_checkpoints
+from osteo.records.named import check_input, existing_checkpoints
 from osteo.records.record import Job
 
 
@@ -19,6 +19,7 @@ def predict(config: PredictConfig, job: Job) -> bool:
     if not config.input:
         raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
     names = existing_checkpoints(config.ckpt)
+    check_input(config.input)
 
     from tqdm import tqdm
 

@@ -59,6 +59,16 @@ def existing_checkpoints(ckpt: Any) -> list[str]:
     return names
 
 
+def check_input(given: str | None) -> None:
+    """Refuses pictures that are not there, before a checkpoint is opened.
+
+    Raises:
+        UserError: one line that names them.
+    """
+    if given and not Path(given).expanduser().exists():
+        raise UserError(f"input={given}: no such file or folder")
+
+
 def name_of(checkpoint: Path) -> str:
     """The name of a checkpoint's file, with that of its run."""
     return "/".join(checkpoint.parts[-3:] if checkpoint.parent.name == "checkpoints" else checkpoint.parts[-1:])
