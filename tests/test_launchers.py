@@ -149,7 +149,8 @@ def test_jobs_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * 2**30, 2**36))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: shares[1])
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2**29)
+    for kind in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, kind, lambda _: 2**29)
     module = KneeDataModule.__new__(KneeDataModule)
     for size, fits in ((15 * 2**28, True), (15 * 2**28 + 1, False)):
         module._store = torch.empty(size, dtype=torch.uint8, device="meta")
