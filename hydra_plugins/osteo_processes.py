@@ -70,7 +70,8 @@ class ProcessesLauncher(Launcher):
         """How many jobs run at once, of which each trains as `trainer` says."""
         for name, value, others in (("n_jobs", self.n_jobs, (None, -1)), ("jobs_per_gpu", self.jobs_per_gpu, ())):
             if value not in others and (not isinstance(value, int) or value < 1):
-                raise UserError(f"hydra.launcher.{name}={value} is not allowed; give a number from 1")
+                more = ", -1 for one per core, or null" if others else ""
+                raise UserError(f"hydra.launcher.{name}={value} is not allowed; give a number from 1{more}")
         gpus = 0 if trainer is None or trainer.accelerator in ("cpu", "mps") else count_gpus()
         if gpus and trainer is not None and trainer.devices != 1:
             gpus = 1  # all jobs take the same

@@ -26,6 +26,8 @@ CLINICAL_COLUMNS = ("patient", "picture", *CHARACTERISTICS, *ANSWERS)
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".ckpt")
 """Endings of files of weights."""
 TARGET = "_target_"
+AVERAGES = ("Averaging", "MovingAverage")
+"""Ends of the names of callbacks that keep an average of the weights, Lightning's among them."""
 """The key of a part that names its class, as in Hydra."""
 
 
@@ -340,6 +342,13 @@ def _check_training(config: Config) -> None:
             raise UserError(
                 f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: leave one of them out"
             )
+    averages = [
+        f"callbacks.{name}"
+        for name, part in config.callbacks.items()
+        if isinstance(part, dict) and str(part.get(TARGET)).endswith(AVERAGES)
+    ]
+    if len(averages) > 1:
+        raise UserError(f"{' and '.join(averages)} each put an average of the weights into checkpoints: leave one out")
     if config.data.split.variants_first and (config.augment.name != "paper" or config.augment.val or config.covariates):
         raise UserError(
             "data.split.variants_first=true makes the variants of augment=paper rows of their own: it needs"

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -85,7 +86,12 @@ def _run(command: str, arguments: list[str]) -> None:
 
         arguments = [f"{POSITIONAL[command]}={quoted(arguments[0])}", *arguments[1:]]
     sys.argv = [f"osteo {command}", *arguments]
-    importlib.import_module(f"osteo.commands.{command}").main()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    module = importlib.import_module(f"osteo.commands.{command}")
+    signal.signal(signal.SIGINT, before)
+    module.main()
 
 
 def _is_path(command: str, argument: str) -> bool:

@@ -21,6 +21,32 @@ WARM_UP = 3
 TOLERANCE = 0.05
 """Of what a graph gives against what is right, as a share of its norm: kernels may differ, and bfloat16 is coarse."""
 
+
+def is_wanted(graph: Any, device: str, processes: int, batches: int, precision: str) -> bool:
+    """Whether steps are to be captured.
+
+    Args:
+        graph: `trainer.graph`.
+        device: kind of the device that trains.
+        processes: that train together.
+        batches: that make one step of the optimiser.
+        precision: Lightning's name of the arithmetic.
+
+    Raises:
+        UserError: a graph is required, and none is possible.
+    """
+    obstacles = {
+        f"the device is {device}": device not in CAPTURING,
+        "several processes train together": processes > 1,
+        "trainer.accumulate_grad_batches is more than 1": batches > 1,
+        "trainer.precision=16-mixed scales the loss": precision == "16-mixed",
+    }
+    found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
+    if found and graph is True:
+        raise UserError(f"trainer.graph=true needs a CUDA graph, but {found[0]}; use trainer.graph=auto")
+    return bool(graph) and not found
+
+
 Tensors = Sequence[Any]
 """Tensors or None."""
 

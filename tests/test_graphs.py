@@ -118,5 +118,7 @@ def test_what_cannot_be_captured_runs_as_it_is(
 
 
 def test_a_graph_that_is_required_where_none_is_possible_is_an_error(knees: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.graph=true, but cpu is the device; use trainer\.graph=auto"):
+    with pytest.raises(
+        UserError, match=r"trainer\.graph=true needs a CUDA graph, but the device is cpu; use trainer\."
+    ):
         trained(knees, True)

@@ -120,7 +120,7 @@ def test_as_many_jobs_at_once_as_the_gpus_take(
     [
         (2, ["jobs_per_gpu=0"], "hydra.launcher.jobs_per_gpu=0 is not allowed; give a number from 1"),
         (2, ["jobs_per_gpu=two"], "hydra.launcher.jobs_per_gpu=two is not allowed; give a number from 1"),
-        (2, ["n_jobs=0"], "hydra.launcher.n_jobs=0 is not allowed; give a number from 1"),
+        (2, ["n_jobs=0"], "hydra.launcher.n_jobs=0 is not allowed; give a number from 1, -1 for one per core, or null"),
         (0, ["jobs_per_gpu=3"], "hydra.launcher.jobs_per_gpu=3 shares GPUs out, and there is none to train on"),
         (2, ["n_jobs=5"], "n_jobs=5 is more than 2 GPUs take with hydra.launcher.jobs_per_gpu=1; use jobs_per_gpu=3"),
     ],

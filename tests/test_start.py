@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ MISTAKES = [
     (["train", "optimizer.lrr=1"], "key 'optimizer.lrr' is unknown"),
     (["train", "optimizer=adam"], "optimizer 'adam' is unknown"),
     (["train", "trainer.max_epochs=ten"], "could not be converted"),
+    (["train", "trainer.graph=maybe"], "trainer.graph 'maybe' is unknown; choose one of: auto, true, false"),
+    (["train", "callbacks=[swa,ema]"], "each put an average of the weights into checkpoints: leave one out"),
     (["train", "data.image_size=[1"], "cannot read"),
     (["train", "plugins=[gone]"], "plugins=[gone] cannot be imported"),
     (["train", "optimizer.lr=0"], "optimizer.lr=0.0 is too small"),
@@ -162,3 +165,16 @@ def test_what_a_plugin_adds_to_timm_is_known(
     monkeypatch.syspath_prepend(tmp_path)
     done = osteo("train", *tiny, "plugins=[brought]", "model.backbone=brought_resnet", "logger.wandb.mode=disabled")
     assert done.code == 0, done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that a process could die of")
+def test_ctrl_c_amid_the_imports_shows_no_traceback() -> None:
+    code = """
+import importlib, signal, sys
+from osteo import cli
+importlib.import_module = lambda name: signal.raise_signal(signal.SIGINT)
+sys.argv = ["osteo", "train"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -21,6 +21,9 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
     names = existing_checkpoints(config.ckpt)
+    from osteo.training.hardware import present_accelerator
+
+    present_accelerator(config.accelerator)
     from osteo.evaluation.outcomes import against_rest, evaluate_task
     from osteo.files import display_path, write_table
     from osteo.inference.answer import combine

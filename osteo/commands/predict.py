@@ -19,6 +19,9 @@ def predict(config: PredictConfig, job: Job) -> bool:
     if not config.input:
         raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
     names = existing_checkpoints(config.ckpt)
+    from osteo.training.hardware import present_accelerator
+
+    present_accelerator(config.accelerator)
     check_input(config.input)
 
     from tqdm import tqdm

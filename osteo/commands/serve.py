@@ -18,6 +18,9 @@ def serve(config: ServeConfig, job: Job) -> bool:
     """Prints the address and answers until Ctrl-C."""
     needs("osteo serve", "serve", "fastapi", "uvicorn")
     names = existing_checkpoints(config.ckpt)
+    from osteo.training.hardware import present_accelerator
+
+    present_accelerator(config.accelerator)
 
     from osteo.inference.model import load_models
     from osteo.serving import server

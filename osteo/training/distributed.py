@@ -27,7 +27,7 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
-from osteo import parts
+from osteo import graphs, parts
 from osteo.config import Config
 from osteo.errors import MachineError, OutOfMemoryError, UserError, diagnose, let_go
 from osteo.files import cache_dir
@@ -85,6 +85,13 @@ def _start_processes(train: Train, config: Config, job: Job) -> None:
     """Trains in this process, or in one per device; this one works on the run until the job has ended."""
     accelerator = hardware.choose_accelerator(config.trainer)
     count = hardware.count_processes(config.trainer, accelerator)
+    graphs.is_wanted(  # or it is an error, before anything slow begins
+        config.trainer.graph,
+        accelerator,
+        count,
+        config.trainer.accumulate_grad_batches,
+        hardware.choose_precision(config.trainer, accelerator),
+    )
     if count > config.data.batch_size:
         raise UserError(f"data.batch_size={config.data.batch_size} cannot be shared by {count} processes; raise it")
     record_of(job.directory).hold()

@@ -299,22 +299,12 @@ class Classifier(Learner):
 
     def _make_graphs(self) -> dict[str, graphs.Graphed] | None:
         """A training and a validation step for capture as CUDA graphs, where they can be and are wanted."""
-        trainer = self.trainer
-        obstacles = {
-            f"{self.device.type} is the device": self.device.type not in graphs.CAPTURING,
-            "several processes train": trainer.world_size > 1,
-            "several batches make a step": trainer.accumulate_grad_batches > 1,
-            "16-mixed scales the loss": trainer.precision == "16-mixed",
-        }
-        found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
-        if not self.graph:
-            return None
-        if found and self.graph != "auto":
-            raise UserError(f"trainer.graph=true, but {found[0]}; use trainer.graph=auto")
-        if found:
+        trainer, device = self.trainer, self.device.type
+        batches, precision = trainer.accumulate_grad_batches, str(trainer.precision)
+        if not graphs.is_wanted(self.graph, device, trainer.world_size, batches, precision):
             return None
         return {
-            "train": graphs.Graphed(self._learn, self.network, is_required=self.graph != "auto"),
+            "train": graphs.Graphed(self._learn, self.network, is_required=self.graph is True),
             "val": graphs.Graphed(partial(self._answer, 0.0)),
         }
 
