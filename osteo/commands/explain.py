@@ -23,11 +23,10 @@ def explain(config: ExplainConfig, job: Job) -> bool:
     if not config.input and config.maps != LIST:
         raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
     names = existing_checkpoints(config.ckpt)
+    check_input(config.input)
     from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    check_input(config.input)
-
     from tqdm import tqdm
 
     from osteo.inference.explain import chosen_layers, describe_layers, layers_of

@@ -19,11 +19,10 @@ def predict(config: PredictConfig, job: Job) -> bool:
     if not config.input:
         raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
     names = existing_checkpoints(config.ckpt)
+    check_input(config.input)
     from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    check_input(config.input)
-
     from tqdm import tqdm
 
     from osteo.inference.model import load_models
