@@ -49,7 +49,7 @@ def epochs(run: Path) -> int:
 def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     """The kill of a training is an error of its job only, and the sweep goes on with what was cut off."""
     names = "model.backbone=test_resnet,test_vit,test_resnut"
-    words = [*words, "trainer.max_epochs=60"]
+    words = [*words, "trainer.max_epochs=30"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as each of two on two cores; sums are rounded by threads
     command = [OSTEO, "train", *words, "model.backbone=test_vit", "output_dir=alone"]
     subprocess.run(command, cwd=tmp_path, env=one_thread, check=True)
