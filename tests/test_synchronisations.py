@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_flatten
 from osteo.app import choices
 from osteo.app.messages import CONF
 from osteo.config import AugmentConfig, Config
+from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import prepare
 from osteo.training import fit
 from osteo.training.augment import make_augmentation
