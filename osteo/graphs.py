@@ -20,6 +20,8 @@ WARM_UP = 3
 """Calls of a shape that run as they are before one is captured: libraries choose algorithms and allocate meanwhile."""
 TOLERANCE = 0.05
 """Of what a graph gives against what is right, as a share of its norm: kernels may differ, and bfloat16 is coarse."""
+Tensors = Sequence[Any]
+"""Tensors or None."""
 
 
 def is_wanted(graph: Any, device: str, processes: int, batches: int, precision: str) -> bool:
@@ -45,10 +47,6 @@ def is_wanted(graph: Any, device: str, processes: int, batches: int, precision: 
     if found and graph is True:
         raise UserError(f"trainer.graph=true needs a CUDA graph, but {found[0]}; use trainer.graph=auto")
     return bool(graph) and not found
-
-
-Tensors = Sequence[Any]
-"""Tensors or None."""
 
 
 class Graphed:

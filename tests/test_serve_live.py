@@ -73,14 +73,17 @@ def served(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_three_hundred_malformed_uploads(served: tuple, picture: np.ndarray) -> None:
+def test_three_hundred_malformed_uploads(served: tuple, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     process, port = served
+    monkeypatch.setattr(
+        fuzz, "CLIENTS", 3
+    )  # of six places of one client: what it cut off leaves its own a little later
     first, *rows = fuzz.attack(
         process, port, png(picture), 300, 120.0, seed=27
     )  # a seed that keeps it waiting for none
     assert first["number"] == 300
     assert len(rows) == len(fuzz.CORRUPT) + len(fuzz.WIRE)
-    assert not re.search(r"\b50[0-24-9]|no reply", first["outcomes"]), first
+    assert not re.search(r"\b50[0-9]|no reply", first["outcomes"]), first
 
 
 @pytest.mark.browser

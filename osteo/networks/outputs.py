@@ -78,7 +78,7 @@ def columns_of(task: Task, outputs: Tensor) -> dict[str, Floats]:
 
 
 def facts_of(task: Task, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What `training_metrics` takes, of a task's outputs, float (B,) or (B, K), and labels, float (B,)."""
+    """What metrics of training take, of a task's outputs, float (B,) or (B, K), and labels, float (B,)."""
     truth = labels.long()
     if task.kind == "regression":
         return {"logits": positive_logit(task.kind, outputs), "target": (labels <= T_SCORE_CUTS[-1]).long()}

@@ -272,6 +272,12 @@ class Classifier(Learner):
                 is_shown = name == "loss" or stage != "train"
                 self.log(f"{stage}/{name}", value, on_step=False, on_epoch=True, prog_bar=is_shown)
 
+    def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
+        """Follows a batch that nothing is learnt from."""
+        answer = partial(self._answer, 0.0) if self._graphs is None else self._graphs["val"]
+        outputs, losses = answer(batch.pictures, batch.labels, None, batch.covariates)
+        self._follow(stage, batch_idx, outputs, batch.labels, losses)
+
     def _losses(self, outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         """One loss per picture (B,), weighted by its class."""
         losses = self.loss(outputs, targets_of(self.task, labels, smoothing))
@@ -354,14 +360,11 @@ class Classifier(Learner):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a validation batch."""
-        answer = partial(self._answer, 0.0) if self._graphs is None else self._graphs["val"]
-        outputs, losses = answer(batch.pictures, batch.labels, None, batch.covariates)
-        self._follow("val", batch_idx, outputs, batch.labels, losses)
+        self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Follows loss and metrics of a test batch."""
-        outputs, losses = self._answer(0.0, batch.pictures, batch.labels, None, batch.covariates)
-        self._follow("test", batch_idx, outputs, batch.labels, losses)
+        self._evaluate("test", batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """A loss that is not finite ends the test: a logit is not finite."""
