@@ -162,6 +162,7 @@ def test_a_job_runs_on_the_gpu_that_has_the_fewest(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OSTEO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(distributed, "spawn", lambda count, _, __, config, ___: started.append(config.trainer.devices))
     for devices in (1, [1]):
         config = Config(trainer=TrainerConfig(devices=devices))

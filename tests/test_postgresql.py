@@ -11,6 +11,7 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 
 from osteo.records.record import Run
 from osteo.search import storage
@@ -49,6 +50,9 @@ def test_four_workers_on_a_server_that_is_restarted(words: list[str], tmp_path: 
                 return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
 
         workers = [worker("-m", *words, f"output_dir={name}", log=f"{name}.out") for name in "abcd"]
+        slurm.wait_until(
+            lambda: all((tmp_path / name / "search.json").exists() for name in "abcd"), 300, "four studies"
+        )
         slurm.wait_until(lambda: epochs(tmp_path / "a/1") >= 2, 300, "two epochs of the second trial of a")
         workers[0].send_signal(signal.SIGKILL)
         workers[0].wait()
@@ -57,7 +61,8 @@ def test_four_workers_on_a_server_that_is_restarted(words: list[str], tmp_path: 
             lambda: any("is away" in (tmp_path / f"{name}.out").read_text() for name in "bcd"), 300, "a worker's wait"
         )
         server.start()
-        assert [process.wait(300) for process in workers[1:]] == [0, 0, 0], (tmp_path / "b.out").read_text()
+        for process, name in zip(workers[1:], "bcd", strict=True):
+            assert process.wait(300) == 0, (tmp_path / f"{name}.out").read_text()
         [left] = [trial for trial in trials_of(server.url, "shared") if not trial.state.is_finished()]
         assert worker("resume=a", log="again.out").wait(300) == 0, (tmp_path / "again.out").read_text()
         trials = trials_of(server.url, "shared")
@@ -82,6 +87,22 @@ def test_four_workers_on_a_server_that_is_restarted(words: list[str], tmp_path: 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"multirun.yaml", "search.json", "config.yaml", "train.log", "b.out"} <= {path.name for path in files}
     assert [path for path in files if postgresql.PASSWORD.encode() in path.read_bytes()] == []
+
+
+def test_a_job_that_begins_while_the_server_is_away_waits_for_it() -> None:
+    asked: list[int] = []
+    with postgresql.running() as server:
+        url = make_url(server.url)
+        server.stop()
+
+        def begin() -> optuna.storages.RDBStorage:
+            asked.append(1)
+            if len(asked) == 3:
+                server.start()
+            return storage.open_storage(url)
+
+        assert storage.outlast(url, begin).get_all_studies() == []
+    assert len(asked) == 3
 
 
 def test_a_server_that_cannot_be_used_is_one_line(

@@ -68,8 +68,8 @@ def reachable(url: URL, *others: type[Exception]) -> Iterator[None]:
 
 def _is_away(url: URL, error: Exception) -> bool:
     """Whether a server does not answer, or has ended a connection; a file is always there."""
-    cause = error.__cause__ or error
-    return url.get_backend_name() != "sqlite" and isinstance(cause, OperationalError | InterfaceError)
+    gone = (OperationalError, InterfaceError)  # as SQLAlchemy raises them, or as Optuna passes them on
+    return url.get_backend_name() != "sqlite" and (isinstance(error, gone) or isinstance(error.__cause__, gone))
 
 
 def outlast(url: URL, action: Callable[[], T]) -> T:
