@@ -48,6 +48,8 @@ def _main(arguments: list[str]) -> None:
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         _complete(arguments)
         return
+    if arguments[:1] == ["help"] and len(arguments) > 1:  # osteo help train is osteo train --help
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:10} {each.purpose}" for name, each in COMMANDS.items())))
         sys.exit(0 if arguments else 2)
@@ -64,7 +66,7 @@ def _main(arguments: list[str]) -> None:
 
 def _run(command: str, arguments: list[str]) -> None:
     positional = COMMANDS[command].positional
-    if positional and arguments and _is_path(command, arguments[0]):
+    if positional and arguments and not {"--help", "-h"} & set(arguments) and _is_path(command, arguments[0]):
         from osteo.app.words import quoted
 
         arguments = [f"{positional}={quoted(arguments[0])}", *arguments[1:]]

@@ -12,11 +12,13 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) -> UserError:
-    """An error that names the bad value and the good ones, the nearest first where there are many."""
+    """An error that names the bad value, the good ones, and what may have been meant; of many, the nearest alone."""
     known = list(choices)
     near = get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
     if len(known) <= most:
-        return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}")
+        nearest = get_close_matches(str(name).rpartition(".")[2].lower(), known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}{hint}")
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     return UserError(f"{kind} '{name}' is unknown among {len(known)} names{hint}")
 

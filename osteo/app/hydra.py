@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from osteo.app import choices
+from osteo.app import choices, help
 from osteo.app.extras import check_extras
 from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run_job
 from osteo.app.messages import CONF, describe_mistake
@@ -142,6 +142,9 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
         load_named(sys.argv[1:])
         choices.register(schema)
         sys.argv[1:] = readable(sys.argv[1:], schema)
+        if set(help.FLAGS) & set(sys.argv[1:]):
+            help.show(command, sys.argv[1:])
+            return
         SweepStart.goes_on = any(argument.startswith("resume=") for argument in sys.argv[1:])
         sys.argv[1:] = resumed(sys.argv[1:])
         check_processes(sys.argv[1:])

@@ -49,6 +49,12 @@ def _reads_as(argument: str, value: Any) -> bool:
     return override is not None and not override.is_sweep_override() and override.value() == value
 
 
+def is_sweep(argument: str) -> bool:
+    """Whether a key is given several values, as a sweep has it: seed=0,1."""
+    override = _parsed(argument)
+    return override is not None and override.is_sweep_override()
+
+
 def readable(arguments: Sequence[str], schema: type[Any]) -> list[str]:
     """The command line with texts quoted that Hydra would not read as such: `output_dir=a[1]`, `output_dir=1e3`.
 
