@@ -123,7 +123,9 @@ class DataConfig:
     clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
     clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
     covariates: list[str] = option([], "what of it the network is given; in training, the key `covariates` sets this")
-    missing_covariates: str = option("impute", "where a covariate is unknown: fill it in, or leave the picture out", choices=("impute", "exclude"))
+    missing_covariates: str = option(
+        "impute", "where a covariate is unknown: fill it in, or leave the picture out", choices=("impute", "exclude")
+    )
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
     download: bool = option(False, "fetch the archives that are not given (data=paper, clean, kaggle or mendeley)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
@@ -241,7 +243,9 @@ class TrainerConfig:
     extended_from: list[int] = option(
         [], "epochs that the run was to have before `resume=RUN trainer.max_epochs=N` gave it more, which sets this"
     )
-    accelerator: str = option("auto", "what computes; auto takes CUDA or MPS where the machine has it", choices=ACCELERATORS)
+    accelerator: str = option(
+        "auto", "what computes; auto takes CUDA or MPS where the machine has it", choices=ACCELERATORS
+    )
     devices: Any = option(1, "how many devices, or which, such as [0,2]; auto for all GPUs of the machine")
     num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)
     precision: str = option(
@@ -319,9 +323,16 @@ class Config(PluginsConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    callbacks: dict[str, Any] = option({}, "Lightning's callbacks: one of these, several as in [ema,lr_monitor], or your own by `_target_`")
-    logger: dict[str, Any] = option({}, "Lightning's loggers: one of these, several as in [wandb,csv], your own by `_target_`, or null")
+    callbacks: dict[str, Any] = option(
+        {}, "Lightning's callbacks: one of these, several as in [ema,lr_monitor], or your own by `_target_`"
+    )
+    logger: dict[str, Any] = option(
+        {}, "Lightning's loggers: one of these, several as in [wandb,csv], your own by `_target_`, or null"
+    )
     debug: str | None = option(None, "settings to find a fault with, by their name in conf/debug")
+    print_config: bool = option(
+        False, "show the whole configuration as a tree, not only what differs from the defaults"
+    )
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)

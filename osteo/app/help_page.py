@@ -6,7 +6,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-
+from pathlib import Path
 
 from osteo.app.reference import Key, Section, composed, sections
 from osteo.app.words import is_sweep
@@ -46,7 +46,7 @@ def _without_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         flag, _, value = argument.partition("=")
         is_folder = waiting or (flag in ("--config-dir", "-cd") and value)
         if is_folder:
-            folders.append(f"hydra.searchpath=[file://{os.path.abspath(value if not waiting else argument)}]")
+            folders.append(f"hydra.searchpath=[file://{Path(argument if waiting else value).resolve()}]")
         elif not argument.startswith("-"):
             words.append(argument)
         waiting = not waiting and argument in ("--config-dir", "-cd")
