@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
@@ -30,11 +30,11 @@ from osteo.app.jobs import (
     run_job,
     sweep_words,
 )
-from osteo.app.messages import CONF, describe_mistake
+from osteo.app.messages import CONF, choices_of, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
-from osteo.app.words import GROUPS, readable
-from osteo.errors import UserError, diagnose, printable
+from osteo.app.words import GROUPS, flags_first, readable
+from osteo.errors import UserError, diagnose, printable, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
@@ -166,9 +166,10 @@ def run(
     application = Application(task, check)
     code = 0
     try:
-        sys.argv[1:] = without_null_groups([argument.removeprefix(f"{command}.") for argument in sys.argv[1:]])
+        sys.argv[1:] = flags_first([argument.removeprefix(f"{command}.") for argument in sys.argv[1:]], schema)
         load_named(sys.argv[1:])
         choices.register(schema)
+        sys.argv[1:] = without_null_groups(sys.argv[1:], schema)
         sys.argv[1:] = readable(sys.argv[1:], schema)
         if set(help_page.FLAGS) & set(sys.argv[1:]):
             help_page.show(command, sys.argv[1:])
@@ -207,11 +208,25 @@ def run(
     _exit(command, application, code, finish)
 
 
-def without_null_groups(arguments: list[str]) -> list[str]:
-    """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them."""
-    null_groups = [f"{group}=null" for group in (*GROUPS, "callbacks")]
-    without = [argument for argument in arguments if argument not in null_groups]
-    return ["~logger" if argument == "logger=null" else argument for argument in without]
+def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
+    """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them.
+
+    Raises:
+        UserError: the command has no such group, or needs one of its choices.
+    """
+    keys = [entry.name for entry in fields(schema)]
+    kept = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if value != "null" or "/" in group or not choices_of(group):
+            kept.append(argument)
+        elif group not in keys:
+            raise unknown("key", group, keys)
+        elif group == "logger":
+            kept.append("~logger")
+        elif group not in (*GROUPS, "callbacks"):
+            raise unknown(group, value, choices_of(group))
+    return kept
 
 
 def _cannot_write(error: OSError, application: Application[Any]) -> UserError:
