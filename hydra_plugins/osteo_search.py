@@ -67,6 +67,7 @@ class SearchSweeper(Sweeper):
         corners = [[*fixed, *words] for words in space.corners(searched)]
         self.validate_batch_is_legal(corners)
         check_jobs(self.config, corners, SweepStart.checks[1])
+        SweepStart.show(self.config, 0)
         config = loader.load_sweep_config(self.config, fixed)
         if "trial" not in config or {"trainer.monitor", "trial"} & set(searched):
             raise UserError("hydra/sweeper=search goes with osteo train, and cannot search trainer.monitor or trial")

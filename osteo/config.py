@@ -5,7 +5,7 @@ Importing this module costs nothing: no torch, no Hydra.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from osteo.task import BINARY, LAST_EPOCH, TASKS
@@ -54,6 +54,16 @@ def option(
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=allowed)
     return field(default=default, metadata=allowed)
+
+
+def field_of(schema: Any, key: str) -> Field[Any] | None:
+    """The field of a key such as data.split.fold, with what `option` has said of it; None where there is none."""
+    *groups, name = key.split(".")
+    for group in groups:
+        schema = next((entry.default_factory for entry in fields(schema) if entry.name == group), None)
+        if not is_dataclass(schema):
+            return None
+    return next((entry for entry in fields(schema) if entry.name == name), None)
 
 
 @dataclass

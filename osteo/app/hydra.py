@@ -104,8 +104,14 @@ class SweepStart(Callback):
         except UserError as error:
             fail(verb, error)
         SweepStart.begun.append(directory)
+        if jobs:
+            SweepStart.show(config, len(jobs))
+
+    @staticmethod
+    def show(config: DictConfig, count: int) -> None:
+        """Logs what the jobs of a sweep have in common; `count` is 0 where a search finds them, which shows it itself."""
         if "print_config" in config:
-            log.info("%s", configuration.describe_sweep(config, sweep_words(config), len(jobs)))
+            log.info("%s", configuration.describe_sweep(config, sweep_words(config), count))
 
 
 @dataclass

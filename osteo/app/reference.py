@@ -107,7 +107,7 @@ def _walk(name: str, schema: type[Any], config: DictConfig, groups: Sequence[str
             inner.append(Section(whole, entry.metadata["meaning"], choices=purposes(whole)))
             for part, node in value.items():
                 if (holds := OmegaConf.get_type(node)) is not None and is_dataclass(holds):
-                    inner += _walk(f"{whole}.{part}", holds, node, groups)
+                    inner += _walk(f"{whole}.{part!s}", holds, node, groups)
         elif not entry.name.startswith("_") and whole not in groups:
             keys.append(_key(whole, entry.type, value, entry.metadata))
     if keys:

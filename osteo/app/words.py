@@ -1,7 +1,6 @@
 """The words of a command line as Hydra reads them: what is a path or a name is quoted where Hydra could not read it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,6 +8,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from osteo.app.messages import keys_like
+from osteo.config import field_of
 from osteo.errors import UserError, unknown
 
 GROUPS = ("experiment", "protocol", "debug")
@@ -139,11 +139,8 @@ def _parsed(argument: str) -> Override | None:
 
 def _type_of(schema: type[Any], key: str) -> Any:
     """The type of a key: str for a text, list for a list of them, Any for one that holds either, else None."""
-    node, name = schema, key
-    while "." in name and is_dataclass(node):
-        group, name = name.split(".", 1)
-        node = next((entry.default_factory for entry in fields(node) if entry.name == group), None)  # type: ignore[assignment]
-    if not is_dataclass(node) or name in GROUPS:
+    found = field_of(schema, key)
+    if found is None or found.name in GROUPS:
         return None
     kinds: dict[Any, Any] = {str: str, str | None: str, Any: Any, list[str]: list}
-    return next((kinds.get(entry.type) for entry in fields(node) if entry.name == name), None)
+    return kinds.get(found.type)
