@@ -325,5 +325,10 @@ class Config(PluginsConfig):
     logger: dict[str, Any] = option({}, "Lightning's loggers by _target_, by any name; conf/logger has some")
     debug: str | None = option(None, "name of the overlay under conf/debug that was chosen")
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
+    keep: str = option(
+        "best",
+        "checkpoints that stay when a run is done: the best one; or all, so that it can be given more epochs later",
+        choices=("best", "all"),
+    )
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)

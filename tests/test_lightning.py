@@ -139,7 +139,7 @@ def test_a_debugging_overlay_that_is_shipped_runs(osteo: Callable, tmp_path: Pat
 def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(
     osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    words = [*SMALL, "trainer.max_epochs=8", f"callbacks={choice}"]
+    words = [*SMALL, "trainer.max_epochs=8", f"callbacks={choice}", "keep=all"]
     assert osteo("train", *words, "output_dir=whole").code == 0
     with monkeypatch.context() as patch:
         interrupt(patch, after=6)

@@ -34,6 +34,7 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
         from osteo.pretraining.module import make_module, views_of
         from osteo.pretraining.selection import select
         from osteo.training import fit, hardware
+        from osteo.training.checkpoints import read_checkpoint, write_for_use
     from osteo.records.record import Run
     from osteo.training.ranks import quieten
     from osteo.training.tracking import describe
@@ -63,6 +64,7 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
         record.write_metrics({"train/loss": history[-1]["train/loss"]})
         facts = fit.facts_of(config, module, callbacks, best_epoch=len(history) - 1, processes=1)
         facts |= {"method": config.method, "pictures": int((prepared.manifest["split"] == "train").sum())}
+        write_for_use(record.best_checkpoint, read_checkpoint(record.best_checkpoint))
         record.write_environment(**facts, seconds=round(time.perf_counter() - begun, 1))
-    record.set_status("done")
+    record.finish(config.keep)
     return True

@@ -101,7 +101,7 @@ def train(config: Config, job: Job) -> None:
         facts |= {"leaks": {kind: len(sets) for kind, sets in leaks(prepared.manifest).items()}}
         record.write_environment(**facts)
         fit.log_result(loggers, results | facts, fit.history_of(callbacks)[best_epoch], predictions)
-    record.set_status("done")
+    record.finish(config.keep)
 
 
 def show_results(directory: Path) -> bool:
