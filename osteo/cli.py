@@ -21,11 +21,13 @@ COMMANDS = {
     "serve": "the same on a page of this computer, for one picture after the other",
     "explain": "what a network sees of your own pictures: Grad-CAM and feature maps of its layers",
     "report": "figures and tables of a sweep, beside the paper's",
+    "dashboard": "a report of a sweep on Weights & Biases: curves, parameters, confusion matrices, table of runs",
     "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
 }
 
 POSITIONAL = {
     "report": "runs",
+    "dashboard": "runs",
     "status": "runs",
     "rerun": "run",
     "evaluate": "ckpt",

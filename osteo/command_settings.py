@@ -91,6 +91,13 @@ class ReportConfig(PluginsConfig):
 
 
 @dataclass
+class DashboardConfig:
+    """What `osteo dashboard` takes."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo dashboard DIRECTORY` is short for it")
+
+
+@dataclass
 class AuditConfig(PluginsConfig):
     """What `osteo audit` takes."""
 

@@ -287,6 +287,7 @@ class WandbConfig:
         choices=("auto", "online", "offline", "disabled"),
     )
     upload_pictures: bool = option(False, "send what may show a picture, such as a callback's log_image, too")
+    upload_checkpoint: bool = option(False, "upload the best checkpoint as an artifact, too")
     project: str = option("osteo", "project")
     entity: str | None = option(None, "team or user; null for your default")
     group: str | None = option(None, "group of the run; null for the sweep's name")

@@ -36,6 +36,7 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
         from osteo.training import fit, hardware
         from osteo.training.checkpoints import read_checkpoint, write_for_use
     from osteo.records.record import Run
+    from osteo.training.loggers.opened import opened_loggers
     from osteo.training.ranks import quieten
     from osteo.training.tracking import describe
 
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
     hardware.reset_peak_memory(accelerator)
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
-    with fit.opened_loggers(config, job, record.status()["id"]) as loggers:
+    with opened_loggers(config, job, record.status()["id"]) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         history = fit.history_of(callbacks)
