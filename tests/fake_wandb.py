@@ -53,6 +53,8 @@ class FakeWandb:
         """names of all operations"""
         self.heard: list[bytes] = []
         """every request: its line, its headers and its body"""
+        self.artifacts: list[dict[str, Any]] = []
+        """the variables of every CreateArtifact"""
         self.views: dict[str, dict[str, Any]] = {}
         """reports as they were last saved, by id"""
         self._port = 0
@@ -91,6 +93,7 @@ class FakeWandb:
             files = [{"name": file, "uploadUrl": f"{self.url}/storage/{told['run']}/{file}"} for file in told["files"]]
             return {"createRunFiles": {"runID": told["run"], "uploadHeaders": [], "files": files}}
         if name == "CreateArtifact":
+            self.artifacts.append(told)
             known = {"id": "artifact", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
             return {"createArtifact": {"artifact": known}}
         if name == "ArtifactType":
