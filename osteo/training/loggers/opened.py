@@ -29,10 +29,11 @@ def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[lis
         job: where it stands.
         run_id: its id in its record; None where another process keeps the record, which has the loggers, too.
     """
-    database = f"sqlite:///{job.sweep or job.directory}/mlflow.db"
+    place, server = job.sweep or job.directory, os.environ.get("MLFLOW_TRACKING_URI")
     context = {
         "save_dir": str(job.directory),
-        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", database),  # not in the configuration: it may be secret
+        "tracking_uri": server or f"sqlite:///{place}/mlflow.db",  # not in the configuration: it may be secret
+        "artifact_location": None if server else str(place.resolve() / "mlflow"),  # else where osteo was started
     }
     with ExitStack() as stack:
         loggers: list[Logger] = []
