@@ -25,16 +25,16 @@ COMMANDS = {
 }
 
 POSITIONAL = {
-    "report": "runs",
-    "status": "runs",
-    "rerun": "run",
-    "evaluate": "ckpt",
-    "predict": "ckpt",
-    "serve": "ckpt",
-    "explain": "ckpt",
-    "export": "ckpt",
+    "report": ("runs",),
+    "status": ("runs",),
+    "rerun": ("run",),
+    "evaluate": ("ckpt",),
+    "predict": ("ckpt", "input"),
+    "serve": ("ckpt",),
+    "explain": ("ckpt", "input"),
+    "export": ("ckpt",),
 }
-"""The key that a command's first argument stands for where it has no key."""
+"""The keys that a command's first arguments stand for where they have none."""
 
 BACKBONE = "model.backbone="
 """The key whose values are names of libraries, which are completed, too."""
@@ -81,17 +81,25 @@ def _main(arguments: list[str]) -> None:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    if command in POSITIONAL and arguments and _is_path(command, arguments[0]):
-        from osteo.app.words import quoted
-
-        arguments = [f"{POSITIONAL[command]}={quoted(arguments[0])}", *arguments[1:]]
-    sys.argv = [f"osteo {command}", *arguments]
+    sys.argv = [f"osteo {command}", *_with_keys(command, arguments)]
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = importlib.import_module(f"osteo.commands.{command}")
     signal.signal(signal.SIGINT, before)
     module.main()
+
+
+def _with_keys(command: str, arguments: list[str]) -> list[str]:
+    """The arguments, the first of which get the keys that they stand for."""
+    keyed = []
+    for key, argument in zip(POSITIONAL.get(command, ()), arguments, strict=False):
+        if not _is_path(command, argument):
+            break
+        from osteo.app.words import quoted
+
+        keyed.append(f"{key}={quoted(argument)}")
+    return [*keyed, *arguments[len(keyed) :]]
 
 
 def _is_path(command: str, argument: str) -> bool:

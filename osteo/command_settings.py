@@ -49,6 +49,7 @@ class StatusConfig:
     """What `osteo status` takes."""
 
     runs: str | None = option(None, "a sweep or run directory; `osteo status DIRECTORY` is short for it")
+    watch: bool = option(False, "redraw the table on a terminal until no run is running")
 
 
 @dataclass

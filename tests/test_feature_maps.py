@@ -271,9 +271,9 @@ def test_explain_leaves_figures_and_numbers(osteo: Callable[..., Result], run: P
             ["{run}", "input=in", "maps=layer9"],
             "maps: layer 'layer9' is unknown among 70 names; the nearest are: layer",
         ),
-        (["{run}"], "name the pictures to explain: input=FILE, a folder or a zip; maps=list needs none"),
+        (["{run}"], "name the pictures: osteo explain RUN PICTURE, or a folder or zip of them; maps=list needs none"),
         (["ckpt=[{run},{run}]", "input=in"], "ckpt names 2 checkpoints; layers are those of one network: name one"),
-        (["input=in"], "name a checkpoint"),
+        (["input=in"], "name a run or a checkpoint"),
         (
             ["{run}", "input=in", "output_dir=in/o"],
             "in/o lies within input=in, so that maps would be taken for pictures",

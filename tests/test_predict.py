@@ -232,9 +232,9 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "input=a.png"], "name a checkpoint"),
-        (["predict", "nowhere.ckpt", "input=a.png"], "there is no checkpoint nowhere.ckpt"),
-        (["predict", "{run}"], "name the pictures to answer"),
+        (["predict", "input=a.png"], "name a run or a checkpoint"),
+        (["predict", "nowhere.ckpt", "input=a.png"], "nowhere.ckpt: no such run, sweep or checkpoint"),
+        (["predict", "{run}"], "name the pictures: osteo predict RUN PICTURE"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
         (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),

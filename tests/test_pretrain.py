@@ -98,7 +98,7 @@ def test_a_run_leaves_a_record_and_a_file_of_weights(
     assert (shown.code, "3 of 3" in shown.out) == (0, True)
     told = osteo("report", "run")
     assert told.code == 2
-    assert told.err == "osteo report: runs=run holds no finished run of training; give a sweep or a run directory\n"
+    assert told.err == "osteo report: run holds no finished run of training; give the directory of a sweep or a run\n"
     told = osteo("predict", "run", f"input={unlabelled}")
     assert told.code == 2
     assert "best.ckpt is a pretraining's, which answers nothing yet: train it first" in told.err

@@ -22,8 +22,8 @@ from tests.test_serve import png
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a checkpoint"),
-        (["nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        ([], "name a run or a checkpoint"),
+        (["nowhere.ckpt"], "nowhere.ckpt: no such run, sweep or checkpoint"),
         (["{run}", "port={taken}"], "address already in use; choose another, or port=0 for any that is free"),
         (["{run}", "port=70000"], "port=70000 is too large; the largest allowed is 65535"),
         (["{run}", "host=no.such.invalid"], "host=no.such.invalid port=8000: "),

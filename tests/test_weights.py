@@ -162,7 +162,7 @@ def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
 def test_a_sweep_is_no_checkpoint_and_one_of_its_runs_is_named(tmp_path: Path) -> None:
     (tmp_path / "sweep/3").mkdir(parents=True)
     (tmp_path / "sweep/3/status.json").write_text("{}")
-    wanted = r"sweep is a sweep; name one of its runs, such as .*sweep/3$"
+    wanted = r"sweep is a sweep; give one of its runs, such as .*sweep/3$"
     with pytest.raises(UserError, match=wanted):
         Network("test_resnet", image_size=64, weights_file=str(tmp_path / "sweep"))
     with pytest.raises(UserError, match=wanted):

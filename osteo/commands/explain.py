@@ -21,7 +21,7 @@ def explain(config: ExplainConfig, job: Job) -> bool:
             f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers are those of one network: name one"
         )
     if not config.input and config.maps != LIST:
-        raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
+        raise UserError(f"name the pictures: osteo explain RUN PICTURE, or a folder or zip of them; maps={LIST} needs none")
     names = existing_checkpoints(config.ckpt)
     check_input(config.input)
     from osteo.training.hardware import present_accelerator

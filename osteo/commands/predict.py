@@ -17,7 +17,7 @@ def main() -> None:
 def predict(config: PredictConfig, job: Job) -> bool:
     """Answers every picture; returns whether every file could be used."""
     if not config.input:
-        raise UserError("name the pictures to answer: input=FILE, a folder or a zip")
+        raise UserError("name the pictures: osteo predict RUN PICTURE, or a folder or zip of them")
     names = existing_checkpoints(config.ckpt)
     check_input(config.input)
     from osteo.training.hardware import present_accelerator

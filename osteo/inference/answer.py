@@ -62,6 +62,11 @@ class Answer:
     error: str = ""
     """why there is no answer, all numbers of which are void then; empty where there is one"""
 
+    @property
+    def is_borderline(self) -> bool:
+        """Whether the range lies on both sides of the threshold; False where none was requested."""
+        return self.low <= self.threshold < self.high
+
 
 def threshold_of(models: Sequence[Model], rule: str) -> float:
     """The mean of the models' thresholds by a rule.

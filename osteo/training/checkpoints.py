@@ -8,9 +8,8 @@ import torch
 
 from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
-from osteo.files import check_checksums
+from osteo.files import check_checksums, display_path
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
-from osteo.records.named import name_of
 from osteo.training.module import Classifier
 
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
@@ -25,7 +24,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
             sparse or not finite.
     """
     if not checkpoint.is_file():
-        raise UserError(f"there is no checkpoint {name_of(checkpoint)}")
+        raise UserError(f"{display_path(checkpoint)}: no such checkpoint")
     check_checksums(checkpoint)
     try:
         kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
@@ -75,6 +74,6 @@ def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
 
 def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
     return UserError(
-        f"{name_of(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or train"
+        f"{display_path(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or train"
         " its run again"
     )
