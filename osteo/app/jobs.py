@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from osteo import parts
-from osteo.app import taking_up
+from osteo.app import sweeps, taking_up
 from osteo.checks import check
 from osteo.config import Config
 from osteo.errors import LostDeviceError, MachineError, OutOfMemoryError, UserError, diagnose, let_go
@@ -67,8 +67,14 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
             is_foreign = False
         elif "output_dir" in vars(config) and not rank():
             outputs.claim(directory, config)
+        is_of_sweep = isinstance(config, Config) and sweep is not None and not rank()
+        if is_of_sweep:
+            sweeps.begin(job, HydraConfig.get().overrides.task)
         check(config)
-        return task(config, job)
+        is_good = task(config, job)
+        if is_of_sweep:
+            sweeps.end(job)
+        return is_good
     except BaseException as error:
         try:
             _end(error, record, config, sweep, is_foreign=is_foreign)
@@ -90,7 +96,8 @@ def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
     log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
     sharing = int(settings.launcher.get("jobs_per_gpu", 1))
     text = OmegaConf.to_yaml(raw, resolve=True)
-    return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, log_config=log_config)
+    title = sweeps.title_of(int(settings.job.num), sweep) if sweep else ""
+    return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, title=title, log_config=log_config)
 
 
 def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, is_foreign: bool) -> None:

@@ -2,13 +2,11 @@
 
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from osteo.errors import UserError
 from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.content import DamagedError, damaged
+from osteo.records.environment import environment
 from osteo.task import T_SCORE
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ OF_PRETRAINING = re.compile(rb"^method:", re.MULTILINE)
 """What config.yaml of a pretraining has, and no other; all of it is slow to read where there are many runs."""
 KEPT = ("config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json")
 """Files that do not change any more when a run has ended."""
-LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
 
 
 @dataclass(frozen=True)
@@ -312,30 +310,6 @@ def new_id() -> str:
     return given or secrets.token_hex(4)
 
 
-def environment() -> dict[str, Any]:
-    """Versions of what computes, and the machine's kind."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = ""
-    return {
-        "osteo": version("osteo"),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "libraries": versions,
-    }
-
-
-def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Versions and machine that are not what they were: name, before, now."""
-    pairs = [(name, before.get(name), now[name]) for name in ("osteo", "python", "system", "machine")]
-    pairs += [(name, before["libraries"].get(name), version) for name, version in now["libraries"].items()]
-    return [(name, str(first), str(second)) for name, first, second in pairs if first != second]
-
-
 @dataclass(frozen=True)
 class Job:
     """Where a run stands: alone, or as one of a sweep."""
@@ -351,6 +325,8 @@ class Job:
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
     """how many share a GPU, this one among them"""
+    title: str = ""
+    """which of a sweep's it is, as in "job 2 of 30"; empty for a run alone"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 
 SWEEP = "multirun.yaml"
 """What Hydra writes into the directory of a sweep: its configuration, and the overrides as they were typed."""
-APART = ("wandb", "slurm", "figures", "tables")
+BY_NAME = "by_name"
+"""The folder of a sweep in which its runs, that are called by numbers, have names: relative symbolic links."""
+APART = ("wandb", "slurm", "figures", "tables", BY_NAME)
 """Folders of a sweep that hold no run."""
 DEEPEST = 8
 """folders between a sweep and a run, so that links in a circle end"""
@@ -186,6 +189,27 @@ def _count_values(value: str) -> int:
                 return 0
             count += sign == "," and not depth
     return count
+
+
+def seconds_left(sweep: Path) -> float | None:
+    """How long the jobs that have not ended will take if they go on as those since the sweep began, or was taken up.
+
+    Returns:
+        None where it is not known: nothing has ended since, or the number of jobs is not known.
+    """
+    planned = planned_jobs(sweep)
+    if not planned:
+        return None
+    began, ended, recent = (sweep / SWEEP).stat().st_mtime, 0, 0
+    for run in runs_of(sweep):
+        try:
+            state, since = run.state, (run.directory / STATUS).stat().st_mtime
+        except (DamagedError, OSError):
+            continue
+        is_recent = state != "running" and since >= began
+        recent += is_recent
+        ended += is_recent or state == "done"
+    return (time.time() - began) / recent * max(0, planned - ended) if recent else None
 
 
 def changes(runs: Sequence[Run]) -> list[str]:

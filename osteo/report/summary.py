@@ -41,10 +41,13 @@ def show_runs(directory: Path) -> bool:
     if is_sweep and has_board:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
-        console.table(models_table(board, usable))
+        models = models_table(board, usable)
+        console.table(models)
         console.say(
-            "one row per model, the mean over its runs (lowest to highest); * the best by AUROC on validation; metrics are"
-            " of the test pictures"
+            "one row per model"
+            + (", the mean over its runs (lowest to highest)" if "runs" in models else "")
+            + ("; * the best by AUROC on validation" if len(models) > 1 else "")
+            + "; metrics are of the test pictures"
             + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
             style="dim",
         )

@@ -35,11 +35,14 @@ class History(Callback):
     Args:
         write: gets all rows so far.
         level: of the line that is logged per epoch.
+        title: which job of a sweep it is, where the lines of several mix.
     """
 
-    def __init__(self, write: Callable[[Sequence[Mapping[str, float]]], None], level: int = logging.DEBUG) -> None:
+    def __init__(
+        self, write: Callable[[Sequence[Mapping[str, float]]], None], level: int = logging.DEBUG, title: str = ""
+    ) -> None:
         self.rows: list[dict[str, float]] = []
-        self._write, self._level = write, level
+        self._write, self._level, self._start = write, level, f"{title}, " if title else ""
         self._since = self._trained = self._lr = 0.0
         self._pictures = 0
 
@@ -85,14 +88,21 @@ class History(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **costs}, step=trainer.global_step - 1)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        log.log(self._level, "epoch %d: %s, %.1f s", epoch, metrics, costs["seconds"])
+        log.log(self._level, "%sepoch %d: %s, %.1f s", self._start, epoch, metrics, costs["seconds"])
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, for a terminal; one line per epoch."""
+    """Lightning's bar, for a terminal; one line per epoch, with which job of a sweep it is of."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "") -> None:
         super().__init__(refresh_rate=5, leave=True)  # drawing it at every step costs more than a small step
+        self.title = title
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Names the epoch, counted from 1 as people count."""
+        super().on_train_epoch_start(trainer)
+        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        self.train_progress_bar.set_description(f"{self.title}, {epoch}" if self.title else epoch)
 
     def init_validation_tqdm(self) -> Tqdm:
         """No second bar: validation is a fraction of an epoch."""

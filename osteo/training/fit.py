@@ -192,7 +192,8 @@ def begin_at_share(
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     """The curves, what was configured, and the checkpoints, in this order: a checkpoint has all that came before."""
-    limits, at_terminal = config.trainer, sys.stderr.isatty()
+    limits, is_alone = config.trainer, job.launcher == "BasicLauncher"
+    at_terminal = sys.stderr.isatty() and is_alone  # the bars of several jobs would draw over each other
     requested = [
         build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None
     ]
@@ -201,9 +202,9 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
 
         requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
-    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO)
+    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO, "" if is_alone else job.title)
     if at_terminal and not any(isinstance(callback, ProgressBar) for callback in requested):
-        requested.append(EpochBar())
+        requested.append(EpochBar(job.title))
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
