@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "osteo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "errors", "types", "task", "config", "command_settings", "files", "graphs", "parts", "checks", "libraries",
+    "errors", "types", "task", "config", "command_settings", "files", "progress", "graphs", "parts", "checks", "libraries",
     "reading", "data", "records", "search", "networks", "evaluation", "training", "pretraining", "inference", "report",
     "audit", "serving", "app", "commands",
 )  # fmt: skip

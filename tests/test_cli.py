@@ -227,7 +227,8 @@ def test_a_path_may_have_an_equals_sign(osteo: Callable, tmp_path: Path) -> None
     (tmp_path / "a=b").mkdir()
     for given in ("runs/lr=0.1", "Knie Röntgen [1]", "a=b", "./seed=3", "~/none"):
         assert (
-            osteo("status", given).err == f"osteo status: {given} holds no run; give the directory of a sweep or a run\n"
+            osteo("status", given).err
+            == f"osteo status: {given} holds no run; give the directory of a sweep or a run\n"
         )
     assert "key 'seed' is unknown" in osteo("status", "seed=3").err
     done = osteo("evaluate", "a=b/best.ckpt")

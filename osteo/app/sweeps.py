@@ -102,7 +102,7 @@ def name_of(overrides: Sequence[str], keys: Sequence[str]) -> str:
 def _word(key: str, value: object) -> str:
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     text = re.sub(r"[^\w.+-]+", "-", text).strip("-")
-    if key == FIRST or "." not in key and isinstance(value, str):  # the second: a choice of a group
+    if key == FIRST or ("." not in key and isinstance(value, str)):  # the second: a choice of a group
         return text
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{key.rpartition('.')[2]}{'' if is_number else '-'}{text}"
@@ -116,12 +116,12 @@ def _parsed(override: str) -> Override | None:
 
 
 def link(directory: Path, folder: Path, name: str) -> None:
-    """Gives a run a second name in a folder, with its number where another run has that; none on a disk without links."""
+    """Gives a run a second name in a folder, with its number where another run has it; none where links cannot be."""
     target = os.path.relpath(directory.resolve(), folder.resolve())
     with suppress(OSError):
         folder.mkdir(exist_ok=True)
         for path in (folder / name, folder / f"{name}-{directory.name}"):
-            if path.is_symlink() and os.readlink(path) == target:
+            if path.is_symlink() and str(path.readlink()) == target:
                 return
             with suppress(FileExistsError):
                 path.symlink_to(target, target_is_directory=True)

@@ -49,7 +49,9 @@ def status(config: StatusConfig, job: Job) -> bool:
             while "running" in set(table["state"]) or locks.is_held(directory):
                 console.clear()
                 show(console, directory, table)
-                console.say(f"{time.strftime('%H:%M:%S')}, every {SECONDS:g} s; Ctrl-C ends this, and no run", style="dim")
+                console.say(
+                    f"{time.strftime('%H:%M:%S')}, every {SECONDS:g} s; Ctrl-C ends this, and no run", style="dim"
+                )
                 time.sleep(SECONDS)
                 table = read(directory)
         console.clear()

@@ -90,7 +90,7 @@ def _fetch(url: str, part: Path) -> None:
         start = start if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="Mendeley archive")
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="Mendeley archive", disable=None)
         with bar, part.open("ab" if resumed else "wb") as file:
             while chunk := answer.read(2**18):
                 file.write(chunk)

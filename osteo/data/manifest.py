@@ -20,6 +20,7 @@ from osteo.config import PAPER_VARIANTS
 from osteo.data.sources import Picture, Source
 from osteo.errors import UserError
 from osteo.files import read_sealed, read_table, write_sealed
+from osteo.progress import followed
 from osteo.reading.labels import SPLIT_NAMES, warn_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
@@ -105,7 +106,8 @@ def build_manifest(
         return _drop_repeats(_with_labels(kept, task))
     log.info("reading %d pictures", len(missing))
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda picture: _row(picture, sources[picture.source]), missing))
+        read = pool.map(lambda picture: _row(picture, sources[picture.source]), missing)
+        rows = list(followed(read, len(missing), "reading"))
     table = pd.concat([kept, typed(pd.DataFrame(rows))]).set_index("image_id", drop=False)
     manifest = table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True)
     if all(stamps):

@@ -24,6 +24,7 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
+from osteo.progress import followed
 from osteo.reading.framing import clahe, decoded_size, frame, version_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_picture
@@ -260,9 +261,8 @@ class Shelf:
                 if hashlib.sha256(content).hexdigest() != self.shas[row]:
                     if keep_going:
                         return f"{NOT_READ} (changed since it was hashed)"
-                    raise ChangedFileError(
-                        f"{self.images[row]} has changed since it was hashed, though its size and time are the same"
-                    )
+                    why = "has changed since it was hashed, though its size and time are the same"
+                    raise ChangedFileError(f"{self.images[row]} {why}")
                 grey = read_picture(content, decoded_size(self.image_size, self.fit))
                 picture, is_found = frame(grey, self.image_size, self.fit, self.enhance)
             except NotRead as error:
@@ -275,12 +275,12 @@ class Shelf:
 
         ordered = sorted((int(row) for row in rows), key=lambda row: (-self.pixels[row], row))
         reasons, sums = dict[str, str](), dict[int, int]()  # the largest comes first: no core is left alone with it
+        chunks = [ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK)]
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(ordered), CHUNK):
-                chunk = ordered[start : start + CHUNK]
-                found = dict(zip(chunk, pool.map(work, chunk), strict=True))
+            found = followed((reason for chunk in chunks for reason in pool.map(work, chunk)), len(ordered), "decoding")
+            for chunk in chunks:
+                reasons |= {self.shas[row]: reason for row in chunk if (reason := next(found))}
                 pictures.flush()
-                reasons |= {self.shas[row]: reason for row, reason in found.items() if reason}
                 for row in chunk:
                     checksums[row] = sums.get(row, 0)
                 if isinstance(checksums, np.memmap):

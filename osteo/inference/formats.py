@@ -39,7 +39,9 @@ def output_path(config: ExportConfig, checkpoint: Path) -> Path:
     if not output.name.endswith(suffix):
         raise UserError(f"output={config.output} must end in {suffix} for format={config.format}")
     if not output.parent.is_dir():
-        raise UserError(f"output={config.output or display_path(output)}: there is no folder {display_path(output.parent)}")
+        raise UserError(
+            f"output={config.output or display_path(output)}: there is no folder {display_path(output.parent)}"
+        )
     if output.exists():
         raise UserError(f"{display_path(output)} exists already; remove it, or choose another: output=FILE{suffix}")
     return output

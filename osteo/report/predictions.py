@@ -164,13 +164,17 @@ def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int =
         console.say(f"and {counted(len(answered) - most, 'more answer')}, which predictions.csv has")
     if task.has_many_classes:
         console.say(f"probability and range are for {task.contrast}")
-    flagged = [(row.name, row.answer.inspection.flags) for row in answered if row.answer and row.answer.inspection.flags]
+    flagged = [
+        (row.name, row.answer.inspection.flags) for row in answered if row.answer and row.answer.inspection.flags
+    ]
     failed = [(row.name, row.reason) for row in rows if row.reason]
     for name, reasons in [*flagged[:most], *((name, [reason]) for name, reason in failed[:most])]:
         console.say(f"{name}: {'; '.join(reasons)}", bullet="- ")
     console.say(f"{counted(len(rows), 'picture')}: {len(flagged)} flagged, {len(failed)} without an answer")
     console.say(models[0].card.intended_use)
-    console.name(f"answers      {display_path(folder)}/predictions.csv", f"sheet        {display_path(folder)}/predictions.html")
+    console.name(
+        f"answers      {display_path(folder)}/predictions.csv", f"sheet        {display_path(folder)}/predictions.html"
+    )
 
 
 def _shown(row: Row, answer: Answer, task: Task) -> dict[str, object]:

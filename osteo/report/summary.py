@@ -55,7 +55,9 @@ def show_runs(directory: Path) -> bool:
     if failed:
         console.say("not done:", style="bold")
         for name, status in failed.items():
-            console.say(f"{name} {status['state']}{': ' if status['error'] else ''}{status['error'] or ''}", bullet="- ")
+            console.say(
+                f"{name} {status['state']}{': ' if status['error'] else ''}{status['error'] or ''}", bullet="- "
+            )
     place = display_path(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
@@ -121,7 +123,10 @@ def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         kind, _, name = key.partition("/")
         if kind == "test" and (not is_beyond or name in (*BEYOND, *MAIN)):
             columns[key] = by_name.get(name, name)  # else of a plugin that is not here
-    columns |= {"val/auroc": "validation AUROC", **{key: key for key in ("protocol", "epochs", "parameters", "seconds")}}
+    columns |= {
+        "val/auroc": "validation AUROC",
+        **{key: key for key in ("protocol", "epochs", "parameters", "seconds")},
+    }
     columns = {key: title for key, title in columns.items() if key in board}
     rows = []
     for place, name in enumerate(order):

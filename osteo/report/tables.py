@@ -15,7 +15,6 @@ from rich.text import Text
 from osteo.errors import printable, printable_lines
 from osteo.files import write_text
 
-
 PIPED = 80
 """Columns of a file or a pipe, as of a terminal that nobody has widened."""
 HEADING = 12
@@ -91,7 +90,7 @@ class _Column(NamedTuple):
 
 
 def _blocks(columns: Sequence[_Column], room: int) -> list[list[_Column]]:
-    """Columns in their order, as many in each block as there is room for; at least one block, and one column in each."""
+    """Columns in their order, as many in each block as there is room for: one at least."""
     blocks: list[list[_Column]] = [[]]
     left = room
     for column in columns:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,13 @@ class History(Callback):
     Args:
         write: gets all rows so far.
         level: of the line that is logged per epoch.
-        title: which job of a sweep it is, where the lines of several mix.
+        title: which job of a sweep it is of, in that line.
     """
 
-    def __init__(
-        self, write: Callable[[Sequence[Mapping[str, float]]], None], level: int = logging.DEBUG, title: str = ""
-    ) -> None:
+    def __init__(self, write: Callable[..., None], level: int = logging.DEBUG, title: str = "") -> None:
         self.rows: list[dict[str, float]] = []
         self._write, self._level, self._start = write, level, f"{title}, " if title else ""
-        self._since = self._trained = self._lr = 0.0
-        self._pictures = 0
+        self._since = self._trained = self._lr = self._pictures = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -61,9 +58,8 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock and notes the learning rate of the epoch's first step."""
-        self._since = time.perf_counter()
+        self._since, self._pictures = time.perf_counter(), 0.0
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self._pictures = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,25 +88,31 @@ class History(Callback):
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, for a terminal; one line per epoch, with which job of a sweep it is of."""
+    """Lightning's bar, for a terminal: one line per epoch, which names the job of a sweep."""
+
+    BAR_FORMAT = "{desc}|{bar}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"  # short, so that AUROC fits 80 columns
 
     def __init__(self, title: str = "") -> None:
         super().__init__(refresh_rate=5, leave=True)  # drawing it at every step costs more than a small step
-        self.title = title
+        self.start = f"{title}, " if title else ""
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Names the epoch, counted from 1 as people count."""
         super().on_train_epoch_start(trainer)
-        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        self.train_progress_bar.set_description(f"{self.title}, {epoch}" if self.title else epoch)
+        self.train_progress_bar.set_description(
+            f"{self.start}epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        )
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The AUROC on validation and the loss of training, once there are any."""
+        known = super().get_metrics(trainer, pl_module)
+        return {key.rpartition("/")[2]: known[key] for key in ("val/auroc", "train/loss") if key in known}
 
     def init_validation_tqdm(self) -> Tqdm:
-        """No second bar: validation is a fraction of an epoch."""
+        """No bar: this is a fraction of an epoch."""
         return Tqdm(disable=True)
 
-    def init_predict_tqdm(self) -> Tqdm:
-        """No bar: predictions take seconds."""
-        return Tqdm(disable=True)
+    init_predict_tqdm = init_validation_tqdm
 
 
 class Checkpoints(Checkpoint):

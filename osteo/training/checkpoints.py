@@ -74,6 +74,6 @@ def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
 
 def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
     return UserError(
-        f"{display_path(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or train"
-        " its run again"
+        f"{display_path(checkpoint)} is no checkpoint of osteo ({type(error).__name__}); take another copy of it, or"
+        " train its run again"
     )

@@ -202,7 +202,9 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
 
         requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
-    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO, "" if is_alone else job.title)
+    history = History(
+        record.write_history, logging.DEBUG if at_terminal else logging.INFO, "" if is_alone else job.title
+    )
     if at_terminal and not any(isinstance(callback, ProgressBar) for callback in requested):
         requested.append(EpochBar(job.title))
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
