@@ -297,7 +297,7 @@ def test_operations_on_colours_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("RandomAffine", "augment.ops[0]=RandomAffine is no operation with arguments, such as {RandomAffine: "),
+        ("RandomAffine", "augment.ops[0]=RandomAffine is not an operation with its arguments, such as {RandomAffine: "),
         ({"RandomAffine": 3}, "augment.ops[0]={'RandomAffine': 3} is no operation with arguments"),
         ({"RandomInvert": {}, "RandomEqualize": {}}, "is no operation with arguments"),
         ({"RandomAfine": {}}, "augment.ops[0] 'RandomAfine' is unknown among 55 names; the nearest are: RandomAffine"),

@@ -67,7 +67,7 @@ def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
         (["model.weights_file=gone.pth"], "model.weights_file=gone.pth: no such file"),
         (["model.weights_file=/dev/null"], "model.weights_file=/dev/null: no such file"),
         ([f"model.weights_file={__file__}"], "model.weights_file=test_cli.py must end in one of .safetensors, .pth"),
-        (["model.tta=[vflip]"], "model.tta: 'vflip' is no change that leaves the meaning of a label alone; allowed"),
+        (["model.tta=[vflip]"], "model.tta: 'vflip' is not a view that keeps the label; allowed"),
         (["model.tta=[hflip,hflip]"], "model.tta=['hflip', 'hflip'] names a view twice"),
         (["data.image_size=64", "model.patches=5"], "data.image_size=64 cannot be cut into model.patches=5 equal"),
         (["augment.val=true"], "augment.val=true goes with augment=paper"),
@@ -265,7 +265,7 @@ def test_streams_that_are_closed_end_nothing(tmp_path: Path) -> None:
         (
             f"{osteo} --version > /dev/full",
             1,
-            "osteo: what was to be shown cannot be written: No space left on device\n",
+            "osteo: the output cannot be written: No space left on device\n",
         ),
     ):
         done = subprocess.run([*shell, line], cwd=tmp_path, capture_output=True, text=True, check=False)

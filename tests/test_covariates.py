@@ -139,7 +139,7 @@ REFUSED = [
     (with_cell(4, 3, "160"), ["age"], {"clinical_columns": ["Height:height"]}, "'Height' in row 4 is no number"),
     (with_cell(4, 3, "0.6", with_cell(4, 4, "333")), ["bmi"], {}, "BMI, from height and weight in row 4, is no number"),
     ("patient,BMI\nP1,3\n", ["bmi"], {}, r"'BMI' in row 2 is no number from 8 to 100 \(kg/m²\)$"),
-    (with_cell(5, 2, "Xx77"), ["sex"], {}, "'Sex' in row 5 is none of the words that are known: female, f, w, woman, "),
+    (with_cell(5, 2, "Xx77"), ["sex"], {}, "'Sex' in row 5 is not one of the known words: female, f, w, woman, "),
     ("P1,61\nP2,62\n", ["age"], {}, "row 1 holds numbers, where headings are needed$"),
     ("P1,61,61\nP2,62,62\n", ["age"], {}, "cannot be used: row 1 holds numbers, where headings are needed$"),
     ("patient,age\n", ["age"], {}, "has no row below its headings"),
@@ -271,9 +271,9 @@ def test_what_is_learnt_is_plain_and_answers_for_new_patients() -> None:
     assert nothing[-2:].tolist() == [1, 1]
     for values, message in [
         ({"age": 300}, r"covariate age is no number from 0 to 120 \(years\)$"),
-        ({"sex": "Xx"}, "covariate sex is none of the words that are known: female, "),
+        ({"sex": "Xx"}, "covariate sex is not one of the known words: female, "),
         ({"height": 0.6, "weight": 333}, "covariate bmi is no number from 8 to 100"),
-        ({"t_score": -2}, "'t_score' is no covariate of this model; it takes: age, sex, bmi"),
+        ({"t_score": -2}, "'t_score' is not a covariate of this model; it takes: age, sex, bmi"),
     ]:
         with pytest.raises(UserError, match=message):
             copy.of_patient(values)
@@ -352,7 +352,7 @@ def test_a_faulty_sheet_of_mendeley_is_refused_where_it_is_needed(
         read_sources(config, tmp_path)
     config.covariates = ["sex"]
     sources = read_sources(config, tmp_path)
-    assert caplog.messages == ["details.csv: 1 value in 'Age' cannot be, and count as not known"]
+    assert caplog.messages == ["details.csv: 1 value in 'Age' are impossible, and count as not known"]
     assert sources["mendeley"].clinical is not None
     assert sources["mendeley"].clinical["age"].to_dict() == pytest.approx({"N1": 50, "OS1": np.nan}, nan_ok=True)
 

@@ -170,7 +170,7 @@ def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
         (["run/best.ckpt", "check=nowhere"], "check=nowhere: no such file or folder"),
         (["run/best.ckpt", "check=run"], "check=run holds no picture that can be read"),
         (["gone.ckpt"], "gone.ckpt: no such run, sweep or checkpoint"),
-        (["text.ckpt"], "text.ckpt is no checkpoint of osteo"),
+        (["text.ckpt"], "text.ckpt is not a checkpoint of osteo"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

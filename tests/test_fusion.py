@@ -228,7 +228,7 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
     by_patient.write_text("Patient,Age,Sex,BMI\np9,50,F,30\nP1,51,F,31\n")
     assert read_patients(str(by_patient), [], names, [model])["P9.png"]["bmi"] == 30
     assert read_patients(None, [], names, [model]) == {}
-    assert "takes the patient's age, sex, bmi too, and no sheet gives them (clinical=FILE)" in caplog.text
+    assert "takes the patient's age, sex, bmi too, and no clinical sheet is given (clinical=FILE)" in caplog.text
     for lines, message in [
         (
             "Patient,Age,Sex\nP7,50,F\n",
@@ -255,11 +255,11 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
     expected = model.logits([prepared] * 2, model.features([{"age": 71, "sex": "female", "bmi": 25.0}, {}]))
     assert told["logit"].to_numpy() == pytest.approx(expected)
     assert abs(expected[0] - expected[1]) > 0.1
-    note = "not known of the patient: age, sex, bmi; typical values of training are used"
+    note = "not known of the patient: age, sex, bmi; typical values from training are used"
     assert [flag.endswith(note) for flag in told["flag"]] == [False, True]
     for patients, message in [
         ([{}], "there are 2 pictures and 1 patients"),
-        ([{}, {"ag": 3}], "'ag' is no covariate of this model; it takes: age, sex, bmi, height, weight"),
+        ([{}, {"ag": 3}], "'ag' is not a covariate of this model; it takes: age, sex, bmi, height, weight"),
         ([{}, {"age": 300}], "covariate age is no number from 0 to 120"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -302,11 +302,11 @@ def test_the_page_asks_for_the_patient_and_the_header_tells(model: Model, archiv
         known = ask(json.dumps({"age": "71", "sex": "f", "bmi": 25.0})).json()
         assert known["remarks"] == []
         unknown = client.post("/answer", content=content).json()
-        assert unknown["remarks"] == ["not known of the patient: age, sex, bmi; typical values of training are used"]
+        assert unknown["remarks"] == ["not known of the patient: age, sex, bmi; typical values from training are used"]
         assert unknown["calibrated"] != known["calibrated"]
         for patient, message in [
             ('{"age": 810}', "covariate age is no number from 0 to 120 (years)"),
-            ('{"ag": 81}', "'ag' is no covariate of this model; it takes: age, sex, bmi, height, weight"),
+            ('{"ag": 81}', "'ag' is not a covariate of this model; it takes: age, sex, bmi, height, weight"),
             ("[1]", "the header X-Patient must be a JSON object of numbers and words"),
             ('{"age": [1]}', "the header X-Patient must be a JSON object of numbers and words"),
         ]:

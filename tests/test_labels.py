@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_counted_in_a_warning(
         " map it with data.classes=[WORD:CLASS]",
         "data.labels=L.csv has 1 row (gone.png first) without a picture",
         "data.labels=L.csv has no row with a class for 1 picture (no_1R.png first): left out",
-        "data.labels=L.csv has another class than the folder for 1 picture (normal/folder.png first): the file counts",
+        "data.labels=L.csv disagrees with the class of the folder for 1 picture (normal/folder.png first): the file counts",
     ]
 
 
@@ -213,7 +213,7 @@ def test_a_pattern_finds_patients_and_keeps_their_pictures_together(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patient": "(["}, r"data.patient=\(\[ is no regular expression: unterminated character set at position 1"),
+        ({"patient": "(["}, r"data.patient=\(\[ is not a regular expression: unterminated character set at position 1"),
         ({"patient": "P"}, "data.patient=P has 0 groups; the one that holds the patient is needed, as in"),
         ({"patient": "(a)(b)"}, r"has 2 groups"),
         ({"columns": ["a:picture"]}, "data.columns goes with data.labels=FILE"),
@@ -238,7 +238,7 @@ def test_capitals_and_partial_mappings_of_folders(tmp_path: Path, caplog: pytest
         "Healthy/1.png": "normal", "healthy/2.png": "normal", "Osteoporosis/3.png": "osteoporosis",
     }  # fmt: skip
     assert caplog.messages == [
-        "2 pictures left out, in folders that stand for no class: doubtful (1), x/doubtful (1);"
+        "2 pictures left out, in folders that name no class: doubtful (1), x/doubtful (1);"
         " map them with data.classes=[FOLDER:CLASS]",
         "data.classes names folders that hold no picture: gone",
     ]
@@ -252,7 +252,7 @@ def test_a_split_that_the_labels_state_is_kept(caplog: pytest.LogCaptureFixture)
     assert (assign_splits(stated, SplitConfig())["split"] == stated["split"]).all()
     assert caplog.text == ""
     assign_splits(stated, SplitConfig(fold=1, folds=3))
-    assert "the split that the labels state is not used: data.split asks for another" in caplog.text
+    assert "the split in the labels file is not used: data.split asks for another" in caplog.text
     with pytest.raises(UserError, match="split 'some' is unknown; choose one of: train, val, test"):
         assign_splits(table.assign(split="some"), SplitConfig())
 

@@ -128,7 +128,7 @@ def config(**split: Any) -> Config:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (config(grouped=True), "goes with data.split.grouped=false, and not with a split that is given"),
+        (config(grouped=True), "goes with data.split.grouped=false, and not with a given split"),
         (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a split"),
         (replace(config(), augment=AugmentConfig()), "it needs augment=paper"),
         (replace(config(), augment=replace(PAPER, val=True)), "goes neither with augment.val=true nor with covariates"),

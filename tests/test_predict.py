@@ -197,9 +197,9 @@ def test_variants_and_means_are_what_they_say() -> None:
         (lambda kept: kept[KEY].update(version=99), "does not know"),
         (lambda kept: kept[KEY].update(temperature=-1.0), "makes no sense"),
         (lambda kept: kept[KEY].update(extra=1), "does not know"),
-        (lambda kept: kept[KEY]["guard"].update(extra=1), "carries a card whose guard makes no sense"),
-        (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is no checkpoint of osteo"),
-        (lambda kept: kept.pop("state_dict"), "is no checkpoint of osteo"),
+        (lambda kept: kept[KEY]["guard"].update(extra=1), "holds a card whose guard makes no sense"),
+        (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is not a checkpoint of osteo"),
+        (lambda kept: kept.pop("state_dict"), "is not a checkpoint of osteo"),
     ],
 )
 def test_a_checkpoint_that_was_tampered_with_is_refused(
@@ -222,7 +222,7 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     done = osteo("predict", "bomb.ckpt", "input=a.png")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "bomb.ckpt is no checkpoint of osteo" in done.err
+    assert "bomb.ckpt is not a checkpoint of osteo" in done.err
     assert not (tmp_path / "pwned").exists()
     foreign = osteo("predict", "ckpt=bomb.ckpt", "input=a.png", "+_target_=os.system")
     assert foreign.code == 2
@@ -276,7 +276,7 @@ def test_a_card_that_is_not_its_networks_is_refused(runs: Path, tmp_path: Path, 
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
     kept[KEY][key] = value
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=rf"^other.ckpt carries a card whose {key} .*; it is damaged"):
+    with pytest.raises(UserError, match=rf"^other.ckpt holds a card whose {key} .*; it is damaged"):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 

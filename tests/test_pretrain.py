@@ -103,7 +103,7 @@ def test_a_run_leaves_a_record_and_a_file_of_weights(
     assert told.code == 2
     assert "best.ckpt is a pretraining's, which answers nothing yet: train it first" in told.err
     told = osteo("rerun", "run")
-    assert told.err == "osteo rerun: run=run is a pretraining, which predicts nothing that could be compared\n"
+    assert told.err == "osteo rerun: run=run is a pretraining run, which has no predictions to compare\n"
     assert "is of another command; go on with it: osteo pretrain resume=run" in osteo("train", "resume=run").err
     kept = read_checkpoint(pretrained.best_checkpoint)
     network = Network("test_resnet", image_size=64, weights_file=str(pretrained.directory))
@@ -245,7 +245,7 @@ def test_no_copy_of_what_validates_or_tests_is_seen(
     assert set(chosen.seen.sha256) == set(used["sha256"])
     assert len(used) > 20
     assert f"learning from {len(used)} pictures; left out: " in chosen.line
-    assert f"compared with {len(held)} pictures that validate or test" in chosen.line
+    assert f"compared with {len(held)} pictures of validation and test" in chosen.line
 
 
 def test_what_a_training_would_refuse_is_not_seen(knees: Path, tmp_path: Path, run_of_knees: Path) -> None:
@@ -423,7 +423,10 @@ def describe_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
         ({"trainer": TrainerConfig(devices=1)}, "trainer.monitor=val/loss needs labels"),
         ({"callbacks": {"stop": {"_target_": "x", "monitor": "val/auroc"}}}, "callbacks.stop.monitor=val/auroc needs"),
         ({"experiment": "paper"}, "experiment goes with osteo train"),
-        ({"augment": AugmentConfig(name="paper")}, "method=simclr draws views of a picture anew: set augment=online"),
+        (
+            {"augment": AugmentConfig(name="paper")},
+            "method=simclr draws new views of a picture every time: set augment=online",
+        ),
         ({"method": "masked", "patch": 48}, "patch=48 is more than half of data.image_size=64"),
         ({"against": "nowhere"}, "against=nowhere: no such file or directory"),
     ],

@@ -22,8 +22,7 @@ from torch.optim import SGD
 from benchmarks.faults import differs, harness
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
-from osteo.training.callbacks import newest
-from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, newest, read_checkpoint
 from osteo.training.module import Classifier
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
@@ -267,7 +266,7 @@ def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[st
         (record.checkpoints / name).write_bytes(b"")
     refused = osteo("train", "resume=run", "trainer.max_epochs=5")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "no checkpoint can be gone on from: run/checkpoints/last.ckpt is no checkpoint of osteo" in refused.err
+    assert "no checkpoint can be resumed from: run/checkpoints/last.ckpt is not a checkpoint of osteo" in refused.err
     assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
 
 

@@ -163,7 +163,7 @@ def test_a_ready_made_split_is_taken_or_spoken_of(caplog: pytest.LogCaptureFixtu
     assign_splits(table, SplitConfig())
     assert caplog.messages == [
         "48 of 48 pictures lie in folders of a ready-made split (train, val, test), which is not used: they are dealt"
-        " anew; data.split.ready_made=true takes the split as it is"
+        " anew; data.split.ready_made=true uses that split"
     ]
     caplog.clear()
     taken = assign_splits(table, SplitConfig(ready_made=True))

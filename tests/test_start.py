@@ -62,7 +62,7 @@ MISTAKES = [
     (["rerun", "nowhere"], "run=nowhere is not a finished run"),
     (["evaluate"], "name a run or a checkpoint"),
     (["evaluate", "nowhere"], "nowhere: no such run, sweep or checkpoint"),
-    (["evaluate", "taken"], "taken is no checkpoint of osteo"),
+    (["evaluate", "taken"], "taken is not a checkpoint of osteo"),
     (["predict", "nowhere"], "name the pictures: osteo predict RUN PICTURE"),
     (["predict", "nowhere", "input=taken"], "nowhere: no such run, sweep or checkpoint"),
     (["predict", "zip.ckpt", "input=gone.png"], "input=gone.png: no such file or folder"),

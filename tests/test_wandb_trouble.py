@@ -139,7 +139,7 @@ def test_a_server_that_goes_down(
     done = osteo("train", *words, "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert "W&B has not taken all of the run within 3 s; upload the rest later with: wandb sync" in done.out
+    assert "W&B has not received all of the run within 3 s; upload the rest later with: wandb sync" in done.out
     assert kept_epochs(tmp_path / "run") == [0, 1, 2]
     (run,) = server.runs.values()
     assert set(run.epochs) <= set(range(epoch + 1))
@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_made(osteo: Callable, words: list[str], undistu
     done = osteo("train", *words, "logger.wandb.mode=offline", "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert "W&B keeps nothing of this run: run/wandb cannot be written" in done.out
+    assert "W&B records nothing of this run: run/wandb cannot be written" in done.out
 
 
 def test_an_agent_names_its_run(

@@ -17,8 +17,7 @@ from torch import Tensor
 from osteo.errors import UserError
 from osteo.inference.model import load_model, load_models
 from osteo.networks.network import Network
-from osteo.training.callbacks import newest
-from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, newest, read_checkpoint
 from osteo.training.module import Classifier
 from osteo.training.ranks import quieten
 
@@ -144,7 +143,7 @@ def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: 
     kept = content()
     kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=r"^bad.ckpt is no checkpoint of osteo \((Value|Type)Error\)"):
+    with pytest.raises(UserError, match=r"^bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
         build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
@@ -155,7 +154,8 @@ def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_checkpoint(path)
     assert str(caught.value) == (
-        "r0/checkpoints/best.ckpt is no checkpoint of osteo (EOFError); take another copy of it, or train its run again"
+        "r0/checkpoints/best.ckpt is not a checkpoint of osteo (EOFError); take another copy of it, or"
+        " train its run again"
     )
 
 
@@ -178,7 +178,7 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
     flip(checkpoint, last, place)
     with pytest.raises(
-        UserError, match=r"^no checkpoint can be gone on from: last.ckpt is damaged .*; begin a new run"
+        UserError, match=r"^no checkpoint can be resumed from: last.ckpt is damaged .*; begin a new run"
     ):
         newest(tmp_path, module)
     best.write_bytes(checkpoint.read_bytes())
@@ -220,7 +220,7 @@ def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
     kept, module = content(), build_module(read_checkpoint(checkpoint), checkpoint)
     change(kept)
     torch.save(kept, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=rf"^no checkpoint can be gone on from: last.ckpt {reason}.*begin a new run$"):
+    with pytest.raises(UserError, match=rf"^no checkpoint can be resumed from: last.ckpt {reason}.*begin a new run$"):
         newest(tmp_path, module)
     (tmp_path / "previous.ckpt").write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == tmp_path / "previous.ckpt"
@@ -282,8 +282,8 @@ def test_files_that_are_not_finite_or_damaged_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: (t * 100).to(torch.uint8), r"conv1.0.weight is no tensor of floating-point numbers"),
-        (lambda t: t.to(torch.complex64), r"conv1.0.weight is no tensor of floating-point numbers"),
+        (lambda t: (t * 100).to(torch.uint8), r"conv1.0.weight is not a tensor of floating-point numbers"),
+        (lambda t: t.to(torch.complex64), r"conv1.0.weight is not a tensor of floating-point numbers"),
         (lambda t: torch.full_like(t, 1e300, dtype=torch.float64), r"not finite, conv1.0.weight first"),
         (lambda t: t.to_sparse(), r"conv1.0.weight, which is sparse or quantised; save dense tensors"),
     ],

@@ -127,9 +127,9 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         log.error("job %s failed: %s", name, reason, exc_info=None if is_expected else error)
         launcher = str(HydraConfig.get().launcher["_target_"])
         if isinstance(trouble, LostDeviceError) and launcher.endswith("BasicLauncher"):
-            raise FailFast(f"{trouble}; this process can go on with no job") from error
+            raise FailFast(f"{trouble}; this process cannot run another job") from error
         if isinstance(config, Config) and config.fail_fast:
-            raise FailFast(f"ended with the failure of job {name}, since fail_fast=true") from error
+            raise FailFast(f"job {name} failed, so the sweep ends (fail_fast=true)") from error
     if has_begun and isinstance(trouble, MachineError):
         place = display_path(record.directory)
         reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"
@@ -141,7 +141,7 @@ def _memory_hint(config: Any) -> str:
     """What to do where memory ran out, beside `launch`, which knows the batch of a training; empty where unknown."""
     if isinstance(config, Config):
         return f"use a smaller data.batch_size than {config.data.batch_size}"
-    return "use accelerator=cpu, or end what else uses the device" if hasattr(config, "accelerator") else ""
+    return "use accelerator=cpu, or stop what else uses the device" if hasattr(config, "accelerator") else ""
 
 
 def _note_failure(record: Run, state: str, reason: str) -> None:

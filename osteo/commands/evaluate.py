@@ -72,6 +72,6 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     pictures = counted(len(predictions), "picture")
     console.say(f"{pictures} of split={config.split}; 95 % intervals by a cluster bootstrap (patients, copies)")
     if predictions["label"].nunique() == 1:
-        console.say("all are of one class: metrics that compare the classes have no value (-)")
+        console.say("all of them are of one class, so metrics that compare classes are undefined (-)")
     console.name(f"record       {display_path(job.directory)}/")
     return True

@@ -16,9 +16,7 @@ def main() -> None:
 def explain(config: ExplainConfig, job: Job) -> bool:
     """Draws every picture; returns whether every file could be used. With maps=list, prints the layers instead."""
     if len(names_of(config.ckpt)) > 1:
-        raise UserError(
-            f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers are those of one network: name one"
-        )
+        raise UserError(f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers belong to one network: name one")
     if not config.input and config.maps != LIST:
         raise UserError(
             f"name the pictures: osteo explain RUN PICTURE, or a folder or zip of them; maps={LIST} needs none"

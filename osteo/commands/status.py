@@ -38,7 +38,7 @@ def status(config: StatusConfig, job: Job) -> bool:
     """
     directory = directory_of(config.runs, "status")
     if config.watch and not sys.stdout.isatty():
-        raise UserError("watch=true redraws a terminal, and this output goes elsewhere; leave it out")
+        raise UserError("watch=true redraws a terminal, and this output is not a terminal; leave it out")
 
     from osteo.report.tables import terminal
 

@@ -70,7 +70,7 @@ def mendeley(folder: Path) -> Path:
         ) from error
     if broken := _broken(part):
         part.unlink()
-        raise UserError(f"the Mendeley archive came broken ({broken}) and was removed; try again")
+        raise UserError(f"the Mendeley archive arrived damaged ({broken}) and was removed; try again")
     part.replace(target)
     return target
 

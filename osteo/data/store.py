@@ -119,7 +119,7 @@ def open_store(
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
     shelf = Shelf(place, shas, images, pixels, read, image_size, fit, enhance, 1 + twins)
     if (index := shelf.load()) is None:
-        log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
+        log.info("decoding %s to %d x %d", counted(len(kept), "picture"), image_size, image_size)
         with alone(place, "decoding these pictures") as is_alone:
             if (index := shelf.load()) is None:
                 index = shelf.build(is_alone)
@@ -318,13 +318,13 @@ class Verification:
             sha, reason = next(iter(self._lost.items()))
             name = self._shelf.images[self._shelf.shas.index(sha)]
             raise UserError(
-                f"{counted(len(self._lost), 'stored picture')}, {name} first, cannot be mended after damage on the disk"
-                f" ({reason}); bring the files back, or run osteo prepare verify=true"
+                f"{counted(len(self._lost), 'stored picture')}, {name} first, cannot be decoded again"
+                f" after damage on the disk ({reason}); bring the files back, or run osteo prepare verify=true"
             )
         if self._was_in_use:
             raise UserError(
                 f"{counted(len(self._mended), 'stored picture')} had been damaged on the disk, {self._mended[0]} first,"
-                " and used before that was found; they are mended now: start again"
+                " and used before this was noticed; they are repaired now: start again"
             )
         return len(self._mended)
 

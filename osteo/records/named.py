@@ -62,7 +62,8 @@ def existing_checkpoints(ckpt: Any) -> list[str]:
         with path.open("rb") as file:
             if (first := file.read(2)) and not first.startswith(OF_TORCH):
                 raise UserError(
-                    f"{display_path(path)} is no checkpoint of osteo; take another copy of it, or train its run again"
+                    f"{display_path(path)} is not a checkpoint of osteo; take another copy of it, or"
+                    f" train its run again"
                 )
     return names
 

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from osteo.command_settings import PretrainConfig
 from osteo.config import Config, WandbConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.content import DamagedError, damaged
@@ -176,7 +176,7 @@ class Run:
             raise damaged(gone[0], "is missing")
         changed = [path.name for path in paths if sha256_of(path) != hashes[path.name]]
         verb = "is" if len(changed) == 1 else "are"
-        return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
+        return f"{', '.join(changed)} {verb} no longer as {STATUS} recorded (SHA-256)" if changed else ""
 
     @property
     def state(self) -> str:
@@ -279,7 +279,7 @@ class Run:
         differs = (joined["sha256 before"] != joined["sha256 now"]) | (joined["split before"] != joined["split now"])
         if differs.any():
             raise UserError(
-                f"{differs.sum()} pictures or their splits are no longer what they were when the run began,"
+                f"{counted(int(differs.sum()), 'picture')} changed, or moved to another split, since the run began,"
                 f" {joined.index[differs][0]} first; begin a new run"
             )
 
@@ -346,9 +346,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         read = OmegaConf.to_container(OmegaConf.create(text))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise damaged(path, f"is damaged: no YAML ({str(error).splitlines()[0]})") from error
+        raise damaged(path, f"is damaged: not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(read, dict):
-        raise damaged(path, "is damaged: no mapping of YAML")
+        raise damaged(path, "is damaged: not a YAML mapping")
     return {str(key): value for key, value in read.items()}
 
 
@@ -365,7 +365,7 @@ def read_config(path: Path) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, recorded))
     except (OmegaConfBaseException, ValueError) as error:
-        raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
+        raise damaged(path, f"is not a configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)
     return replace(config, logger={name: _logger(name, node) for name, node in config.logger.items()})
 
