@@ -11,6 +11,7 @@ from osteo import parts
 from osteo.command_settings import AuditConfig, EvaluateConfig, ExplainConfig, PredictConfig, PrepareConfig
 from osteo.config import DATA_SETS, VIEWS, Config, DataConfig, ModelConfig, PhantomConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
+from osteo.files import check_against
 from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
 
 LABEL_COLUMNS = ("picture", "class", "split", T_SCORE)
@@ -52,8 +53,8 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
-    if isinstance(config, AuditConfig) and config.against and not Path(config.against).expanduser().exists():
-        raise UserError(f"against={config.against}: no such file or directory")
+    if isinstance(config, AuditConfig):
+        check_against(config.against)
     if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
         raise UserError("data.split.variants_first=true works with osteo train only; leave it out")
     if isinstance(config, PredictConfig | ExplainConfig):

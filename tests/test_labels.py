@@ -183,7 +183,8 @@ def test_what_does_not_fit_is_counted_in_a_warning(
         " map it with data.classes=[WORD:CLASS]",
         "data.labels=L.csv has 1 row (gone.png first) without a picture",
         "data.labels=L.csv has no row with a class for 1 picture (no_1R.png first): left out",
-        "data.labels=L.csv disagrees with the class of the folder for 1 picture (normal/folder.png first): the file counts",
+        "data.labels=L.csv disagrees with the class of the folder for 1 picture (normal/folder.png first): the file"
+        " counts",
     ]
 
 

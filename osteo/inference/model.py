@@ -116,8 +116,8 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
 
     Raises:
         UserError: there is no such file, it is not a checkpoint of osteo, it holds no preprocessing, it needs a
-            plugin that is not loaded, its card does not fit its network, it lies in the directory of another run than its
-            own, or the accelerator is not there.
+            plugin that is not loaded, its card does not fit its network, it lies in the directory of another run than
+            its own, or the accelerator is not there.
     """
     device = present_accelerator(accelerator)
     stored = read_checkpoint(checkpoint)

@@ -1,10 +1,9 @@
 """What `osteo pretrain` can be told, which is less than a training."""
 
-from pathlib import Path
-
 from osteo.command_settings import PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
+from osteo.files import check_against
 from osteo.task import LAST_EPOCH
 from osteo.training.ranks import started
 
@@ -49,5 +48,4 @@ def check_settings(config: PretrainConfig) -> None:
         )
     if config.method == "masked" and config.patch > config.data.image_size // 2:
         raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
-    if config.against and not Path(config.against).expanduser().exists():
-        raise UserError(f"against={config.against}: no such file or directory")
+    check_against(config.against)
