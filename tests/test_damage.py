@@ -98,7 +98,7 @@ def at(column: str, place: int, value: object) -> Callable[[pd.DataFrame], pd.Da
         ("metrics.json", lambda m: {**m, "test/confusion_matrix": [1]}, r"test/confusion_matrix is '\[1\]'"),
         ("metrics.json", lambda m: {k: v for k, v in m.items() if k != "val/auroc"}, "it lacks val/auroc"),
         ("metrics.json", lambda m: {**m, "val/auroc": float("nan")}, r"no JSON \(NaN is not a number in JSON\)"),
-        ("environment.json", lambda _: [1], "no object of JSON"),
+        ("environment.json", lambda _: [1], "not a JSON object"),
         ("environment.json", lambda e: {**e, "epochs": True}, "epochs is 'True'"),
         ("environment.json", lambda e: {**e, "peak_memory_mib": [1]}, r"peak_memory_mib is '\[1\]'"),
         ("environment.json", lambda e: {**e, "seconds": "x"}, "seconds is 'x'"),
@@ -122,7 +122,11 @@ def test_a_wrong_value_is_named(record: Run, name: str, change: Callable[[Any], 
 def test_a_file_that_is_gone_empty_or_cut_is_named(record: Run, name: str) -> None:
     path = record.directory / name
     content = path.read_bytes()
-    for damaged, message in ((b"", "is empty"), (content[: len(content) // 2], ""), (b"\xff\xfe\x00", "it is no text")):
+    for damaged, message in (
+        (b"", "is empty"),
+        (content[: len(content) // 2], ""),
+        (b"\xff\xfe\x00", "not a text file"),
+    ):
         path.write_bytes(damaged)
         if message or name not in ("config.yaml", "history.csv"):  # half of these may be whole in itself
             with pytest.raises(DamagedError, match=rf"^a/{name} .*{message}"):
@@ -258,7 +262,7 @@ def test_a_sweep_goes_on_without_its_broken_run(
     states = [row(run)["state"] for run in runs_of(tmp_path / "s")]
     assert states == ["damaged", "damaged", "damaged", "done", "done"]
     assert not show_runs(tmp_path / "s")
-    assert "s/0/status.json is damaged: no JSON" in capsys.readouterr().out
+    assert "s/0/status.json is damaged: not JSON" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "s/leaderboard.csv")["run"].tolist() == [3, 4]  # predictions are not read for it
 
 
@@ -305,7 +309,7 @@ def test_another_runs_checkpoint_is_noticed_where_it_is_used(run: Path, tmp_path
     with pytest.raises(UserError, match=r"its card has seed=0, and config\.yaml 1; put the run's own checkpoint back"):
         load_models([str(copy)])
     write_report(copy, draws=100, pictures=False)
-    assert "best.ckpt of run run is of another run" in (copy / "report.html").read_text()
+    assert "best.ckpt of run run belongs to another run" in (copy / "report.html").read_text()
     (copy / "config.yaml").write_text("{")
     assert load_models([str(copy)])[0].card.seed == 0
 

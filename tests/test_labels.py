@@ -116,7 +116,7 @@ def test_columns_and_words_of_other_names_are_mapped(sourced: Callable[..., Sour
         ("file,class\nx,normal\n", {}, r"names none of the 4 pictures, such as no_0R.png; its first row names 'x'"),
         ("file,class\nx,ill\n", {}, "1 of 1 rows have none of normal, .*osteoporosis in column 'class': ill; map it"),
         (FULL + "os_0L,normal\n", {}, "rows 2 and 6 differ in the class of os_0L.png; keep one of them"),
-        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is no column of data.labels=L.csv and no pattern"),
+        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is neither a column of data.labels=L.csv nor a pattern"),
         (FULL, {"patient": "(x)"}, "finds no patient in any of 4 pictures, such as no_0R.png"),
         ("file,class,split\nos_0L,normal,train\nno_0R,normal,\n", {}, "has no split in 1 of 2 rows"),
     ],
@@ -368,9 +368,9 @@ def test_t_scores_of_labels_are_read_and_say_the_class_where_it_is_left_out(sour
     [
         (T_SCORES, {}, "has no column for the class, such as"),
         (T_SCORES.replace("0.3", "25"), {"task": "t_score"},
-         "data.labels=L.csv: 'T-Score' in row 3 is no number from -10 to 10"),
+         "data.labels=L.csv: 'T-Score' in row 3 is not a number from -10 to 10"),
         (T_SCORES.replace("T-Score", "T").replace("0.3", "x"), {"task": "t_score", "columns": ["T:t_score"]},
-         "data.labels=L.csv: 'T' in row 3 is no number from -10 to 10"),
+         "data.labels=L.csv: 'T' in row 3 is not a number from -10 to 10"),
         (T_SCORES + "os_0L,-2.7\n", {"task": "t_score"},
          "rows 2 and 6 differ in the T-score of os_0L.png; keep one of them"),
     ],
@@ -431,7 +431,7 @@ def test_a_t_score_counts_whatever_its_folder_says(tmp_path: Path, caplog: pytes
     rows = table.set_index("image_id")
     assert rows.loc["folder/osteoporosis/3.png", ["label", "class_name"]].tolist() == [1, "osteopenia"]
     assert (
-        "the T-score of 1 picture (folder/osteoporosis/3.png first) is of another class than the folder: the T-score"
+        "the T-score of 1 picture (folder/osteoporosis/3.png first) disagrees with the class of the folder: the T-score"
         " counts"
     ) in caplog.messages
     three = prepare(configured(root, settings | {"task": "three_class"}), split=False).manifest.set_index("image_id")

@@ -265,7 +265,7 @@ def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Pa
     table = Run(Path("e")).read_table("predictions.csv")
     assert table["label"].value_counts().to_dict() == {0: 40, 1: 40}
     learnt = Run(runs / "0").read_manifest()["split"].isin(["train", "val"]).sum()
-    assert f"has learnt from {learnt} of these 80 pictures: the result is too good" in done.out
+    assert f"was trained on {learnt} of these 80 pictures: the result is too optimistic" in done.out
     intervals = pd.read_csv("e/intervals.csv").set_index("metric")
     value = float(intervals.loc["auroc", "at 0.5 (0.50)"].split()[0])
     assert value == pytest.approx(json.loads(Path("e/metrics.json").read_text())["test/auroc"], abs=6e-4)

@@ -101,7 +101,7 @@ def test_a_run_leaves_a_record_and_a_file_of_weights(
     assert told.err == "osteo report: run holds no finished run of training; give the directory of a sweep or a run\n"
     told = osteo("predict", "run", f"input={unlabelled}")
     assert told.code == 2
-    assert "best.ckpt is a pretraining's, which answers nothing yet: train it first" in told.err
+    assert "best.ckpt is a pretraining's, which has no classifier yet: fine-tune it first" in told.err
     told = osteo("rerun", "run")
     assert told.err == "osteo rerun: run=run is a pretraining run, which has no predictions to compare\n"
     assert "is of another command; go on with it: osteo pretrain resume=run" in osteo("train", "resume=run").err
@@ -354,7 +354,7 @@ def test_what_was_seen_is_carried_on(osteo: Callable, knees: Path, tiny: list[st
     assert torch.equal(carried.descriptors, seen.descriptors)
     assert read_checkpoint(first.best_checkpoint)["seen"]["method"] == "simclr"
     asked = osteo("evaluate", "tuned", "data=folder", f"data.root={knees}", "split=all", "output_dir=all")
-    assert f"was pretrained on {len(seen.sha256)} of these 80 pictures: the result may be too good" in asked.out
+    assert f"was pretrained on {len(seen.sha256)} of these 80 pictures: the result may be too optimistic" in asked.out
     told = osteo("train", *words, "data.split.fold=1", "model.weights_file=tuned", "output_dir=again")
     assert told.code == 2
     assert "model.weights_file=tuned was pretrained on" in told.err

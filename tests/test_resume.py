@@ -314,12 +314,12 @@ def test_a_run_without_its_status_goes_on_as_it_was_configured(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("status.json", "", "run/status.json is damaged; delete it, and resume goes on with the run after its last"),
+        ("status.json", "", "run/status.json is damaged; delete it, and resume continues the run after its last"),
         ("status.json", "[]", "run/status.json is damaged; delete it"),
         ("status.json", '{"state": "finished"}', "run/status.json is damaged; delete it"),
         ("config.yaml", "", "run/config.yaml is empty; restore it from a copy"),
         ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged: it lacks model"),
-        ("config.yaml", "seed: [", "run/config.yaml is damaged: no YAML"),
+        ("config.yaml", "seed: [", "run/config.yaml is damaged: not YAML"),
         ("config.yaml", "seed: many\n", "run/config.yaml is damaged: it lacks data"),
         ("multirun.yaml", "", "run/multirun.yaml is damaged (it holds no sweep)"),
         ("multirun.yaml", "hydra: [", "run/multirun.yaml is damaged"),

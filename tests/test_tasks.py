@@ -419,7 +419,7 @@ def test_evaluate_asks_what_the_model_was_trained_for(
 ) -> None:
     done = osteo("evaluate", str(runs[name].directory), *data, f"data.task={task}", "output_dir=other")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert f"data.task={task} is not what {name}/checkpoints/best.ckpt was trained for, task={name}" in done.err
+    assert f"data.task={task} differs from task={name}, for which {name}/checkpoints/best.ckpt was trained" in done.err
 
 
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_batch_that_does_not_fit_is_halved_if_asked(
     assert "memory ran out with data.batch_size=8" in alone.err
     done = osteo("train", *words, "output_dir=halved", "trainer.halve_batch=true")
     assert done.code == 0, done.err
-    assert "the run begins anew with 4, 2 per step" in done.out
+    assert "the run starts again with 4, 2 per step" in done.out
     record = Run(tmp_path / "halved")
     settings = record.read_config()
     assert (settings["data"]["batch_size"], settings["trainer"]["accumulate_grad_batches"]) == (4, 2)

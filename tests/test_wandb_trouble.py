@@ -195,7 +195,7 @@ def test_what_w_and_b_raises_is_said_once(
     done = osteo("train", *words, "logger.wandb.mode=offline", "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert done.out.count("W&B has failed (RuntimeError: no more); the run goes on without it") == 1
+    assert done.out.count("W&B has failed (RuntimeError: no more); the run continues without it") == 1
 
 
 @pytest.fixture
@@ -224,7 +224,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize(
     ("size", "said"),
-    [("8k", "W&B has failed (OSError: [Errno 28] No space left on device"), ("20k", "W&B has not kept all of the run")],
+    [
+        ("8k", "W&B has failed (OSError: [Errno 28] No space left on device"),
+        ("20k", "W&B has kept only a part of the run"),
+    ],
     ids=["at the start", "in the middle"],
 )
 def test_a_full_disk(

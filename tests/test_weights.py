@@ -184,7 +184,7 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     best.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == best
     assert caplog.messages[-1].startswith("last.ckpt is damaged (the checksum of data/")
-    assert caplog.messages[-1].endswith(": going on from best.ckpt")
+    assert caplog.messages[-1].endswith(": resuming from best.ckpt")
     previous.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == previous
     caplog.clear()
@@ -224,7 +224,7 @@ def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
         newest(tmp_path, module)
     (tmp_path / "previous.ckpt").write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == tmp_path / "previous.ckpt"
-    assert caplog.messages[-1].endswith(": going on from previous.ckpt")
+    assert caplog.messages[-1].endswith(": resuming from previous.ckpt")
 
 
 def test_no_library_logs_where_a_file_of_weights_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +257,7 @@ def test_a_smaller_or_larger_network_and_a_part_are_refused_with_numbers(tmp_pat
         "model.weights_file=r18.pth does not fit model.backbone=resnet34: 80 of its 180 tensors are missing or have"
         " another shape, layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias first"
     )
-    assert "it holds 96 tensors of layers that this backbone has not, layer1.2.conv1.weight first" in refusal(
+    assert "it holds 96 tensors of layers that this backbone does not have, layer1.2.conv1.weight first" in refusal(
         tmp_path / "r34.pth", "resnet18"
     )
     state = donor("test_resnet")
