@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "osteo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
-    "errors", "types", "task", "config", "command_settings", "files", "graphs", "parts", "checks", "libraries",
-    "reading", "data", "records", "search", "networks", "evaluation", "training", "pretraining", "inference", "report",
+    "errors", "types", "task", "config", "command_settings", "files", "progress", "graphs", "parts", "checks",
+    "libraries", "reading", "data", "records", "search", "networks",
+    "evaluation", "training", "pretraining", "inference", "report",
     "audit", "serving", "app", "commands",
 )  # fmt: skip
 """Rooms of the house: each may use those that stand before it, and no other."""

@@ -188,6 +188,7 @@ def test_a_random_split_leaks_and_a_grouped_one_does_not(
     ("against", "message"),
     [
         ("gone.csv", "against=gone.csv: no such file"),
+        (".", "against=. is not the directory of a run; give one, or a split file"),
         ("empty.csv", "against=empty.csv lacks the column split; it needs image_id and split"),
         ("other.csv", "against=other.csv names none of the"),
     ],

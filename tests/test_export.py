@@ -154,14 +154,14 @@ def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
     taken.write_text("kept")
     done = osteo("export", str(ckpt))
     assert done.code == 2
-    assert done.err == "osteo export: best.onnx exists already; remove it, or choose another: output=FILE.onnx\n"
+    assert done.err == f"osteo export: {taken} exists already; remove it, or choose another: output=FILE.onnx\n"
     assert taken.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a checkpoint: osteo export RUN/checkpoints/best.ckpt"),
+        ([], "name a run or a checkpoint: osteo export RUN"),
         (["ckpt=[a.ckpt,b.ckpt]"], "an ensemble cannot be exported as one file"),
         (["run/best.ckpt", "format=tflite"], "format 'tflite' is unknown; choose one of: onnx, torchscript, torch_exp"),
         (["run/best.ckpt", "format=torchscript", "int8=true"], "int8=true goes with format=onnx"),
@@ -169,8 +169,8 @@ def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
         (["run/best.ckpt", "output=text.ckpt/best.onnx"], "output=text.ckpt/best.onnx: there is no folder text.ckpt"),
         (["run/best.ckpt", "check=nowhere"], "check=nowhere: no such file or folder"),
         (["run/best.ckpt", "check=run"], "check=run holds no picture that can be read"),
-        (["gone.ckpt"], "there is no checkpoint gone.ckpt"),
-        (["text.ckpt"], "text.ckpt is no checkpoint of osteo"),
+        (["gone.ckpt"], "gone.ckpt: no such run, sweep or checkpoint"),
+        (["text.ckpt"], "text.ckpt is not a checkpoint of osteo"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(

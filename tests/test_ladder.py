@@ -128,13 +128,13 @@ def config(**split: Any) -> Config:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (config(grouped=True), "goes with data.split.grouped=false, and not with a split that is given"),
-        (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a split"),
+        (config(grouped=True), "goes with data.split.grouped=false, and not with a given split"),
+        (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a given split"),
         (replace(config(), augment=AugmentConfig()), "it needs augment=paper"),
         (replace(config(), augment=replace(PAPER, val=True)), "goes neither with augment.val=true nor with covariates"),
         (PrepareConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
         (EvaluateConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
-        (config(variants_first=False, ready_made=True), "except that a fold beside a test_source numbers the repeat"),
+        (config(variants_first=False, ready_made=True), "with a test_source, the fold is the number of the repeat"),
     ],
 )
 def test_what_does_not_go_with_variants_first_is_one_line(given: Any, message: str) -> None:
@@ -351,4 +351,4 @@ def test_what_was_trained_on_variants_is_reported_and_answers(osteo: Callable[..
     assert report.tables["flow"]["found"].tolist() == [10, 10, 5, 5]  # pictures, not their variants
     done = osteo("evaluate", f"ckpt={sweep / '0'}", "data=phantom", *SMALL, "split=all", "output_dir=e")
     assert done.code == 0, done.err
-    assert "has learnt from 30 of these 30 pictures: the result is too good" in done.err + done.out
+    assert "was trained on 30 of these 30 pictures: the result is too optimistic" in done.err + done.out

@@ -229,7 +229,7 @@ def test_a_plugin_with_a_fault_is_one_line(place: Path, tiny: list[str], content
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ("3", "model.backbone=odd of bad is no torch module but int"),
+        ("3", "model.backbone=odd of bad is not a torch module but int"),
         ("nn.Linear(1, 1)", "model.backbone=odd of bad lacks num_features, pretrained_cfg, forward_features"),
         ("timm.create_model('test_vit', in_chans=in_chans, num_classes=7)", "gives (2, 7) for two pictures"),
     ],

@@ -299,14 +299,14 @@ def test_a_report_from_python(run: Path, tmp_path: Path) -> None:
     assert report.results.best.intervals["auroc"].value == pytest.approx(numbers.loc["test_resnet", "auroc"])
     with pytest.raises(UserError, match="draws=1 is too small"):
         write_report(folder, draws=1)
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="nowhere: no such run or sweep"):
         write_report(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "runs=nowhere holds no finished run"),
+        (["nowhere"], "nowhere: no such run or sweep"),
         ([], "name a sweep or a run directory: osteo report DIRECTORY"),
         (["nowhere", "draws=10"], "draws=10 is too small; the smallest allowed is 100"),
         (["nowhere", "prevalence=1.5"], "prevalence=1.5 is too large; the largest allowed is 0.999"),

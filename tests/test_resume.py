@@ -22,8 +22,7 @@ from torch.optim import SGD
 from benchmarks.faults import differs, harness
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
-from osteo.training.callbacks import newest
-from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, newest, read_checkpoint
 from osteo.training.module import Classifier
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
@@ -276,7 +275,7 @@ def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[st
         (record.checkpoints / name).write_bytes(b"")
     refused = osteo("train", "resume=run", "trainer.max_epochs=5")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "no checkpoint can be gone on from: run/checkpoints/last.ckpt is no checkpoint of osteo" in refused.err
+    assert "no checkpoint can be resumed from: run/checkpoints/last.ckpt is not a checkpoint of osteo" in refused.err
     assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
 
 
@@ -358,12 +357,12 @@ def test_a_run_without_its_status_goes_on_as_it_was_configured(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("status.json", "", "run/status.json is damaged; delete it, and resume goes on with the run after its last"),
+        ("status.json", "", "run/status.json is damaged; delete it, and resume continues the run after its last"),
         ("status.json", "[]", "run/status.json is damaged; delete it"),
         ("status.json", '{"state": "finished"}', "run/status.json is damaged; delete it"),
         ("config.yaml", "", "run/config.yaml is empty; restore it from a copy"),
         ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged: it lacks model"),
-        ("config.yaml", "seed: [", "run/config.yaml is damaged: no YAML"),
+        ("config.yaml", "seed: [", "run/config.yaml is damaged: not YAML"),
         ("config.yaml", "seed: many\n", "run/config.yaml is damaged: it lacks data"),
         ("multirun.yaml", "", "run/multirun.yaml is damaged (it holds no sweep)"),
         ("multirun.yaml", "hydra: [", "run/multirun.yaml is damaged"),

@@ -64,4 +64,4 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(
     for wrong, part in (("callbacks=early_stopping", "callbacks.early_stopping"), ("optimizer.schedule=plateau",) * 2):
         done = osteo("train", *asked, wrong)
         assert done.code == 2
-        assert f"trainer.monitor=epoch is nothing to wait or choose by, as {part} does; use val/loss" in done.err
+        assert f"trainer.monitor=epoch cannot be waited for or chosen by, as {part} does; use val/loss" in done.err

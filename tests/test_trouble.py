@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_halved_if_asked(
     assert "memory ran out with data.batch_size=8" in alone.err
     done = osteo("train", *words, "output_dir=halved", "trainer.halve_batch=true")
     assert done.code == 0, done.err
-    assert "the run begins anew with 4, 2 per step" in done.out
+    assert "the run starts again with 4, 2 per step" in done.out
     record = Run(tmp_path / "halved")
     settings = record.read_config()
     assert (settings["data"]["batch_size"], settings["trainer"]["accumulate_grad_batches"]) == (4, 2)
@@ -128,7 +128,7 @@ def test_a_lost_gpu_ends_the_sweep_and_nothing_is_lost(
     swept = osteo("train", "-m", *words, f"model.backbone={names}", "output_dir=s")
     assert swept.code == 1
     assert (
-        "the GPU failed (unspecified launch failure); see nvidia-smi; this process can go on with no job" in swept.err
+        "the GPU failed (unspecified launch failure); see nvidia-smi; this process cannot run another job" in swept.err
     )
     assert Run(tmp_path / "s/1").state == "interrupted"
     assert not (tmp_path / "s/2").exists()
@@ -291,7 +291,7 @@ def test_memory_that_runs_out_in_an_answer_names_what_to_do(
     assert asked.code == 2
     assert asked.err.strip().splitlines()[-1] == (
         "osteo predict: memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
-        " 79.1 GiB); use accelerator=cpu, or end what else uses the device"
+        " 79.1 GiB); use accelerator=cpu, or stop what else uses the device"
     )
 
 

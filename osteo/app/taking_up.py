@@ -44,7 +44,7 @@ def state_of(record: Run) -> str | None:
     except (ValueError, LookupError, TypeError, AttributeError, UserError):
         pass
     raise UserError(
-        f"{display_path(record.directory / STATUS)} is damaged; delete it, and resume goes on with the run after its"
+        f"{display_path(record.directory / STATUS)} is damaged; delete it, and resume continues the run after its"
         " last checkpoint"
     )
 
@@ -101,7 +101,7 @@ def take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
         return config, job
     record.hold()
     if job.sweep is not None and state_of(record) == "failed":
-        log.info("%s had failed (%s); it begins anew", display_path(record.directory), record.status()["error"])
+        log.info("%s had failed (%s); it starts again", display_path(record.directory), record.status()["error"])
         record.clear()
         return config, job
     text = OmegaConf.to_yaml(_recorded(record))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from osteo.audit.findings import Audit, Exposure
 from osteo.audit.label_noise import COIN, largest_noise
@@ -12,7 +11,7 @@ from osteo.errors import counted
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.reading.reader import read_picture
 from osteo.report.html import HEIGHT, embed, render
-from osteo.report.tables import as_table
+from osteo.report.tables import Terminal
 
 MAX_SETS = 60  # sets of pictures per section; audit.json lists all
 MAX_ODD = 10  # odd pictures on the terminal
@@ -129,27 +128,28 @@ def leak_title(name: str, sets: Sequence[Sequence[str]]) -> str:
     return f"{counted(len(sets), noun)} {rest}".rstrip()
 
 
-def print_audit(audit: Audit, console: Console) -> None:
+def print_audit(audit: Audit, console: Terminal) -> None:
     """Prints the tables and sentences of an audit."""
-    console.print(as_table(audit.flow, title="pictures"))
-    console.print(as_table(audit.by_split, title="splits"))
+    console.table(audit.flow, title="pictures", keys=2)
+    console.table(audit.by_split, title="splits")
     if audit.exposures:
         rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
-        console.print(as_table(pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""]), title="copies"))
+        copied = pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""])
+        console.table(copied, title="copies", keys=2)
     if audit.label_noise[1].exposures:
-        console.print(as_table(noise_table(audit), title="wrong labels, and what they allow at best"))
-    console.print(as_table(shortcut_table(audit), title="what can be predicted without seeing bone"))
+        console.table(noise_table(audit), title="wrong labels, and the best results that they allow")
+    console.table(shortcut_table(audit), title="what can be predicted without seeing bone")
     for line in conclusions(audit):
-        console.print(f"- {line}", soft_wrap=True)
+        console.say(line, bullet="- ")
     for cut in audit.shortcuts:
         if cut.works:
-            console.print(f"- {cut.sentence()}", soft_wrap=True)
+            console.say(cut.sentence(), bullet="- ")
     for image_id, reason in list(audit.unreadable.items())[:MAX_SETS]:
-        console.print(f"- cannot be used: {image_id}: {reason}", soft_wrap=True)
+        console.say(f"cannot be used: {image_id}: {reason}", bullet="- ")
     for image_id, flags in list(audit.odd.items())[:MAX_ODD]:
-        console.print(f"- odd: {image_id}: {', '.join(flags)}", soft_wrap=True)
+        console.say(f"odd: {image_id}: {', '.join(flags)}", bullet="- ")
     for note in audit.notes:
-        console.print(f"- {note}", soft_wrap=True)
+        console.say(note, bullet="- ")
 
 
 def _remarks(pair: Exposure) -> str:

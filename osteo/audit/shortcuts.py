@@ -16,6 +16,7 @@ from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
+from osteo.progress import followed
 from osteo.reading.framing import decoded_size, frame
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_colour, read_picture
@@ -98,7 +99,7 @@ def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
 
     with ThreadPoolExecutor() as pool:
         rows = manifest[["image_id", "mode"]].itertuples(index=False, name=None)
-        return dict(pool.map(measure, rows))
+        return dict(followed(pool.map(measure, rows), len(manifest), "examining"))
 
 
 def shortcuts(
@@ -162,7 +163,7 @@ def fitted_shortcuts(manifest: pd.DataFrame, read: ReadFile, data: DataConfig, *
 
     table = _sampled(manifest, seed)
     with ThreadPoolExecutor() as pool:
-        seen = list(pool.map(measure, table["image_id"]))
+        seen = list(followed(pool.map(measure, table["image_id"]), len(table), "measuring"))
     kept = [features for features in seen if features is not None]
     table = table[[features is not None for features in seen]]
     found: list[Shortcut] = []

@@ -24,5 +24,5 @@ def audit(config: AuditConfig, job: Job) -> bool:
         write_text(folder / "audit.html", render_page(found))
     console = terminal()
     print_audit(found, console)
-    console.print(f"audit        {display_path(job.directory)}/audit.html", soft_wrap=True)
+    console.name(f"audit        {display_path(job.directory)}/audit.html")
     return not (config.against and any(found.leaks.values()))

@@ -176,7 +176,7 @@ class Sanity(NamedTuple):
             "passed": "",
             "failed": "The Grad-CAM maps failed their sanity check: they hardly change when the trained weights are"
             " replaced by random ones, so they do not show what was learnt; do not read them.",
-            "inconclusive": "The sanity check of the Grad-CAM maps is inconclusive: it cannot be told whether they show"
+            "inconclusive": "The sanity check of the Grad-CAM maps is inconclusive: it is unclear whether they show"
             " what was learnt or what any network of this architecture shows; do not rely on them.",
         }[self.outcome]
 
@@ -188,7 +188,7 @@ class Sanity(NamedTuple):
         conclusion = {
             "passed": "they depend on what was learnt",
             "failed": "they hardly depend on what was learnt: do not read them",
-            "inconclusive": "whether they depend on what was learnt cannot be told",
+            "inconclusive": "it is unclear whether they depend on what was learnt",
         }[self.outcome]
         return (
             f"The maps of {len(self.correlations)} networks with random weights in place of the trained ones correlate"
@@ -260,7 +260,7 @@ def findings(
     lines = [
         f"Of the evidence for {task.sides[1]} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside"
         " the knee: on air, padding, markers or the border. These take"
-        f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
+        f" {area.value:.0%} of a picture, so a map that points nowhere in particular would have {area.value:.0%} there."
         f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
     ]
     return lines if sanity is None else [*lines, sanity.describe()]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from osteo.config import Config
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.configuration import read_config, read_yaml
@@ -194,7 +194,7 @@ class Run:
             raise damaged(gone[0], "is missing")
         changed = [path.name for path in paths if sha256_of(path) != hashes[path.name]]
         verb = "is" if len(changed) == 1 else "are"
-        return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
+        return f"{', '.join(changed)} {verb} no longer as {STATUS} recorded (SHA-256)" if changed else ""
 
     @property
     def state(self) -> str:
@@ -297,7 +297,7 @@ class Run:
         differs = (joined["sha256 before"] != joined["sha256 now"]) | (joined["split before"] != joined["split now"])
         if differs.any():
             raise UserError(
-                f"{differs.sum()} pictures or their splits are no longer what they were when the run began,"
+                f"{counted(int(differs.sum()), 'picture')} changed, or moved to another split, since the run began,"
                 f" {joined.index[differs][0]} first; begin a new run"
             )
 
@@ -341,6 +341,8 @@ class Job:
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
     """how many share a GPU, this one among them"""
+    title: str = ""
+    """which of a sweep's it is, as in "job 2 of 30"; empty for a run alone"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
     usual: dict[str, Any] = field(default_factory=dict)  # the settings of a run for which nothing was asked

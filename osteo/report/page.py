@@ -225,7 +225,10 @@ def read_report(config: ReportConfig) -> Report:
     experiments = ladder.read_by_protocol(runs, sensitivity=config.sensitivity)
     experiment = experiments[ladder.main_protocol(experiments)]
     experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
-    log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
+    log.info(
+        "measuring %s on %s with %s of the bootstrap", counted(len(experiment.systems), "system"),
+        counted(len(experiment.pictures), "picture"), counted(config.draws, "draw"),
+    )  # fmt: skip
     results = compute(
         experiment, draws=config.draws, seed=config.seed, sensitivity=config.sensitivity, primary=config.primary,
         prevalence=config.prevalence or PREVALENCE[experiment.task.class_names[-1]],

@@ -13,17 +13,17 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from osteo.command_settings import ExplainConfig, PredictConfig, ServeConfig
-from osteo.errors import counted, printable
+from osteo.errors import counted
 from osteo.evaluation.gradcam import overlay
 from osteo.files import display_path, name_of_file, portable, whole, write_json, write_table, write_text
 from osteo.inference import explain
-from osteo.inference.answer import VARIANTS
+from osteo.inference.answer import VARIANTS, WITHHELD, Answer
 from osteo.inference.model import Model, to_batch
 from osteo.inference.predictions import Row, to_table
 from osteo.report.figures import STYLE, explained
 from osteo.report.html import embed, render
-from osteo.report.tables import as_table, terminal
-from osteo.task import details_columns
+from osteo.report.tables import terminal
+from osteo.task import Task
 
 
 def caveats(models: Sequence[Model], config: PredictConfig | ServeConfig) -> list[str]:
@@ -157,26 +157,46 @@ def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
 
 def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int = 20) -> None:
     """Prints the first answers, how many there are, and where the rest lies."""
-    console = terminal()
-    task = models[0].network.task
-    beyond = {name: name.removeprefix("probability_").replace("_", " ") for name in details_columns(task)}
-    names = ["file", "call", *beyond, "calibrated", "low", "high", "flag", "error"]
-    table = to_table(rows, "").reindex(columns=names).rename(columns=beyond)
-    console.print(as_table(table.head(most).fillna({"call": "", "flag": "", "error": ""})))
-    if beyond:
-        console.print(f"calibrated, low and high: the probability for {task.contrast}")
-    failed, flagged = sum(bool(row.reason) for row in rows), int((table["flag"].fillna("") != "").sum())
-    console.print(f"{counted(len(rows), 'row')}: {flagged} flagged, {failed} without an answer")
-    console.print(f"{models[0].card.intended_use}")
-    console.print(f"sheet        {display_path(folder)}/predictions.html", soft_wrap=True)
+    console, task = terminal(), models[0].network.task
+    answered = [row for row in rows if row.answer is not None]
+    console.table(pd.DataFrame([_shown(row, row.answer, task) for row in answered[:most] if row.answer is not None]))
+    if len(answered) > most:
+        console.say(f"and {counted(len(answered) - most, 'more answer')}, which predictions.csv has")
+    if task.has_many_classes:
+        console.say(f"probability and range are for {task.contrast}")
+    flagged = [
+        (row.name, row.answer.inspection.flags) for row in answered if row.answer and row.answer.inspection.flags
+    ]
+    failed = [(row.name, row.reason) for row in rows if row.reason]
+    for name, reasons in [*flagged[:most], *((name, [reason]) for name, reason in failed[:most])]:
+        console.say(f"{name}: {'; '.join(reasons)}", bullet="- ")
+    console.say(f"{counted(len(rows), 'picture')}: {len(flagged)} flagged, {len(failed)} without an answer")
+    console.say(models[0].card.intended_use)
+    console.name(
+        f"answers      {display_path(folder)}/predictions.csv", f"sheet        {display_path(folder)}/predictions.html"
+    )
+
+
+def _shown(row: Row, answer: Answer, task: Task) -> dict[str, object]:
+    """An answer as a line of the terminal's table."""
+    is_borderline = answer.is_borderline and answer.call != WITHHELD and not task.has_many_classes
+    beyond = {name: name.removeprefix("probability_").replace("_", " ") for name in answer.details}
+    return {
+        "file": row.name,
+        "call": f"{answer.call}, borderline" if is_borderline else answer.call,
+        **{title: answer.details[name] for name, title in beyond.items()},
+        "probability": answer.calibrated,
+        **({} if math.isnan(answer.low) else {"range": f"{answer.low:.3f} to {answer.high:.3f}"}),
+        "threshold": answer.threshold,
+    }
 
 
 def show_explanations(folder: Path, rows: Sequence[Row], layers: Sequence[str]) -> None:
     """Prints what was explained, what could not be, and where the figures lie."""
+    console = terminal()
     for row in rows:
         if row.reason:
-            print(f"{printable(row.name)}: {row.reason}")
+            console.say(f"{row.name}: {row.reason}", bullet="- ")
     drawn = sum(row.answer is not None for row in rows)
-    print(f"{counted(drawn, 'figure')} of {counted(len(layers), 'layer')}: {', '.join(layers)}")
-    print(f"figures      {printable(display_path(folder))}/maps")
-    print(f"numbers      {printable(display_path(folder))}/explain.csv")
+    console.say(f"{counted(drawn, 'figure')} of {counted(len(layers), 'layer')}: {', '.join(layers)}")
+    console.name(f"figures      {display_path(folder)}/maps/", f"numbers      {display_path(folder)}/explain.csv")

@@ -18,7 +18,7 @@ from osteo.data.datamodule import unit
 from osteo.data.prepare import prepare, read_sources, reader
 from osteo.data.sources import Source, clinical_rows
 from osteo.data.store import Store
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.probes import probe_on_folds
@@ -128,18 +128,18 @@ def _explain(
     wrong = mistakes(results, results.best, config.mistakes)
     sha256 = {str(i): str(sha) for i, sha in zip(pictures["image_id"], pictures["sha256"], strict=True)}
     if gone := sorted(image_id for image_id, sha in sha256.items() if sha not in store.rows):
-        raise UserError(f"{len(gone)} pictures are no longer what they were, {gone[0]} first")
+        raise UserError(f"{counted(len(gone), 'picture')} changed since the training, {gone[0]} first")
     stored = {image_id: np.asarray(store.pictures[0, store.rows[sha]]) for image_id, sha in sha256.items()}
-    log.info("measuring what is seen without bone")
+    log.info("measuring what can be predicted without seeing bone")
     used = manifest[manifest["sha256"].isin(store.rows.keys())]
     fitted = {str(i): store.pictures[0, store.rows[s]] for i, s in zip(used["image_id"], used["sha256"], strict=True)}
     probes = probe_on_folds(system, pictures, fitted | stored, draws=results.draws, seed=results.seed)
     note = ""
     try:
-        log.info("computing where %s looks", system.name)
+        log.info("computing the Grad-CAM maps of %s", system.name)
         maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store, accelerator=config.accelerator)
     except UserError as error:
-        log.warning("where %s looks is left out: %s", system.name, error)
+        log.warning("the Grad-CAM maps of %s are left out: %s", system.name, error)
         maps, sanity, note = {}, None, str(error)
     if not config.pictures:
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()

@@ -36,8 +36,8 @@ from osteo.records.tracked import is_wanted, wandb_settings
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
-from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
-from osteo.training.checkpoints import read_checkpoint
+from osteo.training.callbacks import Checkpoints, EpochBar, History
+from osteo.training.checkpoints import newest, read_checkpoint
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
@@ -97,7 +97,7 @@ def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
         labels = {int(label) for label in manifest.loc[manifest["split"] == split, "label"]}
         if len(labels) < len(task.class_names):
             present = " and ".join(task.class_names[label] for label in sorted(labels))
-            found = f"pictures of {present} alone" if labels else "no picture"
+            found = f"only pictures of {present}" if labels else "no picture"
             wanted = "all classes" if task.has_many_classes else "both classes"
             raise UserError(
                 f"the split {split} has {found}; {purpose} it needs {wanted}: choose another data.split.seed, or"
@@ -127,7 +127,7 @@ def learn_covariates(
     used = (manifest["split"] != "excluded").to_numpy(bool)
     if without := sources_without(config.covariates, rows[used], list(manifest["source"][used])):
         log.warning(
-            "no picture of %s has any of the covariates: by that alone the network can tell the sources apart; train on"
+            "no picture of %s has any of the covariates: which alone lets the network tell the sources apart; train on"
             " those that have them, or set data.missing_covariates=exclude", " and ".join(without),
         )  # fmt: skip
     return torch.from_numpy(learnt.features(rows))
@@ -190,7 +190,8 @@ def begin_at_share(
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     """The curves, what was configured, and the checkpoints, in this order: a checkpoint has all that came before."""
-    limits, at_terminal = config.trainer, sys.stderr.isatty()
+    limits, is_alone = config.trainer, job.launcher == "BasicLauncher"
+    at_terminal = sys.stderr.isatty() and is_alone  # the bars of several jobs would draw over each other
     requested = [
         build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None
     ]
@@ -199,9 +200,11 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
 
         requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
-    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO)
+    history = History(
+        record.write_history, logging.DEBUG if at_terminal else logging.INFO, "" if is_alone else job.title
+    )
     if at_terminal and not any(isinstance(callback, ProgressBar) for callback in requested):
-        requested.append(EpochBar())
+        requested.append(EpochBar(job.title))
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
@@ -264,7 +267,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             **settings,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refuses trainer.extra: {first_line(error)}") from error
+        raise UserError(f"Lightning's Trainer rejects trainer.extra: {first_line(error)}") from error
 
 
 def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
@@ -298,7 +301,7 @@ def load_best(trainer: Trainer, module: Classifier, record: Run) -> dict[str, An
     """
     trainer.strategy.barrier()  # until the first process has written the checkpoint
     if not record.best_checkpoint.is_file():
-        raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
+        raise UserError(f"{module.monitor} was not finite after any epoch, so there is no best epoch; {ADVICE}")
     kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
     return kept

@@ -180,7 +180,7 @@ class WandbLogger(loggers.WandbLogger):
         kept = {name: value for name, value in values.items() if self._upload_pictures or is_plain(value)}
         if len(kept) < len(values) and not self._has_withheld:
             log.warning(
-                "W&B gets numbers and names alone, so %s is left out; logger.wandb.upload_pictures=true sends pictures",
+                "W&B gets only numbers and names, so %s is left out; logger.wandb.upload_pictures=true sends pictures",
                 ", ".join(sorted(set(values) - set(kept))),
             )
             self._has_withheld = True
@@ -201,7 +201,7 @@ class WandbLogger(loggers.WandbLogger):
     def _mode(self, configured: str) -> str:
         mode = choose_mode(configured)
         if mode == "online" and not has_key():
-            log.warning("no key of W&B is found, so the run is kept offline; `wandb login` once, or set WANDB_API_KEY")
+            log.warning("no W&B API key is found, so the run is kept offline; `wandb login` once, or set WANDB_API_KEY")
             return "offline"
         return mode
 
@@ -217,7 +217,7 @@ class WandbLogger(loggers.WandbLogger):
             wandb.teardown()
             if mode == "offline":
                 log.warning(
-                    "W&B keeps nothing of this run: %s cannot be written (%s)",
+                    "W&B records nothing of this run: %s cannot be written (%s)",
                     display_path(place.folder / "wandb"),
                     _name(error),
                 )
@@ -288,7 +288,7 @@ class WandbLogger(loggers.WandbLogger):
             call()
         except Exception as error:  # noqa: BLE001  whatever W&B raises, the training is worth more
             if not self._has_warned:
-                log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
+                log.warning("W&B has failed (%s: %s); the run continues without it", _name(error), error)
             self._has_warned = True
 
     def _plots(self, test: pd.DataFrame) -> dict[str, Any]:
@@ -320,12 +320,12 @@ class WandbLogger(loggers.WandbLogger):
             self._run.finish(exit_code)
         except TimeoutError:
             log.warning(
-                "W&B has not taken all of the run within %d s; upload the rest later with: %s",
+                "W&B has not received all of the run within %d s; upload the rest later with: %s",
                 SECONDS_TO_FINISH,
                 upload(self._run),
             )
         if not self._run.disabled and not shutil.disk_usage(logs).free:
-            log.warning("the disk of %s is full: W&B has not kept all of the run", display_path(logs.parent))
+            log.warning("the disk of %s is full: W&B has kept only a part of the run", display_path(logs.parent))
         shutil.rmtree(logs, ignore_errors=True)  # W&B's own debug logs name paths
 
 
