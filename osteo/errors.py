@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,6 +24,16 @@ def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) 
 def counted(number: int, noun: str) -> str:
     """A number of things in words: 1 file, 2 files."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_or_are(number: int) -> str:
+    """The verb that goes with a number of things."""
+    return "is" if number == 1 else "are"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in words: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def first_line(error: BaseException, *, most: int = 160) -> str:
