@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import ScalarFormatter
 
 from osteo.evaluation.gradcam import overlay
 from osteo.evaluation.metrics import all_metrics
@@ -174,16 +175,20 @@ def grid_of_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
 def narrowed(figure: Figure) -> Figure:
     """A copy for a screen as wide as a hand: its panels one below the other, its legend in one column."""
     copied = copy.deepcopy(figure)
-    width, height = copied.get_size_inches()
+    height = float(copied.get_size_inches()[1])
     lines = 1 if (first := copied.axes[0].get_subplotspec()) is None else first.get_gridspec().nrows
     drawn = [axes for axes in copied.axes if axes.axison]
     grid = GridSpec(len(drawn), 1, figure=copied)
     for axes, place in zip(drawn, grid, strict=True):
         axes.set_subplotspec(place)
         axes.tick_params(labelleft=True, labelbottom=True)
+        if not isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):  # names, not numbers
+            axes.set_yticks(
+                axes.get_yticks(), [fill(label.get_text(), 22) for label in axes.get_yticklabels()], fontsize=8
+            )
     for legend in copied.legends:
         legend.set_ncols(1)
-    copied.set_size_inches(NARROW, len(drawn) * min(height / lines, NARROW))
+    copied.set_size_inches(NARROW, len(drawn) * min(height / lines, 1.2 * NARROW))
     return copied
 
 

@@ -41,7 +41,7 @@ def render(template: str, **context: Any) -> str:
 def _cell(value: object) -> Markup:
     """A table's cell; the range of an interval stands below its value."""
     text = str(escape(cell(value)))
-    return Markup(re.sub(r"^(\S+) (\([^()]* to [^()]*\))$", r'\1<span class="range">\2</span>', text))
+    return Markup(re.sub(r"^(\S+) \(([^()]* to [^()]*)\)$", r'\1<span class="range">\2</span>', text))
 
 
 def embed(picture: Grey) -> str:

@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from osteo.checks import check
 from osteo.command_settings import ReportConfig
 from osteo.config import Config
-from osteo.data.manifest import DELIBERATE, copies, originals
-from osteo.data.prepare import decodable
-from osteo.data.splits import by_split, flow, leaks
-from osteo.errors import UserError, counted, is_or_are, listed, unknown
+from osteo.data.manifest import DELIBERATE, originals
+from osteo.data.splits import by_split, flow
+from osteo.errors import UserError, counted, listed, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
@@ -33,6 +32,7 @@ from osteo.report.html import inline, render
 from osteo.report.radiographs import FEATURE_MAPS, RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, ladder, record
+from osteo.report.sections.data import PHANTOM, data_findings, limits_of
 from osteo.report.sections.task import POINTS, TaskSection, task_section
 from osteo.report.tables import without_zeros, write_tables
 from osteo.report.verdict import verdict
@@ -46,7 +46,7 @@ CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models in blue, ensembles in green, the shortcut in red{paper}.",
     "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
     "training": "Loss and AUROC by epoch: the mean over the runs of each model, and their range.",
-    "reliability": "Observed share of cases against predicted probability, with 95 % intervals; the diagonal is perfect.",
+    "reliability": "Observed share of cases by predicted probability, with 95 % intervals; the diagonal is perfect.",
     "decision": "Decision curves: net benefit with the best model's 95 % band, at the share of cases in this data.",
     added_value.FIGURE: added_value.CAPTION,
     ladder.FIGURE: ladder.CAPTION,
@@ -57,25 +57,7 @@ SECTIONS = {
     "calibration": "Calibration", "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
     "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
 }  # fmt: skip
-LIMITS = [
-    "The intervals show how results might vary with other test pictures of the same kind. Other training pictures would"
-    " change the networks as well, which the range over repeats shows only in part.",
-    "The data are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
-    "Grad-CAM enlarges a few cells of the last feature map: it points to regions, not to structures.",
-    "Research use only; not a medical device.",
-]
-OF_FOLDS = (
-    "Networks trained on different folds may use different scales of probability. AUROC, average precision and curves"
-    " therefore compare only pictures tested by the same network, and are averaged; counts cover all pictures, each"
-    " called by its own network."
-)
-OF_SOURCES = {
-    "mendeley": "The Mendeley labels are based on T-scores from quantitative ultrasound, not DXA.",
-    "kaggle": "How the Kaggle labels were obtained is not published.",
-}
-"""Limits of the public archives, by the name of the source."""
 NO_LADDER = ladder.Findings()
-PHANTOM = "The pictures are phantoms: results on them say nothing about patients."
 
 
 @dataclass(frozen=True)
@@ -159,11 +141,19 @@ class Report:
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
-        present = {"added": self.added, "ladder": ladder.TABLE in self.tables, "subgroups": len(self.tables["subgroups"])}
+        present = {
+            "added": self.added,
+            "ladder": ladder.TABLE in self.tables,
+            "subgroups": len(self.tables["subgroups"]),
+        }
         absent = {name for name, has in present.items() if not has}
         return render(
             "report.html.jinja",
-            figures={name: inline(drawn[name], name, text, self.pictures.narrow.get(name)) for name, text in captions.items() if name in drawn},
+            figures={
+                name: inline(drawn[name], name, text, self.pictures.narrow.get(name))
+                for name, text in captions.items()
+                if name in drawn
+            },
             captions=captions,
             sections=[(id_, name) for id_, name in titles if id_ not in absent],
             **self.context(),
@@ -259,7 +249,9 @@ def read_report(config: ReportConfig) -> Report:
     setting = results.best.system.best_run.read_settings()
     climbed = ladder.find(experiments, draws=config.draws, seed=config.seed)
     if setting.data.split.variants_first:
-        pictures = PictureFindings(note="Sections that need the pictures are left out: the variants that were tested are in no file.")
+        pictures = PictureFindings(
+            note="Sections that need the pictures are left out: the variants that were tested are in no file."
+        )
     else:
         pictures = inspect_pictures(setting, results, config)
     return compose(directory, setting, board, results, pictures, climbed)
@@ -330,18 +322,12 @@ def title_of(results: Results, setting: Config) -> str:
     """Models, what they detect, and in which data."""
     names = [result.system.name for result in results.models]
     models = counted(len(names), "model") if len(names) > 3 else listed(names)
-    data = "phantom radiographs" if setting.data.name == "phantom" else listed(
-        sorted(results.experiment.pictures["source"].unique())
+    data = (
+        "phantom radiographs"
+        if setting.data.name == "phantom"
+        else listed(sorted(results.experiment.pictures["source"].unique()))
     )
     return f"{models}: {results.experiment.task.contrast} in {data}"
-
-
-def limits_of(results: Results, manifest: pd.DataFrame, *, is_phantom: bool) -> list[str]:
-    """What the figures do not say, as far as it applies to this data and this design."""
-    sources = set(manifest["source"])
-    lines = [line for name, line in OF_SOURCES.items() if name in sources and not is_phantom]
-    is_of_folds = any(result.pooled is not None for result in results.models)
-    return [*([PHANTOM] if is_phantom else []), LIMITS[0], *([OF_FOLDS] if is_of_folds else []), *lines, *LIMITS[1:]]
 
 
 def _paper_tables(
@@ -389,26 +375,6 @@ def trials_of(directory: Path) -> str:
     runs = runs_of(directory)
     done, _ = trained(directory, Run.read_environment)
     pruned = sum(bool(run.read_environment().get("pruned")) for run in done)
-    return f"a search of {counted(len(runs), 'trial')}: {pruned} stopped early, {len(runs) - len(done)} without a result"
-
-
-def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
-    """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
-    most = {"clusters": 0, "patients": 0, "pictures": 0}
-    for run in runs:
-        of_run = leaks(run.read_manifest())
-        most = {name: max(most[name], len(of_run[name])) for name in most}
-    manifest = originals(manifest)
-    exact, contradictory = copies(decodable(manifest))
-    used = manifest[manifest["split"] != "excluded"]
-    used_exact, used_contradictory = copies(used)
-    lines = [
-        f"The data came with {counted(len(exact), 'set')} of identical files, {len(contradictory)} with contradictory"
-        f" labels. Among the pictures used there {is_or_are(len(used_exact))} {counted(len(used_exact), 'such set')},"
-        f" {len(used_contradictory)} with contradictory labels.",
-        f"The {counted(len(used), 'picture')} used form {counted(used['group'].nunique(), 'group')}: patients, or copies"
-        " of one exposure.",
-        f"On more than one side of a run's split there are at most {counted(most['pictures'], 'set')} of identical files,"
-        f" {counted(most['clusters'], 'set')} of one exposure or patient, and {counted(most['patients'], 'patient')}.",
-    ]
-    return most["clusters"], len(used_contradictory), lines
+    return (
+        f"a search of {counted(len(runs), 'trial')}: {pruned} stopped early, {len(runs) - len(done)} without a result"
+    )

@@ -70,9 +70,7 @@ def roc_and_pr(results: Results) -> Figure:
         roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
         pr.axhline(float(labels.mean()), color=SOFT, lw=0.8, ls=":")
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.02))
-        pr.set(
-            xlabel="sensitivity (recall)", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1.02)
-        )
+        pr.set(xlabel="sensitivity (recall)", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1.02))
         roc.legend(frameon=False, loc="lower right")
         return figure
 

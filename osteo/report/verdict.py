@@ -109,7 +109,7 @@ def _doubts(results: Results) -> list[str]:
         lines.append(unknown)
     if best.pooled is not None and abs(best.pooled.value - auroc.value) >= APART:
         lines.append(
-            f"Computed over all pictures, whichever network tested them, its AUROC is {format_interval(best.pooled, 2)}:"
+            f"Over all pictures, whichever network tested them, its AUROC is {format_interval(best.pooled, 2)}:"
             " the networks use different scales of probability, so only pictures tested by the same network are"
             " compared."
         )
@@ -212,7 +212,9 @@ def _beside_shortcut(results: Results) -> str:
     name = results.best.system.name
     test = next(t for t in results.family if t.pair in results.against_shortcut and t.pair.first == name)
     parts = [_reached(results.shortcut, metric) for metric in _leading(results)]
-    start = f"A random forest that sees only a picture's width and height reaches {' and '.join(parts)} on the same folds;"
+    start = (
+        f"A random forest that sees only a picture's width and height reaches {' and '.join(parts)} on the same folds;"
+    )
     if test.p < 0.05:
         better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
         return f"{start} {name} is significantly {better} ({_is(test)})."

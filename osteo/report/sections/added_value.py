@@ -24,7 +24,9 @@ from osteo.types import Mask
 
 FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
-CAPTION = "Net benefit of the image, of clinical data, and of both (with a 95 % band), at the share of cases in this data."
+CAPTION = (
+    "Net benefit of the image, of clinical data, and of both (with a 95 % band), at the share of cases in this data."
+)
 THIRD = "third of age"
 BY_ABSENCE = "from that alone it can recognise the source, and so predict what is more frequent in one of them."
 ALL_FUSED = (

@@ -104,7 +104,7 @@ def _classes(results: Results) -> TaskSection:
         introduction=f"Here each picture is called the most probable of {listed(names)}; elsewhere on this page it is"
         f" called {names[-1]} where the probability of that is above {THRESHOLD}.",
         sentences=[
-            f"There is no test picture of class {' or '.join(absent)}, so {best} has no AUROC over all classes; over those"
+            f"No test picture is of class {' or '.join(absent)}, so {best} has no AUROC over all classes; over those"
             f" present it has a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted kappa of"
             f" {reached['quadratic_weighted_kappa']}; 95 % intervals."
             if absent
@@ -187,8 +187,8 @@ def _t_scores(results: Results) -> TaskSection:
         numbers=numbers,
         notes=_notes(
             "agreement",
-            "Bias is the mean of predicted minus measured; the limits of agreement lie 1.96 standard deviations of these"
-            " differences above and below it (Bland and Altman 1986)",
+            "Bias is the mean of predicted minus measured; the limits of agreement lie 1.96 standard deviations of"
+            " these differences above and below it (Bland and Altman 1986)",
         )
         | {"cut": (f"The cut at {CUT}", "With 95 % intervals")},
         class_names=task.class_names,
@@ -356,4 +356,7 @@ def _notes(name: str, note: str) -> dict[str, tuple[str, str]]:
 
 
 def _elsewhere(task: Task, title: str) -> str:
-    return f'This sentence and the section "{title}" are about the whole task; everything else on this page is about {task.contrast}.'
+    return (
+        f'This sentence and the section "{title}" are about the whole task; everything else on this page is about'
+        f" {task.contrast}."
+    )
