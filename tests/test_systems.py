@@ -147,7 +147,7 @@ def test_a_missing_fold_is_said(sweep: list[Run]) -> None:
     results = compute(found, draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
     assert np.isfinite(results.best.intervals["auroc"]).all()
     assert np.isfinite(results.between[0].by_metric["auroc"].p)
-    assert "The experiment is incomplete: these figures are of what was tested so far." in verdict(results, 0, 0)
+    assert "The experiment is incomplete: these results cover only what has been tested so far." in verdict(results, 0, 0)
 
 
 def test_folds_that_every_model_lacks_are_said(sweep: list[Run]) -> None:

@@ -264,12 +264,17 @@ def render_page(audit: Audit, words: Sequence[str] = ()) -> str:
         command=shlex.join(["osteo", "audit", *words]),
         named=listed(sorted(audit.manifest["source"].unique())),
         odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:MAX_SETS]],
-        tables=[
-            ("Flow", without_zeros(audit.flow)),
-            ("By split", without_zeros(audit.by_split.query("pictures > 0"))),
-            *([("Label noise", noise_table(audit))] if audit.label_noise[1].exposures else []),
-            ("Shortcuts", shortcut_table(audit)),
-        ],
+        tables=_tables(audit),
         leaks=[(leak_title(name, sets), sets) for name, sets in audit.leaks.items() if sets],
         most=MAX_SETS,
     )
+
+
+def _tables(audit: Audit) -> list[tuple[str, pd.DataFrame]]:
+    """Titles and tables of the page; what holds nothing is left out."""
+    return [
+        ("Flow", without_zeros(audit.flow)),
+        ("By split", without_zeros(audit.by_split.query("pictures > 0"))),
+        *([("Label noise", noise_table(audit))] if audit.label_noise[1].exposures else []),
+        *([("Shortcuts", shortcut_table(audit))] if audit.shortcuts else []),
+    ]

@@ -179,8 +179,8 @@ def narrowed(figure: Figure) -> Figure:
     lines = 1 if (first := copied.axes[0].get_subplotspec()) is None else first.get_gridspec().nrows
     drawn = [axes for axes in copied.axes if axes.axison]
     grid = GridSpec(len(drawn), 1, figure=copied)
-    for axes, place in zip(drawn, grid, strict=True):
-        axes.set_subplotspec(place)
+    for place, axes in enumerate(drawn):
+        axes.set_subplotspec(grid[place])
         axes.tick_params(labelleft=True, labelbottom=True)
         if not isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):  # names, not numbers
             axes.set_yticks(

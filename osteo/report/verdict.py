@@ -173,7 +173,8 @@ def _ranking(results: Results) -> list[str]:
 def _many(results: Results, family: Sequence[PrimaryTest]) -> str:
     """Of many models: how many the chosen one is significantly ahead of, or behind; the table has each."""
     first, title = results.best.system.name, all_metrics()[results.primary].title
-    ahead, behind = [], []
+    ahead: list[str] = []
+    behind: list[str] = []
     for test in family:
         if test.p < 0.05 and first in (test.pair.first, test.pair.second):
             difference = test.comparison.difference
