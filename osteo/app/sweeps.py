@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 
 from osteo.errors import counted
 from osteo.files import display_path, name_of_file, portable
-from osteo.records.content import DamagedError
 from osteo.records.configuration import read_yaml
+from osteo.records.content import DamagedError
 from osteo.records.record import Job, Run
 from osteo.records.sweep import BY_NAME, SWEEP, planned_jobs, seconds_left
 
