@@ -1,0 +1,63 @@
+"""The site: `make docs` builds it into site/, strictly, and it needs no network to be read."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+project = "osteo"
+author = "the osteo authors"
+project_copyright = "2026, the osteo authors; Apache-2.0"
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = "osteo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {"top_of_page_buttons": []}
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+copybutton_exclude = ".linenos, .gp, .go"
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+default_role = "code"  # docstrings quote names as Markdown does
+
+
+KEYS = "reference/keys/"
+"""Pages that are made from the schema: one per command, whose files hold nothing but a comment."""
+
+
+def read_the_schema(app: "Sphinx", page: str, content: list[str]) -> None:
+    """What `osteo.app.reference` says of a command stands in its page."""
+    if page.startswith(KEYS):
+        from osteo.app.reference import as_markdown
+
+        content[0] = as_markdown(page.removeprefix(KEYS))
+
+
+def link_to_the_site(app: "Sphinx", relative: Path, parent: str, content: list[str]) -> None:
+    """Files of the repository's root link into docs/; included in a page, they link beside it."""
+    content[0] = re.sub(r"\]\(docs/", "](", content[0])
+
+
+def setup(app: "Sphinx") -> None:
+    """Has pages made and links mended as they are read."""
+    app.connect("source-read", read_the_schema)
+    app.connect("include-read", link_to_the_site)
