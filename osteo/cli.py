@@ -4,37 +4,12 @@ import importlib
 import os
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from osteo.app.streams import finish_streams, keep_streams
+from osteo.command_settings import COMMANDS
 from osteo.errors import printable, unknown
-
-COMMANDS = {
-    "prepare": "read the archives, decode every picture once, and show what is used",
-    "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
-    "pretrain": "learn from pictures without labels; its checkpoint is a model.weights_file of train",
-    "train": "train one model, or sweep many with -m",
-    "status": "how far the runs of a sweep are, and what failed",
-    "rerun": "repeat a recorded run and compare the metrics",
-    "evaluate": "what checkpoints reach on a data set or a split",
-    "predict": "what checkpoints say of your own pictures",
-    "serve": "the same on a page of this computer, for one picture after the other",
-    "explain": "what a network sees of your own pictures: Grad-CAM and feature maps of its layers",
-    "report": "figures and tables of a sweep, beside the paper's",
-    "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
-}
-
-POSITIONAL = {
-    "report": "runs",
-    "status": "runs",
-    "rerun": "run",
-    "evaluate": "ckpt",
-    "predict": "ckpt",
-    "serve": "ckpt",
-    "explain": "ckpt",
-    "export": "ckpt",
-}
-"""The key that a command's first argument stands for where it has no key."""
 
 BACKBONE = "model.backbone="
 """The key whose values are names of libraries, which are completed, too."""
@@ -46,9 +21,16 @@ usage: osteo COMMAND [key=value ...]
 commands:
 {commands}
 
-  osteo COMMAND --help       what can be configured
-  osteo COMMAND --cfg job    the configuration that a run would have
-  eval "$(osteo -sc install=bash)"   shell completion (or install=zsh, install=fish)"""
+examples:
+  osteo train -m experiment=quickstart      three networks on built-in phantoms
+  osteo report multirun/DATE/TIME           what they reached, as one page
+
+more:
+  osteo help train              every key of train, and its experiments
+  osteo help train optimizer    one group of keys, or one key
+  osteo train --cfg job         the configuration that a run would have
+  osteo --version
+  eval "$(osteo -sc install=bash)"    completion (or install=zsh, install=fish)"""
 
 
 def main() -> None:
@@ -67,7 +49,7 @@ def _main(arguments: list[str]) -> None:
         _complete(arguments)
         return
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10} {meaning}" for name, meaning in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:10} {each.purpose}" for name, each in COMMANDS.items())))
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -81,10 +63,11 @@ def _main(arguments: list[str]) -> None:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    if command in POSITIONAL and arguments and _is_path(command, arguments[0]):
+    positional = COMMANDS[command].positional
+    if positional and arguments and _is_path(command, arguments[0]):
         from osteo.app.words import quoted
 
-        arguments = [f"{POSITIONAL[command]}={quoted(arguments[0])}", *arguments[1:]]
+        arguments = [f"{positional}={quoted(arguments[0])}", *arguments[1:]]
     sys.argv = [f"osteo {command}", *arguments]
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
@@ -105,11 +88,7 @@ def _is_path(command: str, argument: str) -> bool:
 
 
 def _keys(command: str) -> list[str]:
-    from dataclasses import fields
-
-    from osteo import command_settings
-
-    return [entry.name for entry in fields(getattr(command_settings, f"{command.capitalize()}Config"))]
+    return [entry.name for entry in fields(COMMANDS[command].schema)]
 
 
 def _complete(arguments: list[str]) -> None:

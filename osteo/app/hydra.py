@@ -27,7 +27,6 @@ from osteo.errors import UserError, diagnose, printable
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
-from osteo.task import BINARY, LOSSES, TASKS, direction
 from osteo.training.ranks import follow, rank
 
 log = logging.getLogger(__name__)
@@ -59,10 +58,6 @@ def claimed(given: str | None, default: str) -> str:
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
 # started in another process knows it too, and in its configuration's cache, so that a sweep has one for all jobs
 OmegaConf.register_new_resolver("either", claimed, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
-# the first of a task's losses; an unknown task is told of later
-OmegaConf.register_new_resolver("loss_of", lambda task: LOSSES[TASKS.get(task, BINARY).kind][0], replace=True)
-OmegaConf.register_new_resolver("missing", lambda value: value is None, replace=True)  # for a value in place of another
 
 
 class SweepStart(Callback):

@@ -1,6 +1,6 @@
 """The words of a command line as Hydra reads them: what is a path or a name is quoted where Hydra could not read it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -22,6 +22,31 @@ def unquoted(value: str) -> str:
     override = _parsed(f"key={value}")
     text = override.value() if override is not None else value
     return text.replace(r"\${", "${") if isinstance(text, str) else value
+
+
+def as_value(value: Any) -> str:
+    """A plain value as it stands on the command line after its key and an equals sign, but for the shell's quotes."""
+    if isinstance(value, str):
+        return value if value and _reads_as(f"key={value}", value) else quoted(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_within, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}:{_within(item)}' for name, item in value.items())}}}"
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
+
+
+def _within(value: Any) -> str:
+    """A value within a list or a mapping, where more characters have a meaning."""
+    if not isinstance(value, str):
+        return as_value(value)
+    return value if value and _reads_as(f"key=[{value}]", [value]) else quoted(value)
+
+
+def _reads_as(argument: str, value: Any) -> bool:
+    override = _parsed(argument)
+    return override is not None and not override.is_sweep_override() and override.value() == value
 
 
 def readable(arguments: Sequence[str], schema: type[Any]) -> list[str]:

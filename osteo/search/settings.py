@@ -7,7 +7,7 @@ from osteo.config import option
 
 @dataclass
 class SearchSettings:
-    """hydra.sweeper of hydra/sweeper=search: Optuna proposes the jobs of a sweep and may stop them early."""
+    """Optuna proposes the jobs of a sweep, and may stop them early."""
 
     _target_: str = "hydra_plugins.osteo_search.SearchSweeper"
     n_trials: int = option(20, "trials of this sweep directory", low=1)
