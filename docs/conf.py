@@ -41,15 +41,20 @@ default_role = "code"  # docstrings quote names as Markdown does
 
 
 KEYS = "reference/keys/"
-"""Pages that are made from the schema: one per command, whose files hold nothing but a comment."""
+"""Pages that are made from the schema, one per command; their files hold nothing but a comment."""
 
 
-def read_the_schema(app: "Sphinx", page: str, content: list[str]) -> None:
-    """What `osteo.app.reference` says of a command stands in its page."""
+def read_the_code(app: "Sphinx", page: str, content: list[str]) -> None:
+    """Fills the pages whose words stand in the code."""
     if page.startswith(KEYS):
         from osteo.app.reference import as_markdown
 
         content[0] = as_markdown(page.removeprefix(KEYS))
+    elif page == "reference/glossary":
+        from osteo.report.sections.glossary import GLOSSARY
+
+        terms = sorted(GLOSSARY.values(), key=lambda term: term.title.lower())
+        content[0] += "\n\n".join(f"({term.anchor})=\n\n## {term.title}\n\n{term.meaning}" for term in terms)
 
 
 def link_to_the_site(app: "Sphinx", relative: Path, parent: str, content: list[str]) -> None:
@@ -59,5 +64,5 @@ def link_to_the_site(app: "Sphinx", relative: Path, parent: str, content: list[s
 
 def setup(app: "Sphinx") -> None:
     """Has pages made and links mended as they are read."""
-    app.connect("source-read", read_the_schema)
+    app.connect("source-read", read_the_code)
     app.connect("include-read", link_to_the_site)
