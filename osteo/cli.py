@@ -12,10 +12,8 @@ from pathlib import Path
 from osteo.app.imports import importing
 from osteo.app.streams import finish_streams, keep_streams
 from osteo.command_settings import COMMANDS
+from osteo.config import field_of
 from osteo.errors import printable, unknown
-
-BACKBONE = "model.backbone="
-"""The key whose values are names of libraries, which are completed, too."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
 
@@ -52,6 +50,8 @@ def _main(arguments: list[str]) -> None:
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         _complete(arguments)
         return
+    if arguments[:1] == ["help"] and len(arguments) > 1:  # osteo help train is osteo train --help
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:10} {each.purpose}" for name, each in COMMANDS.items())))
         sys.exit(0 if arguments else 2)
@@ -68,7 +68,7 @@ def _main(arguments: list[str]) -> None:
 
 def _run(command: str, arguments: list[str]) -> None:
     positional = COMMANDS[command].positional
-    if positional and arguments and _is_path(command, arguments[0]):
+    if positional and arguments and not {"--help", "-h"} & set(arguments) and _is_path(command, arguments[0]):
         from osteo.app.words import quoted
 
         arguments = [f"{positional}={quoted(arguments[0])}", *arguments[1:]]
@@ -97,15 +97,17 @@ def _keys(command: str) -> list[str]:
 
 
 def _complete(arguments: list[str]) -> None:
-    """Hydra completes keys and values of the command on the line; the command itself and backbones, completed here."""
+    """Hydra completes keys and groups of the command on the line; the command itself and values, completed here."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if "query" in arguments[-1]:
+        if words[1:2] == ["help"]:
+            del words[1]
         if len(words) < 2 or words[1] not in COMMANDS:
             print("\n".join(name for name in COMMANDS if name.startswith("".join(words[1:2]))))
             return
-        if words[-1].startswith(BACKBONE) and not line[-1].isspace():
-            print("\n".join(_backbones(words[-1].removeprefix(BACKBONE))))
+        if not line[-1].isspace() and (values := _values(words[1], *words[-1].partition("=")[::2])):
+            print("\n".join(values))
             return
         shorter = line.replace(f"{words[1]} ", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -114,10 +116,23 @@ def _complete(arguments: list[str]) -> None:
     importlib.import_module(f"osteo.commands.{words[1] if len(words) > 1 else 'train'}").main()
 
 
-def _backbones(begun: str) -> list[str]:
-    """What the last of several backbones, as in resnet18,dense, may become, as words of the command line."""
-    from osteo.networks.names import known_backbones
-
+def _values(command: str, key: str, begun: str) -> list[str]:
+    """What the last of several values of a key, as in resnet18,dense, may become, as words of the command line."""
     *before, last = begun.split(",")
-    names = [name for name in known_backbones(last) if name.startswith(last)]
-    return [BACKBONE + ",".join([*before, name]) for name in names]
+    return [f"{key}=" + ",".join([*before, name]) for name in _names(command, key, last) if name.startswith(last)]
+
+
+def _names(command: str, key: str, begun: str) -> list[str]:
+    """The values that a key may have, where they are known: those of its schema, or what a library knows by name."""
+    found = field_of(COMMANDS[command].schema, key.lstrip("+"))
+    if found is None:
+        return []
+    if key in ("model.backbone", "optimizer.name", "optimizer.schedule"):
+        from osteo import libraries
+        from osteo.networks.names import known_backbones
+
+        if key == "model.backbone":
+            return known_backbones(begun)
+        return [*libraries.known("optimizers")] if key == "optimizer.name" else libraries.all_schedules()
+    choices = found.metadata.get("choices") or ((True, False) if found.type is bool else ())
+    return [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]

@@ -191,9 +191,9 @@ class Command:
     @property
     def usage(self) -> str:
         """How it is called, in one line."""
-        return " ".join(
-            ["osteo", self.name, *([self.positional.upper()] if self.positional else []), "[key=value ...]"]
-        )
+        flag = ["[-m]"] if issubclass(self.schema, Config) else []
+        given = [self.positional.upper()] if self.positional else []
+        return " ".join(["osteo", self.name, *flag, *given, "[key=value ...]"])
 
 
 COMMANDS = {

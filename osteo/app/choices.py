@@ -45,8 +45,8 @@ OmegaConf.register_new_resolver("missing", lambda value: value is None, replace=
 def opened(schema: type) -> DictConfig:
     """A schema whose dictionaries take new keys, such as optimizer.args.betas or callbacks.mine; its fields do not."""
     node = OmegaConf.structured(schema)
-    for key in ("callbacks", "logger", "optimizer.args", "optimizer.schedule_args", "loss.args", "model.head_args",
-                "trainer.extra", "data.phantom.kaggle"):  # fmt: skip
+    for key in ("callbacks", "logger", "claim", "optimizer.args", "optimizer.schedule_args", "loss.args",
+                "model.head_args", "trainer.extra", "data.phantom.kaggle"):  # fmt: skip
         if isinstance(found := OmegaConf.select(node, key), DictConfig):
             OmegaConf.set_struct(found, False)
     assert isinstance(node, DictConfig)

@@ -32,7 +32,7 @@ class Key:
     """as on the command line"""
     meaning: str
     allowed: str
-    """its choices or its range, such as "one of pad, crop" or "from 1"; empty where the kind alone counts"""
+    """its choices or its range, such as "pad, crop" or "from 1"; empty where the kind alone counts"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def sections(command: str, config: DictConfig) -> list[Section]:
     """
     schema = COMMANDS[command].schema
     groups = [str(group) for group in config.hydra.runtime.choices if not str(group).startswith("hydra/")]
-    alone = [group for group in groups if not OmegaConf.is_config(config.get(group))]  # an overlay, by its name
+    # an overlay, by its name
+    alone = [entry.name for entry in fields(schema) if entry.name in groups and entry.type == str | None]
     found = [_overlay(group, schema) for group in alone]
     found += [
         Section(f"{group}/{folder.name}", f"part of {group}={folder.name}", choices=dict.fromkeys(_names(folder), ""))
@@ -106,7 +107,7 @@ def _walk(name: str, schema: type[Any], config: DictConfig, groups: Sequence[str
             inner.append(Section(whole, entry.metadata["meaning"], choices=purposes(whole)))
             for part, node in value.items():
                 if (holds := OmegaConf.get_type(node)) is not None and is_dataclass(holds):
-                    inner += _walk(f"{whole}.{part}", holds, node, groups)
+                    inner += _walk(f"{whole}.{part!s}", holds, node, groups)
         elif not entry.name.startswith("_") and whole not in groups:
             keys.append(_key(whole, entry.type, value, entry.metadata))
     if keys:
@@ -125,7 +126,7 @@ def _key(name: str, annotation: Any, value: Any, allowed: Mapping[str, Any]) -> 
 def allowed_of(allowed: Mapping[str, Any]) -> str:
     """The choices or the range of an option, in words; empty where any value of its type will do."""
     if allowed["choices"]:
-        return f"one of {', '.join(map(as_value, allowed['choices']))}"
+        return ", ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in allowed["choices"])
     low, high, above = (allowed[name] for name in ("low", "high", "above"))
     if above is not None:
         return f"above {above:,g}" + (f", up to {high:,g}" if high is not None else "")

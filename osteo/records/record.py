@@ -341,16 +341,16 @@ class Job:
     directory: Path
     sweep: Path | None
     config_yaml: str
-    goes_on: bool = False
-    """whether the directory holds the beginning of the run"""
-    is_extended: bool = False
-    """whether it is to have more epochs than it was begun with"""
+    goes_on: bool = False  # whether the directory holds the beginning of the run
+    is_extended: bool = False  # whether it is to have more epochs than it was begun with
     launcher: str = "BasicLauncher"
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
     """how many share a GPU, this one among them"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
+    usual: dict[str, Any] = field(default_factory=dict)  # the settings of a run for which nothing was asked
+    swept: tuple[str, ...] = ()  # the overrides that this job of a sweep has of its own
 
     def changed(self, **settings: Any) -> "Job":
         """The same job with other settings, by group, as its record will say."""
