@@ -98,7 +98,7 @@ class Typist:
     def write_files(self, text: str) -> None:
         """Files of a page begin with a comment that names them."""
         for block in [*blocks(text, "python"), *blocks(text, "yaml")]:
-            if name := re.match(r"# ([\w/]+\.(?:py|yaml))\n", block):
+            if name := re.match(r"(?:# @package \w+\n)?# ([\w/]+\.(?:py|yaml))\n", block):
                 path = self.folder / name[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block)
@@ -127,7 +127,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """kaggle/ and mendeley/, with a table of labels beside them."""
     root = tmp_path_factory.mktemp("docs") / "archives"
     classes = {"normal": 16, "osteoporosis": 16}
-    write_archives(root, seed=11, kaggle=classes, mendeley={"normal": 9, "osteopenia": 2, "osteoporosis": 9})
+    write_archives(root, seed=11, kaggle=classes, mendeley={"normal": 9, "osteopenia": 9, "osteoporosis": 9})
     with (root / "labels.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "label", "patient"])
