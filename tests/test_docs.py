@@ -171,8 +171,11 @@ def test_a_command_of_a_page_runs(page: str, command: str, typist: Typist, train
     typist.type(command)
 
 
+QUICK = ("README", "first_sweep")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "paper_to_report" else ()) for name in STORIES]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STORIES]
 )
 def test_a_page_is_followed_from_top_to_bottom(name: str, typist: Typist, trained: Callable[[str], None]) -> None:
     if "RUN" in STORIES[name]:

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
@@ -25,4 +26,5 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_kept_of_it_names_no_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not [part for part in ("/home/", "/root/", "/Users/", "/tmp/", "site-packages", "\\\\Users\\\\") if part in text]
+    machine = ("/home/", "/root/", "/Users/", "/tmp/", "site-packages", "\\\\Users\\\\")
+    assert not [part for part in machine if part in text]
