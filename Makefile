@@ -10,7 +10,7 @@ READY := .venv/ready-$(TORCH)
 
 .PHONY: help
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
 	@[ "$(TORCH)" = pypi ] || [ "$(TORCH)" = cpu ] || { echo "TORCH=$(TORCH): choose cpu or pypi" >&2; exit 1; }
