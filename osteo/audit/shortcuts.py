@@ -64,7 +64,7 @@ class Shortcut:
 
     def sentence(self) -> str:
         """What this means for a reported accuracy, in words."""
-        start = f"From {self.title} alone, the {self.target} is predicted with an accuracy of"
+        start = f"From {self.title} alone, the {self.target} can be predicted with an accuracy of"
         start += f" {format_interval(self.accuracy)}"
         start += f", AUROC {self.auroc.value:.3f}; always predicting the larger class gives {self.majority:.3f}."
         if not self.works:
@@ -72,7 +72,7 @@ class Shortcut:
         if self.target == "source":
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
-        return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
+        return f"{start} A reported accuracy of up to {limit} may come from this alone and says nothing about bone."
 
 
 class Facts(NamedTuple):

@@ -45,6 +45,11 @@ def cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else printable(value)
 
 
+def without_zeros(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of counts without the columns that hold zeros alone."""
+    return frame.loc[:, (frame != 0).any()]
+
+
 def as_markdown(frame: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
     lines = [[str(name) for name in frame], ["---"] * len(frame.columns)]

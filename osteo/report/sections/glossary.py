@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from markupsafe import Markup, escape
+
 
 class Term(NamedTuple):
     """A term and what it means."""
@@ -76,8 +78,8 @@ GLOSSARY = {
         "macro": ("Macro average", "The mean over the classes, each counting equally, however many pictures it has."),
         "mcnemar": ("McNemar's test", "A test of whether one of two models is right more often on the same pictures. It"
                     " counts only those on which one is right and the other wrong (McNemar 1947)."),
-        "mae": ("Mean absolute error", "The mean size of the difference between predicted and measured T-score, whatever"
-                " its sign."),
+        "mae": ("Mean absolute error", "The mean size of the difference between predicted and measured T-score,"
+                " whatever its sign."),
         "net_benefit": ("Net benefit", "True positives minus false positives, per picture, where a false positive is"
                         " weighted by the odds of the probability above which one would act. 0 is the benefit of never"
                         " acting."),
@@ -103,8 +105,8 @@ GLOSSARY = {
         "reliability": ("Reliability curve", "The observed share of cases plotted against the predicted probability. A"
                         " calibrated model lies on the diagonal."),
         "roc": ("ROC curve", "Sensitivity plotted against 1 - specificity, for every possible threshold."),
-        "sensitivity": ("Sensitivity", "The share of pictures with the disease that are called positive. 1 - sensitivity"
-                        " is the share that is missed."),
+        "sensitivity": ("Sensitivity", "The share of pictures with the disease that are called positive."
+                        " 1 - sensitivity is the share that is missed."),
         "shortcut": ("Shortcut", "Something other than bone that predicts the label, such as the size of the picture or"
                      " the hospital it comes from. A model that uses a shortcut fails on pictures from elsewhere."),
         "specificity": ("Specificity", "The share of pictures without the disease that are called negative."
@@ -118,8 +120,8 @@ GLOSSARY = {
                       " sensitivity and lowers specificity."),
         "validation": ("Validation pictures", "Pictures set aside while training, on which the best epoch, the best"
                        " model and the threshold are chosen. The test pictures take no part in any choice."),
-        "wilson": ("Wilson's interval", "A 95 % interval for a proportion, assuming that every picture stands for itself"
-                   " (Wilson 1927)."),
+        "wilson": ("Wilson's interval", "A 95 % interval for a proportion, assuming that every picture stands for"
+                   " itself (Wilson 1927)."),
         "youden": ("Youden's index", "Sensitivity + specificity - 1. The threshold 'by Youden's index' is the one with"
                    " the largest value on validation, which weighs a missed case and a false alarm equally (Youden"
                    " 1950)."),
@@ -128,9 +130,28 @@ GLOSSARY = {
 """By a short name."""
 
 
-def term(name: str) -> Term:
-    """One term by its short name."""
-    return GLOSSARY[name]
+WORDS = {
+    "DeLong": "delong", "Holm": "holm", "McNemar": "mcnemar", "Wilson": "wilson", "Youden": "youden",
+    "likelihood ratio": "likelihood_ratio", "temperature": "temperature", "calibration error": "calibration_error",
+    "average precision": "average_precision", "balanced accuracy": "balanced_accuracy", "kappa": "kappa",
+    "limits of agreement": "bland_altman", "mean absolute error": "mae", "net benefit": "net_benefit",
+    "predictive values": "ppv", "PPV": "ppv", "NPV": "ppv", "Brier": "brier", "calibration": "calibration",
+    "confusion matrices": "confusion", "thresholds": "threshold", "threshold": "threshold", "Grad-CAM": "grad_cam",
+    "shortcuts": "shortcut", "leaks": "leak", "primary endpoint": "primary", "AUROC": "auroc",
+    "sensitivity": "sensitivity", "specificity": "specificity", "T-scores": "t_score", "T-score": "t_score",
+    "precision": "precision", "recall": "recall", "F1": "f1", "accuracy": "accuracy", "p": "p_value",
+}  # fmt: skip
+"""What a heading calls a term; of several in one heading, the first of these is explained."""
+
+
+def link_terms(heading: object) -> Markup:
+    """A heading in HTML, in which one term leads to its explanation."""
+    text = str(heading)
+    for word, name in WORDS.items():
+        if found := re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE):
+            link = Markup('<a class="term" href="#{}">{}</a>').format(GLOSSARY[name].anchor, found[0])
+            return escape(text[: found.start()]) + link + escape(text[found.end() :])
+    return escape(text)
 
 
 def terms(names: Iterable[str] | None = None) -> list[Term]:
