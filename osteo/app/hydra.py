@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
@@ -109,7 +109,7 @@ class SweepStart(Callback):
 
     @staticmethod
     def show(config: DictConfig, count: int) -> None:
-        """Logs what the jobs of a sweep have in common; `count` is 0 where a search finds them, which shows it itself."""
+        """Logs what the jobs of a sweep have in common; `count` is 0 where a search finds them."""
         if "print_config" in config:
             log.info("%s", configuration.describe_sweep(config, sweep_words(config), count))
 
@@ -172,11 +172,7 @@ def run(
     application = Application(task, check)
     code = 0
     try:
-        sys.argv[1:] = flags_first([argument.removeprefix(f"{command}.") for argument in sys.argv[1:]], schema)
-        load_named(sys.argv[1:])
-        choices.register(schema)
-        sys.argv[1:] = without_null_groups(sys.argv[1:], schema)
-        sys.argv[1:] = readable(sys.argv[1:], schema)
+        sys.argv[1:] = _in_words_of_hydra(command, schema, sys.argv[1:])
         if set(help_page.FLAGS) & set(sys.argv[1:]):
             help_page.show(command, sys.argv[1:])
             return
@@ -212,6 +208,14 @@ def run(
             remove_empty(made)
         CLAIMED.clear()
     _exit(command, application, code, finish)
+
+
+def _in_words_of_hydra(command: str, schema: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra reads it; plugins that it names are loaded, and choices known, from here on."""
+    words = flags_first([argument.removeprefix(f"{command}.") for argument in arguments], schema)
+    load_named(words)
+    choices.register(schema)
+    return readable(without_null_groups(words, schema), schema)
 
 
 def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
