@@ -40,17 +40,27 @@ napoleon_use_rtype = False
 default_role = "code"  # docstrings quote names as Markdown does
 
 
-KEYS = "reference/keys/"
-"""Pages that are made from the schema, one per command; their files hold nothing but a comment."""
+KEYS = Path(__file__).parent / "reference" / "keys"
+"""One page per command, which git does not keep."""
 
 
-def read_the_code(app: "Sphinx", page: str, content: list[str]) -> None:
-    """Fills the pages whose words stand in the code."""
-    if page.startswith(KEYS):
-        from osteo.app.reference import as_markdown
+def write_the_keys(app: "Sphinx") -> None:
+    """Makes the pages of the commands from the schema."""
+    from osteo.app.reference import as_markdown
+    from osteo.command_settings import COMMANDS
 
-        content[0] = as_markdown(page.removeprefix(KEYS))
-    elif page == "reference/glossary":
+    KEYS.mkdir(exist_ok=True)
+    for gone in {path.stem for path in KEYS.glob("*.md")} - set(COMMANDS):
+        (KEYS / f"{gone}.md").unlink()
+    for name in COMMANDS:
+        page, text = KEYS / f"{name}.md", as_markdown(name)
+        if not page.exists() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+def read_the_glossary(app: "Sphinx", page: str, content: list[str]) -> None:
+    """The terms of the pages follow what the glossary's page begins with."""
+    if page == "reference/glossary":
         from osteo.report.sections.glossary import GLOSSARY
 
         terms = sorted(GLOSSARY.values(), key=lambda term: term.title.lower())
@@ -64,5 +74,6 @@ def link_to_the_site(app: "Sphinx", relative: Path, parent: str, content: list[s
 
 def setup(app: "Sphinx") -> None:
     """Has pages made and links mended as they are read."""
-    app.connect("source-read", read_the_code)
+    app.connect("builder-inited", write_the_keys)
+    app.connect("source-read", read_the_glossary)
     app.connect("include-read", link_to_the_site)
