@@ -105,6 +105,13 @@ class ReportConfig(PluginsConfig):
 
 
 @dataclass
+class DashboardConfig:
+    """What `osteo dashboard` takes."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo dashboard DIRECTORY` is short for it")
+
+
+@dataclass
 class AuditConfig(PluginsConfig):
     """What `osteo audit` takes."""
 
@@ -224,6 +231,7 @@ COMMANDS = {
         Command("serve", ServeConfig, "answer on a web page of this computer, one picture at a time", "ckpt"),
         Command("explain", ExplainConfig, "show what a network looks at: Grad-CAM and feature maps", "ckpt"),
         Command("report", ReportConfig, "write the figures and tables of a sweep as one page", "runs"),
+        Command("dashboard", DashboardConfig, "make a report of a sweep on Weights & Biases", "runs"),
         Command("export", ExportConfig, "save a checkpoint for ONNX Runtime, TorchScript or torch.export", "ckpt"),
     )
 }

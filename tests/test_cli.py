@@ -164,7 +164,7 @@ def test_a_run_leaves_its_record(osteo: Callable, tiny: list[str], tmp_path: Pat
     names = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
         "config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json",
-        "status.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "train.log",
+        "status.json", "checkpoints/best.ckpt", "train.log",
     }  # fmt: skip
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert (status["state"], status["error"], len(status["id"])) == ("done", None, 8)

@@ -35,7 +35,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_archives(root, seed=3, kaggle={"normal": 15, "osteoporosis": 14}, mendeley={})
     return [
         "data=folder", f"data.root={root / 'kaggle'}", "data.image_size=64", "data.batch_size=7",
-        "trainer.accelerator=cpu", "trainer.precision=32-true", "logger.wandb.mode=offline",
+        "trainer.accelerator=cpu", "trainer.precision=32-true", "logger.wandb.mode=offline", "keep=all",
     ]  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def configured(root: Path | str, **settings: Any) -> PretrainConfig:
     """A pretraining of a second."""
     data = DataConfig(name="folder", root=str(root), image_size=64, batch_size=16)
     trainer = TrainerConfig(max_epochs=3, devices=1, monitor="epoch", accelerator="cpu", precision="32-true")
-    made = PretrainConfig(data=data, trainer=trainer, model=ModelConfig(backbone="test_resnet"), patch=16)
+    made = PretrainConfig(data=data, trainer=trainer, model=ModelConfig(backbone="test_resnet"), patch=16, keep="all")
     return replace(made, **settings)
 
 

@@ -28,6 +28,8 @@ from osteo.training.module import Classifier
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
 
+USED = {"epoch", "global_step", "pytorch-lightning_version", "state_dict", "hparams_name", "hyper_parameters", "osteo"}
+"""What a checkpoint has that is used and trained no further."""
 OSTEO = str(Path(sys.executable).with_name("osteo"))
 
 
@@ -35,7 +37,7 @@ OSTEO = str(Path(sys.executable).with_name("osteo"))
 def words(tiny: list[str]) -> list[str]:
     """A run in which chance has a part: dropout, augmentation, order."""
     kept = [word for word in tiny if not word.startswith("trainer.max_epochs")]
-    return [*kept, "trainer.max_epochs=6", "model.drop_rate=0.3", "logger.wandb.mode=offline"]
+    return [*kept, "trainer.max_epochs=6", "model.drop_rate=0.3", "logger.wandb.mode=offline", "keep=all"]
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -276,6 +278,39 @@ def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[st
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "no checkpoint can be gone on from: run/checkpoints/last.ckpt is no checkpoint of osteo" in refused.err
     assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
+
+
+def test_a_run_that_is_done_keeps_its_best_epoch_without_its_optimiser(
+    osteo: Callable, words: list[str], tmp_path: Path
+) -> None:
+    words = [*words, "logger.wandb.mode=disabled", "trainer.max_epochs=2", "callbacks=[ema]"]
+    for keep in ("all", "best"):
+        assert osteo("train", *words, f"keep={keep}", f"output_dir={keep}").code == 0
+    runs = [Run(tmp_path / keep) for keep in ("all", "best")]
+    assert [sorted(path.name for path in run.checkpoints.iterdir()) for run in runs] == [
+        ["best.ckpt", "last.ckpt", "previous.ckpt"], ["best.ckpt"],
+    ]  # fmt: skip
+    first, second = (read_checkpoint(run.best_checkpoint) for run in runs)
+    assert set(first) == set(second) == USED
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+    weights = sum(value.numel() * value.element_size() for value in second["state_dict"].values())
+    assert runs[1].best_checkpoint.stat().st_size < 1.2 * weights
+    assert {"current_model_state", "optimizer_states"} <= set(read_checkpoint(runs[0].checkpoints / "last.ckpt"))
+
+    before = {path: path.read_bytes() for path in runs[1].directory.rglob("*") if path.suffix in (".ckpt", ".json")}
+    refused = osteo("train", "resume=best", "trainer.max_epochs=4")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "best cannot be given more epochs: when it was done, last.ckpt was removed" in refused.err
+    assert "train with keep=all what may be given more later" in refused.err
+    assert {path: path.read_bytes() for path in before} == before
+
+    (runs[1].directory / "status.json").unlink()
+    done = osteo("train", "resume=best")
+    assert (done.code, runs[1].state) == (0, "done"), done.err
+    assert "epoch 0" not in done.out
+    wrong = osteo("train", *words, "keep=last")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    assert "keep 'last' is unknown; choose one of: best, all" in wrong.err
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "poly"])

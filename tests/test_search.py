@@ -118,7 +118,7 @@ def test_a_poor_trial_is_stopped_early(osteo: Callable, words: list[str], tmp_pa
     for _ in range(5):
         study.add_trial(create_trial(value=0.0, intermediate_values=dict.fromkeys(range(4), 0.0)))
     shared = ["hydra.sweeper.storage=sqlite:///shared.db", "hydra.sweeper.study=shared", "hydra.sweeper.n_trials=1"]
-    done = osteo("train", *words, *shared, LR, "trainer.max_epochs=4", "output_dir=sweep")
+    done = osteo("train", *words, *shared, LR, "trainer.max_epochs=4", "keep=all", "output_dir=sweep")
     assert done.code == 0, done.err
     run = Run(tmp_path / "sweep/0")
     facts = run.read_json("environment.json")

@@ -55,7 +55,7 @@ def test_weights_keep_their_names(osteo: Callable[..., Result], tiny: list[str],
 def test_the_last_epoch_is_kept_where_it_is_asked_for(
     osteo: Callable[..., Result], tiny: list[str], tmp_path: Path
 ) -> None:
-    asked = [*tiny, "trainer.monitor=epoch"]
+    asked = [*tiny, "trainer.monitor=epoch", "keep=all"]
     done = osteo("train", *asked, "optimizer.lr=0.3", "trainer.max_epochs=3", "output_dir=run")
     assert done.code == 0
     assert Run(tmp_path / "run").read_environment()["best_epoch"] == 2

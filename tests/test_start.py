@@ -58,6 +58,8 @@ MISTAKES = [
     (["report", "nowhere"], "runs=nowhere holds no finished run of training"),
     (["status"], "name a sweep or a run directory"),
     (["status", "nowhere"], "runs=nowhere holds no run"),
+    (["dashboard"], "name a sweep or a run directory"),
+    (["dashboard", "nowhere"], "runs=nowhere holds no finished run of training"),
     (["rerun"], "name a run directory"),
     (["rerun", "nowhere"], "run=nowhere is not a finished run"),
     (["evaluate"], "name a checkpoint"),

@@ -91,7 +91,7 @@ def runs(data: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES:
-            arguments = ["train", f"task={name}", *data, *QUICK, f"output_dir={folder / name}"]
+            arguments = ["train", f"task={name}", *data, *QUICK, "keep=all", f"output_dir={folder / name}"]
             patch.setattr(sys, "argv", ["osteo", *arguments])
             with pytest.raises(SystemExit, match="0"):
                 main()

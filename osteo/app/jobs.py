@@ -74,6 +74,8 @@ def run_job(
             if sweep is not None:
                 taking_up.check_same_job(record, raw)
             if state == "done" and not taking_up.asks_for_epochs(config):
+                if not record.has_status:  # it was lost
+                    record.set_status("done")
                 log.info("%s is done", display_path(directory))
                 return True
             config, job = taking_up.take_up(record, config, job)

@@ -14,7 +14,7 @@ from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path
 from osteo.records.configuration import read_config
-from osteo.records.record import CONFIG, STATES, STATUS, Job, Run
+from osteo.records.record import CONFIG, LAST, STATES, STATUS, Job, Run
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def state_of(record: Run) -> str | None:
         UserError: its status.json is damaged.
     """
     if not record.has_status:
-        return None
+        return "done" if record.is_pruned else None
     try:
         if (state := record.state) in STATES:
             return state
@@ -143,6 +143,11 @@ def _extended(record: Run, requested: Config, before: Config, job: Job) -> tuple
         raise UserError(
             f"{display_path(record.directory)} was to have {planned} epochs; trainer.max_epochs={epochs} must be larger"
             " to give it more"
+        )
+    if record.is_pruned:
+        raise UserError(
+            f"{display_path(record.directory)} cannot be given more epochs: when it was done, {LAST} was removed, which"
+            " the next epoch starts from; train with keep=all what may be given more later"
         )
     changes: dict[str, Any] = {"max_epochs": epochs, "extended_from": [*before.trainer.extended_from, planned]}
     extended = replace(before, trial=None, trainer=replace(before.trainer, **changes))

@@ -10,7 +10,8 @@ from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.command_settings import RerunConfig
 from osteo.errors import UserError, printable
-from osteo.records.record import Job, Run, environment, environment_changes
+from osteo.records.environment import environment, environment_changes
+from osteo.records.record import Job, Run
 from osteo.records.sweep import changes
 
 log = logging.getLogger(__name__)

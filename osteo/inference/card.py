@@ -15,11 +15,10 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation.calibration import COLDEST, HOTTEST
 from osteo.evaluation.systems import validate
-from osteo.files import whole
 from osteo.inference import guard as guards
 from osteo.records.record import CONFIG, Run
-from osteo.records.snapshots import save_checkpoint
 from osteo.task import BINARY, RULES, TASKS
+from osteo.training.checkpoints import write_for_use
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
@@ -84,15 +83,14 @@ def data_hash(sha256: Sequence[str], splits: Sequence[str]) -> str:
 
 
 def write_card(checkpoint: Path, stored: Mapping[str, Any], card: Card) -> None:
-    """Adds a card to a checkpoint file, which then appears whole or stays as it was.
+    """Adds a card to the file of a checkpoint that is trained no further; see `write_for_use`.
 
     Args:
         checkpoint: the file.
         stored: what it holds.
         card: of its network.
     """
-    with whole(checkpoint, durable=True) as aside:
-        save_checkpoint({**stored, KEY: asdict(card)}, aside)
+    write_for_use(checkpoint, {**stored, KEY: asdict(card)})
 
 
 def read_card(stored: Mapping[str, Any], name: str) -> Card:

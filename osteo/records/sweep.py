@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SWEEP = "multirun.yaml"
 """What Hydra writes into the directory of a sweep: its configuration, and the overrides as they were typed."""
-APART = ("wandb", "slurm", "figures", "tables")
+APART = ("wandb", "mlflow", "slurm", "figures", "tables")
 """Folders of a sweep that hold no run."""
 DEEPEST = 8
 """folders between a sweep and a run, so that links in a circle end"""

@@ -19,7 +19,8 @@ from osteo.errors import UserError, diagnose
 from osteo.networks.averages import MovingAverage
 from osteo.networks.network import Network, is_norm
 from osteo.networks.weights import first_of_other_kind
-from osteo.records.snapshots import BEST, LAST, PREVIOUS, CheckpointWriter
+from osteo.records.record import BEST, LAST, PREVIOUS
+from osteo.records.snapshots import CheckpointWriter
 from osteo.task import LAST_EPOCH, is_better
 from osteo.training.checkpoints import OF_TRAINING, read_checkpoint
 
@@ -371,7 +372,10 @@ def _check_resumable(kept: Mapping[str, Any], name: str, wanted: Mapping[str, to
     Raises:
         UserError: it lacks what the next epoch starts from, or is of another network.
     """
-    if missing := [key for key in (*OF_LIGHTNING, *OF_TRAINING) if key not in kept]:
+    missing = [key for key in (*OF_LIGHTNING, *OF_TRAINING) if key not in kept]
+    if missing == list(OF_TRAINING):
+        raise UserError(f"{name} is of a run that is done, and holds no state of its optimiser")
+    if missing:
         raise UserError(f"{name} is damaged (it has no {missing[0]})")
     found = kept["state_dict"]
     shapes = {key: getattr(value, "shape", None) for key, value in found.items()} if isinstance(found, dict) else {}

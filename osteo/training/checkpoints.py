@@ -8,13 +8,16 @@ import torch
 
 from osteo.errors import UserError
 from osteo.evaluation.systems import flatten
-from osteo.files import check_checksums
+from osteo.files import check_checksums, whole
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.records.named import name_of
+from osteo.records.snapshots import save_checkpoint
 from osteo.training.module import Classifier
 
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "loops")
 """Of a checkpoint, what training alone goes on from; a best value that is still infinite is no fault there."""
+OF_AVERAGING = ("current_model_state", "averaging_state")
+"""The same, of a training that averages weights."""
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -41,6 +44,13 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     if (bad := first_not_finite(weights)) is not None:
         raise _bad_weights(checkpoint, "not finite", bad)
     return kept
+
+
+def write_for_use(checkpoint: Path, kept: Mapping[str, Any]) -> None:
+    """Writes a checkpoint without what training alone goes on from; the file appears whole or stays as it was."""
+    used = {name: value for name, value in kept.items() if name not in (*OF_TRAINING, *OF_AVERAGING)}
+    with whole(checkpoint, durable=True) as aside:
+        save_checkpoint(used, aside)
 
 
 def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:

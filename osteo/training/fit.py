@@ -1,11 +1,9 @@
 """Builds the parts of a training from its configuration, and collects what a trained network predicts."""
 
 import logging
-import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,21 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from osteo.config import Config, LossConfig, WandbConfig
+from osteo.config import Config, LossConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
 from osteo.data.sources import Source, clinical_rows
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite
 from osteo.evaluation.outcomes import warn_of_absent
-from osteo.files import cache_dir, display_path, public
+from osteo.files import cache_dir, display_path
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
 from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
-from osteo.records.tracked import is_wanted, place_of, wandb_settings
+from osteo.records.tracked import is_wanted, wandb_settings
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
@@ -43,11 +41,11 @@ from osteo.training.checkpoints import read_checkpoint
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
+from osteo.training.loggers.mode import check_environment
 from osteo.training.losses import balanced_weights, best_outputs
 from osteo.training.module import ADVICE, Classifier, Learner
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, check_environment
 
 log = logging.getLogger(__name__)
 
@@ -229,34 +227,6 @@ def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Learner) -> Pat
     return last
 
 
-@contextmanager
-def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[list[Logger]]:
-    """The configured loggers, which get the configuration without paths; W&B's run ends with the block.
-
-    Args:
-        config: of the run.
-        job: where it stands.
-        run_id: its id in its record; None where another process keeps the record, which has the loggers, too.
-    """
-    database = f"sqlite:///{job.sweep or job.directory}/mlflow.db"
-    context = {
-        "save_dir": str(job.directory),
-        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", database),  # not in the configuration: it may be secret
-    }
-    with ExitStack() as stack:
-        loggers: list[Logger] = []
-        for name, node in config.logger.items() if run_id is not None else ():
-            if isinstance(node, WandbConfig):
-                if not is_wanted(node):
-                    continue
-                loggers.append(stack.enter_context(WandbLogger(node, asdict(config), place_of(config, job), run_id)))
-            elif node is not None:
-                loggers.append(build(node, f"logger.{name}", Logger, **context))  # type: ignore[type-abstract]
-        for logger in loggers:
-            logger.log_hyperparams(public(asdict(config)))
-        yield loggers
-
-
 def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
     """Lightning's Trainer for this run, on as many devices as were requested.
 
@@ -369,22 +339,3 @@ def facts_of(
 
         facts["pruned"] = any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))
     return facts
-
-
-def log_result(
-    loggers: list[Logger], values: dict[str, Any], best: dict[str, float], predictions: pd.DataFrame
-) -> None:
-    """Gives every logger the final values, and those of the best epoch as best/...; W&B gets test predictions too."""
-    values = values | {f"best/{name}": value for name, value in best.items()}
-    numbers = {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not name.startswith("val/")  # that would be one more point of a curve
-    }
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.result(values, predictions)
-        else:
-            logger.log_metrics(numbers, step=int(best["step"]))
-            logger.save()
-            logger.finalize("success")
