@@ -371,7 +371,7 @@ def test_messages_hold_one_line_and_no_escape_sequence(capsys: pytest.CaptureFix
 
 def test_pages_escape_every_name() -> None:
     failed = [Row("<b>", "<b>", None, None)]
-    page = render("predictions.html.jinja", figures=[], failed=failed, notes=["<b>"], models=[])
+    page = render("predictions.html.jinja", title="none", figures=[], failed=failed, notes=["<b>"], models=[])
     assert page.count("&lt;b&gt;") == 3
     assert "<b>" not in page
     unescaped = re.compile(r"\|\s*safe|innerHTML|outerHTML|insertAdjacentHTML")

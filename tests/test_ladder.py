@@ -337,7 +337,7 @@ def test_a_ladder_is_trained_and_reported(
     assert '<h2 id="ladder">Protocol ladder</h2>' in page
     assert '<li><a href="#ladder">Protocol ladder</a></li>' in page
     assert ladder.CAPTION in page
-    assert "Everything here is of protocol=grouped_folds;" in page
+    assert "Everything here is about protocol=grouped_folds;" in page
     assert "2-fold cross-validation, once" in page
     assert "incomplete" not in page
 
@@ -346,7 +346,7 @@ def test_a_ladder_is_trained_and_reported(
 def test_what_was_trained_on_variants_is_reported_and_answers(osteo: Callable[..., Any], sweep: Path) -> None:
     report = read_report(ReportConfig(runs=str(sweep / "0"), draws=100))
     text = report.markdown()
-    assert "What needs the pictures is left out: their variants are in no file." in text
+    assert "Sections that need the pictures are left out: the variants that were tested are in no file." in text
     assert "## Protocol ladder" not in text
     assert report.tables["flow"]["found"].tolist() == [10, 10, 5, 5]  # pictures, not their variants
     done = osteo("evaluate", f"ckpt={sweep / '0'}", "data=phantom", *SMALL, "split=all", "output_dir=e")

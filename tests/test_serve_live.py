@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fuzz
-from tests.test_report import CHROMIUM
+from tests.browser import CHROMIUM
 from tests.test_serve import png
 
 

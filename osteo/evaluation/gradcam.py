@@ -194,7 +194,8 @@ class Sanity(NamedTuple):
             f"Sanity check: these maps were compared with those of {len(self.correlations)} networks with"
             f" random weights on {counted(self.pictures, 'picture')}. Spearman's correlation is"
             f" {np.mean(self.correlations):.2f} on average, from {min(self.correlations):.2f} to"
-            f" {max(self.correlations):.2f} by network; its mean absolute value is {mean:.2f} (95 % interval {low:.2f} to {high:.2f}; the limit is {ALIKE}): {conclusion}."
+            f" {max(self.correlations):.2f} by network; its mean absolute value"
+            f" is {mean:.2f} (95 % interval {low:.2f} to {high:.2f}; the limit is {ALIKE}): {conclusion}."
         )
 
 

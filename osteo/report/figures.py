@@ -235,8 +235,8 @@ def explained(
             left = place * (side + GAP)
             first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
         of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
-        for place, name in enumerate(("as the network sees it", of_heat)[: len(pictures)]):
-            first.text(place * (side + GAP), head - side - 0.04, name, va="top", fontsize=7.5)
+        for place, name in enumerate(("network input", of_heat)[: len(pictures)]):
+            first.text(place * (side + GAP), head - side - 0.04, fill(name, 5 * columns), va="top", fontsize=7.5)
         text = "\n".join(fill(fact, round(7.3 * columns)) for fact in facts)
         first.text(
             len(pictures) * (side + GAP) + GAP, head, text, va="top", fontsize=8, linespacing=1.4, parse_math=False

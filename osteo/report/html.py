@@ -24,9 +24,14 @@ HEIGHT = 220  # of a picture on a page, in pixels
 
 def render(template: str, **context: Any) -> str:
     """Fills a template of osteo/report/templates; values are escaped in HTML, and a missing one is an error."""
+    return make_environment(autoescape=".html" in template).get_template(template).render(**context)
+
+
+def make_environment(*, autoescape: bool) -> Environment:
+    """What templates may use, beside what they are given."""
     environment = Environment(
         loader=PackageLoader("osteo.report", "templates"),
-        autoescape=".html" in template,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -35,7 +40,7 @@ def render(template: str, **context: Any) -> str:
         "cell": _cell, "markdown": as_markdown, "threshold": THRESHOLD, "counted": counted, "terms": terms,
         "linked": link_terms,
     }  # fmt: skip
-    return environment.get_template(template).render(**context)
+    return environment
 
 
 def _cell(value: object) -> Markup:

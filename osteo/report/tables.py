@@ -47,7 +47,7 @@ def cell(value: object) -> str:
 
 def without_zeros(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of counts without the columns that hold zeros alone."""
-    return frame.loc[:, (frame != 0).any()]
+    return frame.loc[:, (frame != 0).any()].rename(columns={"class_name": "class"})
 
 
 def as_markdown(frame: pd.DataFrame) -> str:

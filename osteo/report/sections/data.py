@@ -49,14 +49,22 @@ def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int
     exact, contradictory = copies(decodable(manifest))
     used = manifest[manifest["split"] != "excluded"]
     used_exact, used_contradictory = copies(used)
-    lines = [
-        f"The data came with {counted(len(exact), 'set')} of identical files, {len(contradictory)} with contradictory"
-        f" labels. Among the pictures used there {is_or_are(len(used_exact))}"
-        f" {counted(len(used_exact), 'such set')}, {len(used_contradictory)} with contradictory labels.",
+    lines = ["No two files of the data are identical."]
+    if exact:
+        lines = [
+            f"The data came with {counted(len(exact), 'set')} of identical files, {len(contradictory)} with"
+            f" contradictory labels. Among the pictures used there {is_or_are(len(used_exact))}"
+            f" {counted(len(used_exact), 'such set')}, {len(used_contradictory)} with contradictory labels."
+        ]
+    lines.append(
         f"The {counted(len(used), 'picture')} used form {counted(used['group'].nunique(), 'group')}: patients, or"
-        " copies of one exposure.",
+        " copies of one exposure."
+    )
+    lines.append(
         f"On more than one side of a run's split there are at most {counted(most['pictures'], 'set')} of identical"
         f" files, {counted(most['clusters'], 'set')} of one exposure or patient, and"
-        f" {counted(most['patients'], 'patient')}.",
-    ]
+        f" {counted(most['patients'], 'patient')}."
+        if any(most.values())
+        else "No picture, copy or patient is on more than one side of a run's split."
+    )
     return most["clusters"], len(used_contradictory), lines

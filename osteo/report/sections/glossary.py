@@ -73,7 +73,7 @@ GLOSSARY = {
         "kappa": ("Quadratic weighted kappa", "Agreement between called and true class beyond chance, where a call two"
                   " classes off counts four times as much as a call one class off. 0 is chance, 1 is perfect."),
         "likelihood_ratio": ("Likelihood ratio", "How much better a model with one more variable explains the data than"
-                             " the model without it. Here: does the picture add anything to age, sex and the like?"),
+                             " the model without it. Here: whether the picture adds anything to age, sex and so on."),
         "logit": ("Logit", "The raw output of a network: the logarithm of the odds. 0 is a probability of 0.5."),
         "macro": ("Macro average", "The mean over the classes, each counting equally, however many pictures it has."),
         "mcnemar": ("McNemar's test", "A test of whether one of two models is right more often on the same pictures. It"
