@@ -131,7 +131,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "labels.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "label", "patient"])
-        rows.writerows([path.name, path.parent.name, path.stem] for path in sorted((root / "kaggle").rglob("*.png")))
+        rows.writerows([path.name, path.parent.name, path.stem] for path in sorted((root / "kaggle").glob("*/*")))
     return root
 
 
