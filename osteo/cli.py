@@ -1,11 +1,14 @@
 """The console script: finds the verb and imports that command only."""
 
+import atexit
+import gc
 import importlib
 import os
 import signal
 import sys
 from pathlib import Path
 
+from osteo.app.imports import importing
 from osteo.app.streams import finish_streams, keep_streams
 from osteo.errors import printable, unknown
 
@@ -57,6 +60,7 @@ def main() -> None:
     """Runs `osteo COMMAND ...`; every command is a Hydra application."""
     # two trainings side by side on a CPU: threads that spin while they wait keep the cores from each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # or the interpreter looks once more for garbage among a million objects
     keep_streams()
     try:
         _main(sys.argv[1:])
@@ -91,7 +95,8 @@ def _run(command: str, arguments: list[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    module = importlib.import_module(f"osteo.commands.{command}")
+    with importing():
+        module = importlib.import_module(f"osteo.commands.{command}")
     signal.signal(signal.SIGINT, before)
     module.main()
 

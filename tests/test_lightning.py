@@ -70,6 +70,7 @@ def test_the_interface_is_small_and_imports_nothing() -> None:
     assert all(getattr(package, name).__doc__ for name in package.__all__)
 
 
+@pytest.mark.slow
 def test_three_loggers_at_once_have_the_same_numbers(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = osteo(
@@ -125,6 +126,7 @@ def test_mlflow_has_parameters_curves_tags_and_the_confusion_matrix(
     assert len(losses) == record.read_history()["step"].iloc[-1]
 
 
+@pytest.mark.slow
 def test_no_logger_at_all(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     for number, word in enumerate(("logger=null", "~logger")):
         assert osteo("train", *tiny, word, f"output_dir={number}").code == 0
