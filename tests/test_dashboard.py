@@ -95,7 +95,7 @@ def check_training(run: Any, record: Run, server: FakeWandb) -> None:
     assert [number for number, _ in batches] == list(range(len(batches)))
     assert len(batches) == history["step"].iloc[-1]
     assert torch.tensor([loss for _, loss in batches]).mean() == pytest.approx(history["train/loss"].iloc[0], rel=0.2)
-    models = [made for made in server.artifacts if made["artifactTypeName"] == "model"]
+    models = [made["input"] for made in server.artifacts if made["input"]["artifactTypeName"] == "model"]
     assert f"model-{record.status()['id']}" in str(models)
 
 

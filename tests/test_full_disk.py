@@ -99,7 +99,7 @@ def test_a_full_disk_at_each_write(
 @pytest.mark.slow
 @pytest.mark.mount
 def test_a_sweep_whose_disk_fills_up_and_goes_on(osteo: Callable, tiny: list[str], disk: Path, tmp_path: Path) -> None:
-    words = [*tiny, "logger.wandb.mode=disabled", "seed=0,1,2"]
+    words = [*tiny, "logger.wandb.mode=disabled", "seed=0,1,2", "keep=all"]
     assert osteo("train", "-m", *words, f"output_dir={tmp_path / 'whole'}").code == 0
     remount(disk, used_by(tmp_path / "whole/0") * 3 // 2)
     swept = osteo("train", "-m", *words, f"output_dir={disk / 's'}")
