@@ -33,6 +33,7 @@ LONGEST = 120  # seconds of a command
 TRAIN = [
     "data=folder", "data.root=../knees/kaggle", "data.image_size=32", "data.batch_size=8", "model.backbone=test_resnet",
     "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.precision=32-true", "logger.wandb.mode=disabled",
+    "keep=all",
 ]  # fmt: skip
 SEARCH = ["hydra/sweeper=search", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(0.001,0.01)"]
 OF_A_RUN = ("status.json", "config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json",

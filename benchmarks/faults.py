@@ -28,6 +28,7 @@ def settings(root: Path) -> list[str]:
     return [
         "data=folder", f"data.root={root}", "data.image_size=64", "data.batch_size=8", "model.backbone=test_resnet",
         "model.drop_rate=0.3", "trainer.max_epochs=12", "trainer.accelerator=cpu", "logger.wandb.mode=offline",
+        "keep=all",
     ]  # fmt: skip
 
 
@@ -56,7 +57,11 @@ def differs(one: Run, other: Run) -> list[str]:
     curves = [run.read_table("history.csv").drop(columns=["seconds", "pictures_per_second"]) for run in (one, other)]
     if not curves[0].equals(curves[1]):
         found.append("history.csv")
-    for name in ("best.ckpt", "last.ckpt"):
+    kept = [{path.name for path in run.checkpoints.glob("*.ckpt")} - {"previous.ckpt"} for run in (one, other)]
+    for name in sorted(kept[0] | kept[1]):
+        if name not in kept[0] & kept[1]:
+            found.append(name)
+            continue
         first, second = (
             torch.load(run.checkpoints / name, weights_only=True)["state_dict"] for run in (one, other)
         )  # fmt: skip

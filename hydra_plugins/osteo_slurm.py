@@ -78,8 +78,11 @@ class SlurmLauncher(Launcher):
 
     def _wait(self, jobs: "Sequence[Job[JobReturn]]") -> dict[str, bool]:
         """Whether each job has left its result; one that has left the queue without it was ended by the cluster."""
+        from osteo.app.sweeps import log_ended
+
         ended: dict[str, bool] = {}
         gone_since: dict[str, float] = {}
+        said = 0
         while len(ended) < len(jobs):
             time.sleep(POLL)
             queued = in_queue(jobs[0].job_id.partition("_")[0])
@@ -96,6 +99,9 @@ class SlurmLauncher(Launcher):
                             subprocess.run(["scancel", job.job_id.partition("_")[0]], check=False)
                 else:
                     gone_since.pop(job.job_id, None)
+            if len(ended) > said:
+                said = len(ended)
+                log_ended(Path(self.config.hydra.sweep.dir), said, len(jobs))
         return ended
 
     def _directory(self, number: int, overrides: Sequence[str]) -> Path:

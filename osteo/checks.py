@@ -11,6 +11,7 @@ from osteo import parts
 from osteo.command_settings import AuditConfig, EvaluateConfig, ExplainConfig, PredictConfig, PrepareConfig
 from osteo.config import DATA_SETS, VIEWS, Config, DataConfig, ModelConfig, PhantomConfig, SplitConfig
 from osteo.errors import UserError, counted, unknown
+from osteo.files import check_against
 from osteo.task import CLASSES, LAST_EPOCH, LOSSES, T_SCORE, TASKS
 
 LABEL_COLUMNS = ("picture", "class", "split", T_SCORE)
@@ -52,10 +53,10 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(key, value, entry.metadata)
     if isinstance(config, Config | PrepareConfig | AuditConfig | EvaluateConfig):
         check_data(config.data)
-    if isinstance(config, AuditConfig) and config.against and not Path(config.against).expanduser().exists():
-        raise UserError(f"against={config.against}: no such file or directory")
+    if isinstance(config, AuditConfig):
+        check_against(config.against)
     if isinstance(config, PrepareConfig | AuditConfig | EvaluateConfig) and config.data.split.variants_first:
-        raise UserError("data.split.variants_first=true goes with osteo train alone; leave it out")
+        raise UserError("data.split.variants_first=true works with osteo train only; leave it out")
     if isinstance(config, PredictConfig | ExplainConfig):
         _check_sheet(config.clinical, config.clinical_columns, "clinical")
     if isinstance(config, Config | PrepareConfig | AuditConfig) and config.data.task != config.task:
@@ -155,7 +156,9 @@ def _check_counts(phantom: PhantomConfig) -> None:
             if count < 0:
                 raise UserError(f"data.phantom.{key}.{name}={count} is too small; the smallest allowed is 0")
     if not any((*phantom.kaggle.values(), *phantom.mendeley.values())):
-        raise UserError("data.phantom.kaggle and data.phantom.mendeley ask for no picture; let one of them have some")
+        raise UserError(
+            "data.phantom.kaggle and data.phantom.mendeley ask for no pictures; give at least one of them some"
+        )
 
 
 def _check_labels(data: DataConfig) -> None:
@@ -178,7 +181,7 @@ def patient_pattern(given: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(given)
     except re.error as error:
-        raise UserError(f"data.patient={given} is no regular expression: {error}") from error
+        raise UserError(f"data.patient={given} is not a regular expression: {error}") from error
     if pattern.groups != 1:
         raise UserError(
             f"data.patient={given} has {counted(pattern.groups, 'group')}; the one that holds the patient is needed,"
@@ -203,7 +206,7 @@ def named_pairs(given: Sequence[str], key: str, form: str, allowed: Iterable[str
     for pair in given:
         name, colon, meaning = (part.strip().casefold() for part in pair.rpartition(":"))
         if not colon or not name or meaning not in allowed:
-            raise UserError(f"{key}: '{pair}' is no {form} of {', '.join(allowed)}")
+            raise UserError(f"{key}: '{pair}' is not a {form} of {', '.join(allowed)}")
         if found.setdefault(name, meaning) != meaning:
             raise UserError(f"{key}: '{name}' stands for {found[name]} and for {meaning}")
     return found
@@ -221,11 +224,11 @@ def _check_split(split: SplitConfig) -> None:
     given = (split.file is not None, split.fold is not None, split.test_source is not None, split.ready_made)
     if sum(given) - numbers_repeat > 1:
         names = "data.split.file, data.split.fold, data.split.test_source and data.split.ready_made"
-        raise UserError(f"only one of {names} can be given, except that a fold beside a test_source numbers the repeat")
+        raise UserError(f"give only one of {names}; with a test_source, the fold is the number of the repeat")
     if split.variants_first and (split.grouped or split.file or split.test_source or split.ready_made):
         raise UserError(
-            "data.split.variants_first=true deals the variants of a picture one by one: it goes with"
-            " data.split.grouped=false, and not with a split that is given"
+            "data.split.variants_first=true splits the variants of a picture separately: it goes with"
+            " data.split.grouped=false, and not with a given split"
         )
     if split.train + split.val >= 1.0:
         raise UserError(f"data.split.train={split.train} and data.split.val={split.val} must add up to less than 1")
@@ -285,7 +288,7 @@ def check_weights_file(path: Path) -> None:
     of_torch = first.startswith((b"PK", b"\x80"))  # a zip, or a pickle
     if not (first[8:] == b"{" if path.suffix == ".safetensors" else of_torch):
         raise UserError(
-            f"model.weights_file={path.name} is no file of weights; save a state_dict with torch.save or safetensors"
+            f"model.weights_file={path.name} is not a file of weights; save a state_dict with torch.save or safetensors"
         )
 
 
@@ -297,8 +300,7 @@ def check_views(names: Sequence[str]) -> None:
     """
     if unwanted := [name for name in names if name not in VIEWS]:
         raise UserError(
-            f"model.tta: '{unwanted[0]}' is no change that leaves the meaning of a label alone;"
-            f" allowed are {', '.join(VIEWS)}"
+            f"model.tta: '{unwanted[0]}' is not a view that keeps the label; allowed are {', '.join(VIEWS)}"
         )
     if len(set(names)) < len(names):
         raise UserError(f"model.tta={list(names)} names a view twice")
@@ -339,9 +341,7 @@ def _check_training(config: Config) -> None:
         )
     for name, part in config.callbacks.items() if config.model.freeze == "backbone" else ():
         if isinstance(part, dict) and str(part.get(TARGET)).endswith(("Unfreezing", "BackboneFinetuning")):
-            raise UserError(
-                f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: leave one of them out"
-            )
+            raise UserError(f"callbacks.{name} unfreezes what model.freeze=backbone keeps frozen: drop one of them")
     averages = [
         f"callbacks.{name}"
         for name, part in config.callbacks.items()
@@ -363,12 +363,12 @@ def _check_training(config: Config) -> None:
         followers += ["hydra/sweeper=search"] * (config.trial is not None)
         if followers:
             raise UserError(
-                f"trainer.monitor=epoch is nothing to wait or choose by, as {followers[0]} does; use val/loss"
+                f"trainer.monitor=epoch cannot be waited for or chosen by, as {followers[0]} does; use val/loss"
             )
     for key in ("callbacks", "logger"):
         for name, part in getattr(config, key).items():
             if part is not None and not is_dataclass(part) and not (isinstance(part, dict) and TARGET in part):
-                raise UserError(f"{key}.{name}={part} is no part: it needs a {TARGET}, the path of its class")
+                raise UserError(f"{key}.{name}={part} is not a part: it needs a {TARGET}, the path of its class")
         check_targets(getattr(config, key), key)
     check_targets(config.trainer.extra, "trainer.extra")
 

@@ -67,12 +67,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _run(command: str, arguments: list[str]) -> None:
-    positional = COMMANDS[command].positional
-    if positional and arguments and not {"--help", "-h"} & set(arguments) and _is_path(command, arguments[0]):
-        from osteo.app.words import quoted
-
-        arguments = [f"{positional}={quoted(arguments[0])}", *arguments[1:]]
-    sys.argv = [f"osteo {command}", *arguments]
+    sys.argv = [f"osteo {command}", *_with_keys(command, arguments)]
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -80,6 +75,20 @@ def _run(command: str, arguments: list[str]) -> None:
         module = importlib.import_module(f"osteo.commands.{command}")
     signal.signal(signal.SIGINT, before)
     module.main()
+
+
+def _with_keys(command: str, arguments: list[str]) -> list[str]:
+    """The arguments, the first of which get the keys that they stand for."""
+    keyed: list[str] = []
+    if {"--help", "-h"} & set(arguments):
+        return arguments
+    for key, argument in zip(COMMANDS[command].positional, arguments, strict=False):
+        if not _is_path(command, argument):
+            break
+        from osteo.app.words import quoted
+
+        keyed.append(f"{key}={quoted(argument)}")
+    return [*keyed, *arguments[len(keyed) :]]
 
 
 def _is_path(command: str, argument: str) -> bool:

@@ -63,6 +63,7 @@ class StatusConfig:
     """What `osteo status` takes."""
 
     runs: str | None = option(None, "a sweep or run directory; `osteo status DIRECTORY` is short for it")
+    watch: bool = option(False, "redraw the table on a terminal until no run is running")
 
 
 @dataclass
@@ -102,6 +103,13 @@ class ReportConfig(PluginsConfig):
     upload_pictures: bool = option(
         False, "send the figures to W&B too, radiographs among them unless pictures=false; else numbers and names alone"
     )
+
+
+@dataclass
+class DashboardConfig:
+    """What `osteo dashboard` takes."""
+
+    runs: str | None = option(None, "a sweep or run directory; `osteo dashboard DIRECTORY` is short for it")
 
 
 @dataclass
@@ -183,8 +191,8 @@ class Command:
     schema: type[Any]
     """of its configuration"""
     purpose: str
-    positional: str | None = None
-    """the key that its first argument stands for where that has no key"""
+    positional: tuple[str, ...] = ()
+    """the keys that its first arguments stand for where those have none"""
     refused: tuple[str, ...] = ()
     """keys of its schema that say nothing to it"""
 
@@ -192,7 +200,7 @@ class Command:
     def usage(self) -> str:
         """How it is called, in one line."""
         flag = ["[-m]"] if issubclass(self.schema, Config) else []
-        given = [self.positional.upper()] if self.positional else []
+        given = [key.upper() for key in self.positional]
         return " ".join(["osteo", self.name, *flag, *given, "[key=value ...]"])
 
 
@@ -203,28 +211,29 @@ COMMANDS = {
             "prepare",
             PrepareConfig,
             "read the archives, decode every picture once, show what is used",
-            None,
+            (),
             (VARIANTS,),
         ),
         Command(
             "audit",
             AuditConfig,
             "find what is wrong with the data: copies, contradictions, shortcuts",
-            None,
+            (),
             (VARIANTS,),
         ),
         Command(
-            "pretrain", PretrainConfig, "learn from unlabelled pictures; train starts from the result", None, OF_LABELS
+            "pretrain", PretrainConfig, "learn from unlabelled pictures; train starts from the result", (), OF_LABELS
         ),
         Command("train", Config, "train one model, or sweep many with -m"),
-        Command("status", StatusConfig, "show how far the runs of a sweep are, and what failed", "runs"),
-        Command("rerun", RerunConfig, "repeat a recorded run and compare the metrics", "run"),
-        Command("evaluate", EvaluateConfig, "measure checkpoints on a data set or a split", "ckpt", FRAMING),
-        Command("predict", PredictConfig, "answer for your own pictures", "ckpt"),
-        Command("serve", ServeConfig, "answer on a web page of this computer, one picture at a time", "ckpt"),
-        Command("explain", ExplainConfig, "show what a network looks at: Grad-CAM and feature maps", "ckpt"),
-        Command("report", ReportConfig, "write the figures and tables of a sweep as one page", "runs"),
-        Command("export", ExportConfig, "save a checkpoint for ONNX Runtime, TorchScript or torch.export", "ckpt"),
+        Command("status", StatusConfig, "show how far the runs of a sweep are, and what failed", ("runs",)),
+        Command("rerun", RerunConfig, "repeat a recorded run and compare the metrics", ("run",)),
+        Command("evaluate", EvaluateConfig, "measure checkpoints on a data set or a split", ("ckpt",), FRAMING),
+        Command("predict", PredictConfig, "answer for your own pictures", ("ckpt", "input")),
+        Command("serve", ServeConfig, "answer on a web page of this computer, one picture at a time", ("ckpt",)),
+        Command("explain", ExplainConfig, "show what a network looks at: Grad-CAM and feature maps", ("ckpt", "input")),
+        Command("report", ReportConfig, "write the figures and tables of a sweep as one page", ("runs",)),
+        Command("dashboard", DashboardConfig, "make a report of a sweep on Weights & Biases", ("runs",)),
+        Command("export", ExportConfig, "save a checkpoint for ONNX Runtime, TorchScript or torch.export", ("ckpt",)),
     )
 }
 """Every verb, in the order of the work."""

@@ -301,6 +301,7 @@ class WandbConfig:
         choices=("auto", "online", "offline", "disabled"),
     )
     upload_pictures: bool = option(False, "send what may show a picture, such as a callback's log_image, too")
+    upload_checkpoint: bool = option(False, "upload the best checkpoint as an artifact, too")
     project: str = option("osteo", "project of the run")
     entity: str | None = option(None, "team or user; null for your default")
     group: str | None = option(None, "group of the run; null for the sweep's name")
@@ -344,5 +345,10 @@ class Config(PluginsConfig):
         False, "show the whole configuration as a tree, not only what differs from the defaults"
     )
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
+    keep: str = option(
+        "best",
+        "checkpoints that stay when a run is done: the best one; or all, so that it can be given more epochs later",
+        choices=("best", "all"),
+    )
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)

@@ -29,6 +29,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def is_or_are(number: int) -> str:
+    """The verb that goes with a number of things."""
+    return "is" if number == 1 else "are"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in words: a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def first_line(error: BaseException, *, most: int = 160) -> str:
     """The first line of an error, without its full stop; the name of its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

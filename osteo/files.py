@@ -273,6 +273,19 @@ def display_path(path: Path) -> str:
         return str(path)
 
 
+def check_against(against: str | None) -> None:
+    """Refuses what is neither a file nor the directory of a run, to compare with.
+
+    Raises:
+        UserError: one line that names it.
+    """
+    path = Path(against or ".").expanduser()
+    if against and not path.exists():
+        raise UserError(f"against={against}: no such file or directory")
+    if against and path.is_dir() and not (path / "manifest.csv").exists():
+        raise UserError(f"against={against} is not the directory of a run; give one, or a split file")
+
+
 PATHS = {"root", "kaggle", "mendeley", "cache", "file", "weights_file", "output_dir", "resume"}
 WITHHELD = {"labels", "patient", "columns", "clinical", "clinical_columns"}
 """Keys of a configuration whose value is a path, and those whose value may name a patient or a hospital."""

@@ -106,7 +106,7 @@ class Graphed:
             if _is_close(found, results) and _is_close([p.grad for p in self._parameters], gradients):
                 self._graphs[shapes], trouble = graph, None
             else:
-                trouble = "its results are not those of single launches"
+                trouble = "its results differ from those of single launches"
         except RuntimeError as error:
             trouble = first_line(error)
         self._set(after)
@@ -114,9 +114,11 @@ class Graphed:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         if trouble and self._is_required:
-            raise UserError(f"trainer.graph=true, but a step can be no CUDA graph ({trouble}); use trainer.graph=auto")
+            raise UserError(
+                f"trainer.graph=true, but a step cannot be a CUDA graph ({trouble}); use trainer.graph=auto"
+            )
         if trouble:
-            log.warning("a step is no CUDA graph (%s); its operations are launched one by one", trouble)
+            log.warning("a step does not run as a CUDA graph (%s); its operations are launched one by one", trouble)
         return results
 
     def _set(self, values: Sequence[Tensor]) -> None:

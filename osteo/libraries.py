@@ -215,7 +215,9 @@ def operation_of(entry: Any, key: str) -> tuple[str, Mapping[str, Any], str]:
     """
     name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
     if not (isinstance(name, str) and isinstance(arguments, dict | None)):
-        raise UserError(f"{key}={entry} is no operation with arguments, such as {{RandomAffine: {{degrees: 10}}}}")
+        raise UserError(
+            f"{key}={entry} is not an operation with its arguments, such as {{RandomAffine: {{degrees: 10}}}}"
+        )
     return name, arguments or {}, f"{key}.{name}"
 
 
@@ -227,15 +229,15 @@ def check_operation(name: str, arguments: Mapping[str, Any], key: str) -> None:
     """
     operations = known("operations")
     if name not in operations and name in known("other_operations"):
-        raise UserError(f"{key} does not change one 2-D picture by itself; choose one that does, like RandomAffine")
+        raise UserError(f"{key} does not work on single 2-D pictures; choose one that does, such as RandomAffine")
     if name not in operations:
         raise unknown(key.rpartition(".")[0], name, operations)
     if batchwise := [argument for argument in arguments if argument in BATCHWISE]:
-        raise UserError(f"{key}.{batchwise[0]} is not possible: every picture is drawn by itself; leave it out")
+        raise UserError(f"{key}.{batchwise[0]} is not possible: every picture is augmented on its own; leave it out")
     check_arguments(operations[name], arguments, key, BATCHWISE)
     probability = arguments.get("p", 0.5)
     if not isinstance(probability, int | float) or not 0.0 <= probability <= 1.0:
-        raise UserError(f"{key}.p={probability} is no probability, which is a number from 0 to 1")
+        raise UserError(f"{key}.p={probability} is not a probability; give a number from 0 to 1")
 
 
 def _check_part(node: Mapping[str, Any], key: str) -> None:

@@ -196,7 +196,7 @@ class Metrics(Parts[Metric]):
         if metric.direction not in get_args(Direction):
             raise unknown(f"{origin}: direction", metric.direction, get_args(Direction))
         if not metric.name.isidentifier():
-            raise UserError(f"{origin} is no name for a column; use letters, digits and underscores")
+            raise UserError(f"{origin} cannot be the name of a column; use letters, digits and underscores")
         for other in self._parts.values():
             if other.title == metric.title and other.name != metric.name:
                 raise UserError(f"{origin} has the title of metric={other.name}, '{metric.title}'; give it another one")

@@ -28,7 +28,7 @@ SMALL = {"kaggle": {"normal": 14, "osteoporosis": 14}, "mendeley": {"normal": 6,
 
 SLOWEST = (
     "test_launchers", "test_duplicates", "test_resume", "test_plugins", "test_report", "test_distributed",
-    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_readme", "test_pretrain",
+    "test_trouble", "test_real_data", "test_notebook", "test_search", "test_docs", "test_pretrain",
     "test_full_disk", "test_postgresql", "test_ladder",
     "test_wandb_trouble", "test_experiments", "test_lightning", "test_explain", "test_audit",
     "test_feature_maps", "test_extending",

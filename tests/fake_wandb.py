@@ -20,6 +20,8 @@ class ToldRun:
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     """by its line"""
     summary: dict[str, Any] = field(default_factory=dict)
+    output: list[str] = field(default_factory=list)
+    """lines of its log"""
     exit_code: int | None = None
     files: set[str] = field(default_factory=set)
 
@@ -51,6 +53,10 @@ class FakeWandb:
         """names of all operations"""
         self.heard: list[bytes] = []
         """every request: its line, its headers and its body"""
+        self.artifacts: list[dict[str, Any]] = []
+        """the variables of every CreateArtifact"""
+        self.views: dict[str, dict[str, Any]] = {}
+        """reports as they were last saved, by id"""
         self._port = 0
         self.up()
 
@@ -87,10 +93,23 @@ class FakeWandb:
             files = [{"name": file, "uploadUrl": f"{self.url}/storage/{told['run']}/{file}"} for file in told["files"]]
             return {"createRunFiles": {"runID": told["run"], "uploadHeaders": [], "files": files}}
         if name == "CreateArtifact":
+            self.artifacts.append(told)
             known = {"id": "artifact", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}
             return {"createArtifact": {"artifact": known}}
         if name == "ArtifactType":
             return {"project": None}
+        if name == "GetProjects":
+            known = {"__typename": "Project", "id": "UHJvamVjdA", "name": "osteo", "entityName": ENTITY["name"]}
+            known |= {"createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": page, "edges": [{"node": known}]}}
+        if name == "ProjectInternalId":
+            return {"project": {"id": "UHJvamVjdA", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+        if name == "upsertView":
+            view = {**told, "id": told["id"] or f"Vmlldz{len(self.views)}", "updatedAt": "2026-01-01T00:00:00"}
+            self.views[view["id"]] = view
+            project = {"id": "UHJvamVjdA", "name": told["projectName"], "entityName": told["entityName"]}
+            return {"upsertView": {"view": {**view, "project": project}, "inserted": told["id"] is None}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         viewer = {"id": "VXNlcg", "entity": ENTITY["name"], "username": ENTITY["name"], "email": "", "flags": "{}"}
@@ -130,6 +149,8 @@ class FakeWandb:
         """Lines of the history, the summary and the end of a run."""
         run = self.runs.setdefault(name, ToldRun())
         files = told.get("files") or {}
+        if output := files.get("output.log"):
+            run.output += output["content"]
         if history := files.get("wandb-history.jsonl"):
             run.history |= {history["offset"] + n: json.loads(line) for n, line in enumerate(history["content"])}
         if summary := files.get("wandb-summary.json"):

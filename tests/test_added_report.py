@@ -67,7 +67,7 @@ def test_the_tables_hold_what_the_functions_say(of_age: benchmark.Sheet) -> None
     assert found.lines[1].endswith(f"; the difference is {beyond}.")
     for name, comparison in value.differences.items():
         expected = [format_interval(comparison.difference), p_value(comparison.p)]
-        assert table.loc[name, ["both less this", "p"]].tolist() == expected
+        assert table.loc[name, ["both minus this", "p"]].tolist() == expected
     assert table.loc[[av.BOOSTED, av.BOTH], "p"].tolist() == ["-", "-"]
     (nested,) = found.tables["nested"].to_dict("records")
     assert nested == {
@@ -131,7 +131,7 @@ def test_only_pictures_with_a_row_count_and_small_strata_are_left_out(of_age: be
     clinical["sex"] = np.where(np.arange(len(clinical)) < 9, "male", "female")
     results.experiment.pictures["source"] = "kaggle"
     found = section.find(results, ["age"], clinical)
-    assert found.lines[0] == "300 of 400 tested pictures have a row in a clinical sheet; only these count here."
+    assert found.lines[0] == "300 of 400 tested pictures have a row in a clinical sheet; only these are used here."
     assert found.tables["nested"]["pictures"].tolist() == [300]
     assert found.tables["strata"]["pairs"].tolist() == ["all pictures", "alike in third of age",
                                                            "alike in age within 5 years"]  # fmt: skip
@@ -143,7 +143,9 @@ def test_a_hold_out_says_why_there_is_no_clinical_model(of_age: benchmark.Sheet)
     found = section.find(results, NAMES, clinical)
     assert set(found.tables) == {"nested", "strata"}
     assert found.figures == {}
-    assert found.lines[-1].startswith("Clinical models alone and both together are left out: they are fitted on other")
+    assert found.lines[-1].startswith(
+        "Models of clinical data alone and of both are left out: they are tested on folds"
+    )
     clinical["row"] = pd.NA
     clinical[NAMES] = None
     nobody = section.find(results, NAMES, clinical.astype({"age": float, "bmi": float}))

@@ -18,6 +18,7 @@ from osteo.data.prepare import prepare
 from osteo.data.splits import leaks
 from osteo.evaluation.bootstrap import Interval, proportion
 from osteo.evaluation.metrics import metric_intervals
+from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 from tests.conftest import REAL_DATA
 
 
@@ -66,6 +67,9 @@ def arguments(root: Path, data: str = "paper") -> list[str]:
     return [f"data={data}", f"data.kaggle={root / 'kaggle'}", f"data.mendeley={root / 'mendeley'}"]
 
 
+WORDS = ["data=paper", "data.kaggle=K.zip", "seed=1"]
+
+
 @pytest.fixture(scope="module")
 def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
     """audit.json and audit.html of the planted archives."""
@@ -75,7 +79,27 @@ def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     config = DataConfig("paper", kaggle=str(planted / "kaggle"), mendeley=str(planted / "mendeley"))
     config.split.grouped, config.split.stratify = False, ["label"]
     audit = audit_dataset(config)
-    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), render_page(audit)
+    return json.loads(json.dumps(audit.as_json(), allow_nan=False)), render_page(audit, WORDS)
+
+
+def test_the_page_ends_with_what_to_do(found: tuple[dict, str]) -> None:
+    page = found[1]
+    assert re.search(r"<title>Audit of \d+ pictures: kaggle and mendeley</title>", page)
+    last = page[page.index("What to do now") :]
+    assert "osteo train -m experiment=cross_validation data=paper data.kaggle=K.zip data.clean=true</pre>" in last
+    assert "set contradictory copies aside and count every other picture once" in last
+    assert re.search(r"\d{4}-\d\d-\d\d, osteo \S+: <code>osteo audit data=paper data.kaggle=K.zip seed=1</code>", page)
+    assert "<ul></ul>" not in page
+
+
+@in_browser
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_the_page_fits_a_screen(found: tuple[dict, str], tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
+    (tmp_path / "audit.html").write_text(found[1], encoding="utf-8")
+    with opened(tmp_path / "audit.html", size, scheme) as page:
+        check_fits(page)
 
 
 def test_identical_files_and_contradictions_are_found(found: tuple[dict, str]) -> None:
@@ -103,14 +127,14 @@ def test_the_page_prints_shortcuts_of_the_file_and_of_what_a_network_sees(found:
     audit, page = found
     assert set(audit["fitted_shortcuts"]) == {"border", "thumbnail_8x8", "mean_spread", "outline"}
     assert audit["fit"] == "pad"
-    assert "Of what a network sees after fit=pad, " in page
-    row = re.search(r'<th scope="row">the outline: how far plain borders reach in</th>(.*?)</tr>', page)
+    assert "In what a network sees after data.fit=pad, " in page
+    row = re.search(r'scope="row">the outline: how far plain borders reach in</th>(.*?)</tr>', page)
     assert row
-    cells = [re.sub("<[^>]*>", " ", cell) for cell in re.findall("<td>(.*?)</td>", row[1])]
+    cells = [re.sub("<[^>]*>", " ", cell) for cell in re.findall("<td[^>]*>(.*?)</td>", row[1])]
     auroc = audit["fitted_shortcuts"]["outline"]["auroc"]
     assert cells[0] == "label"
     assert cells[3:5] == ["-", "-"]
-    assert cells[6].split(" ", 1) == [f"{auroc['value']:.3f}", f"({auroc['low']:.3f} to {auroc['high']:.3f}) "]
+    assert cells[6].split(" ", 1) == [f"{auroc['value']:.3f}", f"{auroc['low']:.3f} to {auroc['high']:.3f} "]
 
 
 def test_altered_copies_are_found_with_what_was_done_to_them(found: tuple[dict, str]) -> None:
@@ -188,6 +212,7 @@ def test_a_random_split_leaks_and_a_grouped_one_does_not(
     ("against", "message"),
     [
         ("gone.csv", "against=gone.csv: no such file"),
+        (".", "against=. is not the directory of a run; give one, or a split file"),
         ("empty.csv", "against=empty.csv lacks the column split; it needs image_id and split"),
         ("other.csv", "against=other.csv names none of the"),
     ],
@@ -290,9 +315,9 @@ def test_padding_shows_the_network_what_shape_a_file_has_and_stretching_does_not
 def test_a_sentence_says_what_a_reported_accuracy_may_rest_on() -> None:
     cut = Shortcut("x", "width and height", 100, 0.55, Interval(0.72, 0.63, 0.8), Interval(0.75, 0.66, 0.83))
     assert cut.sentence() == (
-        "From width and height alone, the label is predicted with an accuracy of 0.720 (0.630 to 0.800), AUROC 0.750;"
-        " always predicting the larger class gives 0.550. A reported accuracy up to 0.80 may rest on this and need not"
-        " say anything about bone."
+        "From width and height alone, the label can be predicted with an accuracy of 0.720 (0.630 to 0.800), AUROC"
+        " 0.750; always predicting the larger class gives 0.550. A reported accuracy of up to 0.80 may come from this"
+        " alone and says nothing about bone."
     )
 
 

@@ -297,9 +297,9 @@ def test_operations_on_colours_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("RandomAffine", "augment.ops[0]=RandomAffine is no operation with arguments, such as {RandomAffine: "),
-        ({"RandomAffine": 3}, "augment.ops[0]={'RandomAffine': 3} is no operation with arguments"),
-        ({"RandomInvert": {}, "RandomEqualize": {}}, "is no operation with arguments"),
+        ("RandomAffine", "augment.ops[0]=RandomAffine is not an operation with its arguments, such as {RandomAffine: "),
+        ({"RandomAffine": 3}, "augment.ops[0]={'RandomAffine': 3} is not an operation with its arguments"),
+        ({"RandomInvert": {}, "RandomEqualize": {}}, "is not an operation with its arguments"),
         ({"RandomAfine": {}}, "augment.ops[0] 'RandomAfine' is unknown among 55 names; the nearest are: RandomAffine"),
         ({"RandomAffine": {"degree": 10}}, "augment.ops[0].RandomAffine 'degree' is unknown; choose one of: degrees, "),
         ({"RandomAffine": {}}, "cannot be made of {}: missing a required argument: 'degrees'"),
@@ -307,12 +307,15 @@ def test_operations_on_colours_are_refused(name: str) -> None:
         ({"RandomGaussianBlur": {"kernel_size": [4, 4], "sigma": [0.1, 2.0]}}, "Kernel size must be an odd integer"),
         ({"RandomInvert": {"p": 7}}, "augment.ops[0].RandomInvert.p=7 is no probability"),
         ({"RandomInvert": {"p": "often"}}, "augment.ops[0].RandomInvert.p=often is no probability"),
-        ({"RandomInvert": {"same_on_batch": True}}, "same_on_batch is not possible: every picture is drawn by itself"),
+        (
+            {"RandomInvert": {"same_on_batch": True}},
+            "same_on_batch is not possible: every picture is augmented on its own",
+        ),
         ({"Resize": {"size": [32, 48]}}, "makes 32 x 48 pixels of 64 x 64; pictures must keep their size"),
         ({"Normalize": {"mean": 0.5, "std": 0.0}}, "makes intensities that are not finite"),
-        ({"RandomMixUpV2": {}}, "augment.ops[0].RandomMixUpV2 does not change one 2-D picture by itself"),
-        ({"RandomAffine3D": {}}, "augment.ops[0].RandomAffine3D does not change one 2-D picture by itself"),
-        ({"RandomDissolving": {}}, "augment.ops[0].RandomDissolving does not change one 2-D picture by itself"),
+        ({"RandomMixUpV2": {}}, "augment.ops[0].RandomMixUpV2 does not work on single 2-D pictures"),
+        ({"RandomAffine3D": {}}, "augment.ops[0].RandomAffine3D does not work on single 2-D pictures"),
+        ({"RandomDissolving": {}}, "augment.ops[0].RandomDissolving does not work on single 2-D pictures"),
     ],
 )
 def test_a_wrong_operation_is_one_line(entry: object, message: str) -> None:
@@ -333,7 +336,7 @@ def test_what_draws_while_it_is_applied_is_refused(monkeypatch: pytest.MonkeyPat
         return pictures + torch.rand_like(pictures)
 
     monkeypatch.setattr(K.RandomInvert, "apply_transform", apply)
-    with pytest.raises(UserError, match="draws while it is applied"):
+    with pytest.raises(UserError, match="draws random numbers while it is applied"):
         make_augmentation(AugmentConfig(ops=[{"RandomInvert": {}}]), side=32)
 
 

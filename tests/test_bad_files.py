@@ -34,7 +34,7 @@ from osteo.records.record import Run
 from osteo.report.html import render
 from osteo.report.predictions import path_of, write, write_png
 from osteo.report.summary import show_runs
-from osteo.report.tables import as_table, terminal
+from osteo.report.tables import terminal
 from osteo.task import BINARY
 
 RNG = np.random.default_rng(0)
@@ -351,7 +351,7 @@ def test_the_terminal_shows_names_as_they_are(tmp_path: Path, capsys: pytest.Cap
     record.start("")
     record.set_status("failed", "[/] \x1b[2J\x1b]0;x\x07 :bomb:")
     show_runs(record.directory.parent)
-    terminal().print(as_table(pd.DataFrame({"backbone": ["[/bold]", "\x1b[31mred"]}), title="[title]"))
+    terminal().table(pd.DataFrame({"backbone": ["[/bold]", "\x1b[31mred"]}), title="[title]")
     shown = capsys.readouterr().out
     for text in (r"[/] \x1b[2J\x1b]0;x\x07 :bomb:", "sweep [1]/<run>/", "[red]", "[/bold]", r"\x1b[31mred", "[title]"):
         assert text in shown
@@ -371,7 +371,7 @@ def test_messages_hold_one_line_and_no_escape_sequence(capsys: pytest.CaptureFix
 
 def test_pages_escape_every_name() -> None:
     failed = [Row("<b>", "<b>", None, None)]
-    page = render("predictions.html.jinja", figures=[], failed=failed, notes=["<b>"], models=[])
+    page = render("predictions.html.jinja", title="none", figures=[], failed=failed, notes=["<b>"], models=[])
     assert page.count("&lt;b&gt;") == 3
     assert "<b>" not in page
     unescaped = re.compile(r"\|\s*safe|innerHTML|outerHTML|insertAdjacentHTML")

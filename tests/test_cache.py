@@ -138,7 +138,7 @@ def test_verify_counts_what_it_has_compared_and_mended(fresh: tuple[Path, object
     edit(pictures)
     assert verify(config, read_sources(config, cache)) == [
         "verified 11 files, 0 changed since they were hashed",
-        "verified 10 stored pictures of 32 x 32, 1 damaged and mended",
-        "verified 11 stored pictures of 256 x 256, in which copies are searched, 0 damaged and mended",
+        "verified 10 stored pictures of 32 x 32, 1 damaged and repaired",
+        "verified 11 stored pictures of 256 x 256, in which copies are searched, 0 damaged and repaired",
     ]
     assert result(prepare(config)) == fresh[1]

@@ -130,16 +130,16 @@ REFUSED = [
     (SHEET, ["age"], {"clinical_columns": ["Sex:age", "Height:age"]}, "'Sex' and 'Height' cannot both be the age"),
     (SHEET + "P3,77.7,m,,,,\n", ["age"], {}, r"rows 5 and 18 are of one patient and differ in 'Age \(years\)'; keep"),
     (SHEET + "p3,,,,77.7,,\n", ["age"], {}, "rows 5 and 18 are of one patient and differ in 'Weight'"),
-    (with_cell(7, 1, "300"), ["age"], {}, r"'Age \(years\)' in row 7 is no number from 0 to 120 \(years\)$"),
-    (with_cell(7, 1, "fifty7"), ["age"], {}, r"'Age \(years\)' in row 7 is no number from 0 to 120"),
-    (with_cell(9, 4, "700"), ["weight"], {}, r"'Weight' in row 9 is no number from 10 to 400 \(kg\)$"),
-    (with_cell(9, 4, "700"), ["bmi"], {}, "'Weight' in row 9 is no number from 10 to 400"),
-    (with_cell(4, 3, "160"), ["height"], {}, r"'Height' in row 4 is no number from 0.5 to 2.5 \(m; 165 cm is 1.65\)$"),
-    (with_cell(4, 3, "0.016"), ["height"], {}, "'Height' in row 4 is no number from 0.5 to 2.5"),
-    (with_cell(4, 3, "160"), ["age"], {"clinical_columns": ["Height:height"]}, "'Height' in row 4 is no number"),
-    (with_cell(4, 3, "0.6", with_cell(4, 4, "333")), ["bmi"], {}, "BMI, from height and weight in row 4, is no number"),
-    ("patient,BMI\nP1,3\n", ["bmi"], {}, r"'BMI' in row 2 is no number from 8 to 100 \(kg/m²\)$"),
-    (with_cell(5, 2, "Xx77"), ["sex"], {}, "'Sex' in row 5 is none of the words that are known: female, f, w, woman, "),
+    (with_cell(7, 1, "300"), ["age"], {}, r"'Age \(years\)' in row 7 is not a number from 0 to 120 \(years\)$"),
+    (with_cell(7, 1, "fifty7"), ["age"], {}, r"'Age \(years\)' in row 7 is not a number from 0 to 120"),
+    (with_cell(9, 4, "700"), ["weight"], {}, r"'Weight' in row 9 is not a number from 10 to 400 \(kg\)$"),
+    (with_cell(9, 4, "700"), ["bmi"], {}, "'Weight' in row 9 is not a number from 10 to 400"),
+    (with_cell(4, 3, "160"), ["height"], {}, r"'Height' in row 4 is not a number from 0.5 to 2.5 \(m; 165 cm is 1.65\)$"),
+    (with_cell(4, 3, "0.016"), ["height"], {}, "'Height' in row 4 is not a number from 0.5 to 2.5"),
+    (with_cell(4, 3, "160"), ["age"], {"clinical_columns": ["Height:height"]}, "'Height' in row 4 is not a number"),
+    (with_cell(4, 3, "0.6", with_cell(4, 4, "333")), ["bmi"], {}, "BMI, from height and weight in row 4, is not a number"),
+    ("patient,BMI\nP1,3\n", ["bmi"], {}, r"'BMI' in row 2 is not a number from 8 to 100 \(kg/m²\)$"),
+    (with_cell(5, 2, "Xx77"), ["sex"], {}, "'Sex' in row 5 is not one of the known words: female, f, w, woman, "),
     ("P1,61\nP2,62\n", ["age"], {}, "row 1 holds numbers, where headings are needed$"),
     ("P1,61,61\nP2,62,62\n", ["age"], {}, "cannot be used: row 1 holds numbers, where headings are needed$"),
     ("patient,age\n", ["age"], {}, "has no row below its headings"),
@@ -270,10 +270,10 @@ def test_what_is_learnt_is_plain_and_answers_for_new_patients() -> None:
     assert nothing == pytest.approx(fitted.features(pd.DataFrame({"age": [None], "sex": [None], "bmi": [None]}))[0])
     assert nothing[-2:].tolist() == [1, 1]
     for values, message in [
-        ({"age": 300}, r"covariate age is no number from 0 to 120 \(years\)$"),
-        ({"sex": "Xx"}, "covariate sex is none of the words that are known: female, "),
-        ({"height": 0.6, "weight": 333}, "covariate bmi is no number from 8 to 100"),
-        ({"t_score": -2}, "'t_score' is no covariate of this model; it takes: age, sex, bmi"),
+        ({"age": 300}, r"covariate age is not a number from 0 to 120 \(years\)$"),
+        ({"sex": "Xx"}, "covariate sex is not one of the known words: female, "),
+        ({"height": 0.6, "weight": 333}, "covariate bmi is not a number from 8 to 100"),
+        ({"t_score": -2}, "'t_score' is not a covariate of this model; it takes: age, sex, bmi"),
     ]:
         with pytest.raises(UserError, match=message):
             copy.of_patient(values)
@@ -336,7 +336,7 @@ def test_a_registered_source_is_asked_for_the_same(clinic: Path, monkeypatch: py
     assert rows["age"].dropna().tolist() == [50, 50, 61, 61]
     assert rows["bmi"].dropna().tolist() == pytest.approx([70 / 1.6**2] * 2)
     table.loc["P2", "weight"] = 700
-    with pytest.raises(UserError, match=r"data.name=mine: clinical table of folder: 'weight' in row 2 is no number"):
+    with pytest.raises(UserError, match=r"data.name=mine: clinical table of folder: 'weight' in row 2 is not a number"):
         read_sources(config, clinic)
     with pytest.raises(UserError, match="clinical table of folder has no column for sex"):
         read_sources(DataConfig(name="mine", covariates=["sex"]), clinic)
@@ -348,11 +348,11 @@ def test_a_faulty_sheet_of_mendeley_is_refused_where_it_is_needed(
     sheet = b"Patient Id,Gender,Age\nN1,female,50\nOS1,male,770\n,,300\n"
     root = write(tmp_path / "m", **{"normal/N1.jpg": b"", "osteoporosis/OS1.jpg": b"", "details.csv": sheet})
     config = DataConfig(name="mendeley", mendeley=str(root), covariates=["age"])
-    with pytest.raises(UserError, match=r"^details.csv: 'Age' in row 3 is no number from 0 to 120 \(years\)$"):
+    with pytest.raises(UserError, match=r"^details.csv: 'Age' in row 3 is not a number from 0 to 120 \(years\)$"):
         read_sources(config, tmp_path)
     config.covariates = ["sex"]
     sources = read_sources(config, tmp_path)
-    assert caplog.messages == ["details.csv: 1 value in 'Age' cannot be, and count as not known"]
+    assert caplog.messages == ["details.csv: 1 value in 'Age' are impossible, and count as not known"]
     assert sources["mendeley"].clinical is not None
     assert sources["mendeley"].clinical["age"].to_dict() == pytest.approx({"N1": 50, "OS1": np.nan}, nan_ok=True)
 

@@ -72,7 +72,7 @@ def at(column: str, place: int, value: object) -> Callable[[pd.DataFrame], pd.Da
     ("name", "change", "message"),
     [
         ("predictions.csv", turn_over, r"row 1 \(folder/0.png\): label 1, but 0 in manifest.csv"),
-        ("predictions.csv", lambda t: pd.concat([t, t]), r"row 41 \(folder/0.png\): the picture stands in it twice"),
+        ("predictions.csv", lambda t: pd.concat([t, t]), r"row 41 \(folder/0.png\): the picture is listed twice"),
         ("predictions.csv", at("logit", 3, "inf"), r"row 4 \(folder/\d+.png\): logit is inf, no finite number"),
         ("predictions.csv", at("logit", 3, "x"), r"row 4 \(folder/\d+.png\): logit is x, no finite number"),
         ("predictions.csv", at("probability", 2, 0.123), r"row 3 \(folder/\d+.png\): a probability of 0.1230, but its"),
@@ -85,7 +85,7 @@ def at(column: str, place: int, value: object) -> Callable[[pd.DataFrame], pd.Da
         ("predictions.csv", lambda t: t[:0], "it has no row"),
         ("manifest.csv", lambda t: t.drop(columns="sha256"), "it lacks the column sha256"),
         ("manifest.csv", turn_over, r"row 1 \(folder/0.png\): label 1 of class normal"),
-        ("manifest.csv", lambda t: pd.concat([t, t[:1]]), r"row 61 \(folder/0.png\): the picture stands in it twice"),
+        ("manifest.csv", lambda t: pd.concat([t, t[:1]]), r"row 61 \(folder/0.png\): the picture is listed twice"),
         ("manifest.csv", at("split", 5, "tset"), r"row 6 \(folder/5.png\): there is no split 'tset'"),
         ("manifest.csv", at("width", 5, "wide"), r"row 6 \(folder/5.png\): width is wide, no finite number"),
         ("history.csv", lambda t: t.drop(columns="val/loss"), "it lacks the column val/loss"),
@@ -97,8 +97,8 @@ def at(column: str, place: int, value: object) -> Callable[[pd.DataFrame], pd.Da
         ("metrics.json", lambda m: {**m, "test/confusion_matrix": [[1, -1], [1, 1]]}, r"test/conf.* is '\[\["),
         ("metrics.json", lambda m: {**m, "test/confusion_matrix": [1]}, r"test/confusion_matrix is '\[1\]'"),
         ("metrics.json", lambda m: {k: v for k, v in m.items() if k != "val/auroc"}, "it lacks val/auroc"),
-        ("metrics.json", lambda m: {**m, "val/auroc": float("nan")}, r"no JSON \(NaN is no number of JSON\)"),
-        ("environment.json", lambda _: [1], "no object of JSON"),
+        ("metrics.json", lambda m: {**m, "val/auroc": float("nan")}, r"no JSON \(NaN is not a number in JSON\)"),
+        ("environment.json", lambda _: [1], "not a JSON object"),
         ("environment.json", lambda e: {**e, "epochs": True}, "epochs is 'True'"),
         ("environment.json", lambda e: {**e, "peak_memory_mib": [1]}, r"peak_memory_mib is '\[1\]'"),
         ("environment.json", lambda e: {**e, "seconds": "x"}, "seconds is 'x'"),
@@ -122,7 +122,11 @@ def test_a_wrong_value_is_named(record: Run, name: str, change: Callable[[Any], 
 def test_a_file_that_is_gone_empty_or_cut_is_named(record: Run, name: str) -> None:
     path = record.directory / name
     content = path.read_bytes()
-    for damaged, message in ((b"", "is empty"), (content[: len(content) // 2], ""), (b"\xff\xfe\x00", "it is no text")):
+    for damaged, message in (
+        (b"", "is empty"),
+        (content[: len(content) // 2], ""),
+        (b"\xff\xfe\x00", "not a text file"),
+    ):
         path.write_bytes(damaged)
         if message or name not in ("config.yaml", "history.csv"):  # half of these may be whole in itself
             with pytest.raises(DamagedError, match=rf"^a/{name} .*{message}"):
@@ -135,7 +139,7 @@ def test_a_file_that_is_gone_empty_or_cut_is_named(record: Run, name: str) -> No
 def test_a_change_that_makes_sense_is_said(record: Run) -> None:
     edit(record, "metrics.json", lambda m: {**m, "test/auroc": 0.99})
     record.check()
-    assert record.changes() == "metrics.json is no longer what status.json has the hash of"
+    assert record.changes() == "metrics.json is no longer as status.json recorded (SHA-256)"
     assert row(record)["error"] == record.changes()
 
 
@@ -206,7 +210,8 @@ def test_trainings_that_are_not_done_are_named(
         ("013", ["seed=0,1,2,3"], None, "without a record in this sweep: 1 job (2)"),
         ("01", ["seed=0,1", "data.split.seed=${seed}", "model=a,b"], {"optimizer.lr": "0.1,0.2"},
          "without a record in this sweep: 6 jobs (2, 3, 4, 5, 6, ...)"),
-        ("02", ["seed=range(0,9)"], None, "without a record in this sweep: 1 job (1)"),  # not known how many were to be
+        ("02", ["seed=range(0,9)"], None, "without a record in this sweep: 7 jobs (1, 3, 4, 5, 6, ...)"),
+        ("02", ["seed=glob(*)"], None, "without a record in this sweep: 1 job (1)"),  # not known how many were to be
         ("ab", ["seed=0,1,2"], None, "without a record in this sweep: 1 job"),
         ("012", ["seed=0,1,2", "data=folder"], None, None),
     ],
@@ -258,7 +263,7 @@ def test_a_sweep_goes_on_without_its_broken_run(
     states = [row(run)["state"] for run in runs_of(tmp_path / "s")]
     assert states == ["damaged", "damaged", "damaged", "done", "done"]
     assert not show_runs(tmp_path / "s")
-    assert "s/0/status.json is damaged: no JSON" in capsys.readouterr().out
+    assert "s/0/status.json is damaged: not JSON" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "s/leaderboard.csv")["run"].tolist() == [3, 4]  # predictions are not read for it
 
 
@@ -283,7 +288,7 @@ CARD = {
 )  # fmt: skip
 def test_every_value_of_a_card_is_checked(key: str, value: object) -> None:
     assert read_card({KEY: CARD}, "best.ckpt").temperature == 1.5
-    with pytest.raises(UserError, match=f"best.ckpt carries a card whose {key} makes no sense"):
+    with pytest.raises(UserError, match=f"best.ckpt holds a card whose {key} makes no sense"):
         read_card({KEY: {**CARD, key: value}}, "best.ckpt")
 
 
@@ -292,7 +297,9 @@ def test_the_checkpoint_of_another_run_is_refused(record: Run) -> None:
     check_origin({KEY: own}, record.best_checkpoint, record)
     check_origin({}, record.best_checkpoint, record)  # of an older version
     for key, value in (("backbone", "vgg16"), ("image_size", 32), ("seed", 7), ("fold", 3)):
-        with pytest.raises(UserError, match=f"^best.ckpt of run a is of another run: its card has {key}={value}, and"):
+        with pytest.raises(
+            UserError, match=f"^best.ckpt of run a belongs to another run: its card has {key}={value}, and"
+        ):
             check_origin({KEY: {**own, key: value}}, record.best_checkpoint, record)
 
 
@@ -303,13 +310,13 @@ def test_another_runs_checkpoint_is_noticed_where_it_is_used(run: Path, tmp_path
     with pytest.raises(UserError, match=r"its card has seed=0, and config\.yaml 1; put the run's own checkpoint back"):
         load_models([str(copy)])
     write_report(copy, draws=100, pictures=False)
-    assert "best.ckpt of run run is of another run" in (copy / "report.html").read_text()
+    assert "best.ckpt of run run belongs to another run" in (copy / "report.html").read_text()
     (copy / "config.yaml").write_text("{")
     assert load_models([str(copy)])[0].card.seed == 0
 
 
 def test_a_card_that_lacks_a_value_is_refused() -> None:
-    with pytest.raises(UserError, match=r"best\.ckpt carries a card without temperature"):
+    with pytest.raises(UserError, match=r"best\.ckpt holds a card without temperature"):
         read_card({KEY: {key: value for key, value in CARD.items() if key != "temperature"}}, "best.ckpt")
 
 

@@ -129,7 +129,7 @@ def test_planes_of_sixteen_bits_are_set_aside_rather_than_read_as_noise() -> Non
     tags |= {279: (4, (size,) * 3), 284: (3, 2)}
     start = len(tiff(tags | {273: (4, (0,) * 3)}))
     planes = tiff(tags | {273: (4, (start, start + size, start + 2 * size))}, TWELVE.tobytes() * 3)
-    with pytest.raises(Unusable, match="stored in a way that is not read"):
+    with pytest.raises(Unusable, match="stored in a way that cannot be read"):
         read_picture(planes)
 
 

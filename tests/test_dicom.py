@@ -227,7 +227,7 @@ def test_a_process_that_dies_takes_one_file_with_it(monkeypatch: pytest.MonkeyPa
         most = 1
         same(file(one, 8), one)  # the next process reads it
         most = 3
-        with pytest.raises(NotRead, match="DICOM whose reading was ended from outside"):
+        with pytest.raises(NotRead, match="DICOM whose reading was stopped from outside"):
             read_picture(file(one, 8), 64)
         assert len(set(deaths)) == 3
         patch.setattr(apart, "_exchange", interrupted)
@@ -307,7 +307,7 @@ def test_what_pydicom_ships() -> None:
         assert time.monotonic() - start < 2, path.name
     assert kinds == {
         "picture": 44,
-        "DICOM with transfer syntax Deflated Explicit VR Little Endian, which is not read": 1,
+        "DICOM with transfer syntax Deflated Explicit VR Little Endian, which cannot be read": 1,
         "DICOM without pixel data (a report, a plan, ...)": 10,
         "DICOM without Rows": 2,
         "multi-frame DICOM (2 frames): give single images": 3,

@@ -130,7 +130,7 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "one bit", file(small, 8, BitsAllocated=1, BitsStored=1, HighBit=0), "DICOM with 1 of 1 bits"
     yield "more stored than allocated", file(small, 12), "DICOM with 12 of 8 bits"
     yield "allocated lies", file(small, 8, BitsAllocated=16), "damaged DICOM: its pixel data cannot be decoded"
-    yield "high bit lies", file(small, 8, HighBit=6), "DICOM whose highest bit"
+    yield "high bit lies", file(small, 8, HighBit=6), "DICOM whose HighBit"
     yield "signs", file(small, 8, PixelRepresentation=7), "damaged DICOM: its pixel data cannot be decoded"
     yield "samples", file(small, 8, SamplesPerPixel=4), "DICOM with colours that cannot be read"
     yield "colours", file(small, 8, PhotometricInterpretation="HSV"), "DICOM with colours that cannot be read"

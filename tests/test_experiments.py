@@ -10,7 +10,7 @@ import yaml
 from osteo.app.hydra import CONF
 
 RECIPES = ("best", "finetune", "ladder", "literature", "probe", "scratch")
-"""Of other backbones: test_readme.py runs them, test_literature.py the literature and test_ladder.py the ladder."""
+"""Of other backbones: test_docs.py runs them, test_literature.py the literature and test_ladder.py the ladder."""
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - set(RECIPES))
 PHANTOMS = [
     "data.phantom.kaggle={normal: 14, osteoporosis: 14}",

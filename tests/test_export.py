@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
 
@@ -154,14 +155,14 @@ def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
     taken.write_text("kept")
     done = osteo("export", str(ckpt))
     assert done.code == 2
-    assert done.err == "osteo export: best.onnx exists already; remove it, or choose another: output=FILE.onnx\n"
+    assert done.err == f"osteo export: {taken} exists already; remove it, or choose another: output=FILE.onnx\n"
     assert taken.read_text() == "kept"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a checkpoint: osteo export RUN/checkpoints/best.ckpt"),
+        ([], "name a run or a checkpoint: osteo export RUN"),
         (["ckpt=[a.ckpt,b.ckpt]"], "an ensemble cannot be exported as one file"),
         (["run/best.ckpt", "format=tflite"], "format 'tflite' is unknown; choose one of: onnx, torchscript, torch_exp"),
         (["run/best.ckpt", "format=torchscript", "int8=true"], "int8=true goes with format=onnx"),
@@ -169,8 +170,8 @@ def test_nothing_is_overwritten(osteo: Callable, ckpt: Path) -> None:
         (["run/best.ckpt", "output=text.ckpt/best.onnx"], "output=text.ckpt/best.onnx: there is no folder text.ckpt"),
         (["run/best.ckpt", "check=nowhere"], "check=nowhere: no such file or folder"),
         (["run/best.ckpt", "check=run"], "check=run holds no picture that can be read"),
-        (["gone.ckpt"], "there is no checkpoint gone.ckpt"),
-        (["text.ckpt"], "text.ckpt is no checkpoint of osteo"),
+        (["gone.ckpt"], "gone.ckpt: no such run, sweep or checkpoint"),
+        (["text.ckpt"], "text.ckpt is not a checkpoint of osteo"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -193,22 +194,75 @@ def test_without_the_extra(osteo: Callable, ckpt: Path, monkeypatch: pytest.Monk
     assert [path.name for path in ckpt.parent.iterdir()] == ["best.ckpt"]
 
 
-def test_the_example_needs_numpy_and_onnxruntime_alone(ckpt: Path, tmp_path: Path) -> None:
-    model, path = load_model(ckpt), tmp_path / "best.onnx"
+def ask(path: Path, picture: Path, before: str = "", after: str = "") -> "subprocess.CompletedProcess[str]":
+    """Runs the example, with statements around it in the same process."""
+    code = f"import runpy, sys; sys.argv = sys.argv[1:];{before} runpy.run_path(sys.argv[0]);{after}"
+    command = [sys.executable, "-c", code, EXAMPLE, path, picture]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def example(trained: bytes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]:
+    """A folder with an exported model, the same phantom as several files, and its probability."""
+    folder = tmp_path_factory.mktemp("example")
+    (folder / "best.ckpt").write_bytes(trained)
+    model, path = load_model(folder / "best.ckpt"), folder / "best.onnx"
     work.write_exported(model, path)
     raw = work._phantom(3, "osteoporosis")
     prepared = model.prepare(raw)
-    np.save(tmp_path / "prepared.npy", prepared)
-    np.save(tmp_path / "raw.npy", raw)
-    (tmp_path / "prepared.pgm").write_bytes(b"P5\n# by hand\n64 64\n255\n" + prepared.tobytes())
-    wanted = calibrate(model.logits([prepared]), model.card.temperature)[0]
-    for name, tolerance in {"prepared.npy": 1e-4, "prepared.pgm": 1e-4, "raw.npy": 1e-2}.items():
-        code = (
-            "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0]);"
-            "assert not {'torch', 'cv2', 'PIL', 'osteo'} & set(sys.modules)"
-        )
-        command = [sys.executable, "-c", code, EXAMPLE, path, tmp_path / name]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        assert done.stdout.split("; ")[1] == "osteoporosis"
-        assert float(done.stdout.split("; ")[0]) == pytest.approx(wanted, abs=tolerance), name
-    assert len(EXAMPLE.read_text().splitlines()) <= 30
+    np.save(folder / "prepared.npy", prepared)
+    np.save(folder / "raw.npy", raw)
+    (folder / "prepared.pgm").write_bytes(b"P5\n# by hand\n64 64\n255\n" + prepared.tobytes())
+    Image.fromarray(prepared).save(folder / "prepared.png")
+    Image.fromarray(raw).save(folder / "raw.png")
+    Image.fromarray(np.stack([raw] * 3, axis=2)).save(folder / "colour.png")
+    Image.fromarray(raw.astype(np.uint16) * 100).save(folder / "deep.png")
+    Image.fromarray(raw).convert("RGBA").save(folder / "transparent.png")
+    (folder / "broken.png").write_bytes((folder / "raw.png").read_bytes()[:500])
+    return folder, path, calibrate(model.logits([prepared]), model.card.temperature)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("prepared.npy", 1e-4), ("prepared.pgm", 1e-4), ("raw.npy", 1e-2), ("prepared.png", 1e-4), ("raw.png", 1e-2),
+        ("colour.png", 1e-2), ("deep.png", 2e-2),
+    ],
+)  # fmt: skip
+def test_the_example_answers_as_the_model_does(example: tuple[Path, Path, float], name: str, tolerance: float) -> None:
+    folder, path, wanted = example
+    unused = {"torch", "cv2", "osteo"} | ({"PIL"} if not name.endswith(".png") else set())
+    done = ask(path, folder / name, after=f" assert not {unused} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("; ")[1] == "osteoporosis"
+    assert float(done.stdout.split("; ")[0]) == pytest.approx(wanted, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "message"),
+    [
+        ("raw.png", " sys.modules['PIL'] = None;", "is read by Pillow, which is not installed: pip install pillow"),
+        ("transparent.png", "", "is neither grey nor RGB but RGBA"),
+        ("broken.png", "", "cannot be read: "),
+    ],
+)
+def test_the_example_says_in_one_line_what_it_cannot_read(
+    example: tuple[Path, Path, float], name: str, before: str, message: str
+) -> None:
+    folder, path, _ = example
+    done = ask(path, folder / name, before)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_example_does_not_guess_where_the_joint_is(example: tuple[Path, Path, float]) -> None:
+    folder, _, _ = example
+    model, path = by_hand("test_resnet", 64), folder / "crop.onnx"
+    work.write_exported(replace(model, card=replace(model.card, fit="crop")), path)
+    done = ask(path, folder / "raw.png")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "this model sees a part of the picture that osteo finds (fit=crop, enhance=none): give"
+    )
+    assert ask(path, folder / "prepared.png").returncode == 0

@@ -94,8 +94,8 @@ def test_layers_are_listed_with_their_shapes(known: Network) -> None:
     [
         ("scal", "maps: layer 'scal' is unknown among 4 names; the nearest are: scale; maps=list lists them all"),
         (0, "maps: layer '0' is unknown among 4 names; maps=list lists them all"),
-        (["act", "fc"], "maps: layer 'fc' gives 1 for a picture, which is no map; maps=list lists them all"),
-        ([], "maps=[] names no layer; name some, or leave it out for one of each stage; maps=list lists them all"),
+        (["act", "fc"], "maps: layer 'fc' gives 1 for a picture, which is not a map; maps=list lists them all"),
+        ([], "maps=[] names no layer; name one, or leave it out for one per stage; maps=list lists them all"),
     ],
 )
 def test_a_layer_that_is_not_there_is_named(known: Network, maps: Any, message: str) -> None:
@@ -271,9 +271,9 @@ def test_explain_leaves_figures_and_numbers(osteo: Callable[..., Result], run: P
             ["{run}", "input=in", "maps=layer9"],
             "maps: layer 'layer9' is unknown among 70 names; the nearest are: layer",
         ),
-        (["{run}"], "name the pictures to explain: input=FILE, a folder or a zip; maps=list needs none"),
-        (["ckpt=[{run},{run}]", "input=in"], "ckpt names 2 checkpoints; layers are those of one network: name one"),
-        (["input=in"], "name a checkpoint"),
+        (["{run}"], "name the pictures: osteo explain RUN PICTURE, or a folder or zip of them; maps=list needs none"),
+        (["ckpt=[{run},{run}]", "input=in"], "ckpt names 2 checkpoints; layers belong to one network: name one"),
+        (["input=in"], "name a run or a checkpoint"),
         (
             ["{run}", "input=in", "output_dir=in/o"],
             "in/o lies within input=in, so that maps would be taken for pictures",

@@ -228,7 +228,7 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
     by_patient.write_text("Patient,Age,Sex,BMI\np9,50,F,30\nP1,51,F,31\n")
     assert read_patients(str(by_patient), [], names, [model])["P9.png"]["bmi"] == 30
     assert read_patients(None, [], names, [model]) == {}
-    assert "takes the patient's age, sex, bmi too, and no sheet gives them (clinical=FILE)" in caplog.text
+    assert "takes the patient's age, sex, bmi too, and no clinical sheet is given (clinical=FILE)" in caplog.text
     for lines, message in [
         (
             "Patient,Age,Sex\nP7,50,F\n",
@@ -238,7 +238,7 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
             "Age,Sex,BMI\n50,F,30\n",
             r"has no column for the picture; name it: clinical_columns=\[COLUMN:picture\]; its col",
         ),
-        ("Patient,Age,Sex,BMI\nP7,50,F,300\n", "clinical=b.csv: 'BMI' in row 2 is no number from 8 to 100"),
+        ("Patient,Age,Sex,BMI\nP7,50,F,300\n", "clinical=b.csv: 'BMI' in row 2 is not a number from 8 to 100"),
         (
             "Patient,Age,Sex,BMI\nP0,50,F,30\n",
             "a row for none of 3 pictures, such as P7.png; its patients were compared",
@@ -255,12 +255,12 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
     expected = model.logits([prepared] * 2, model.features([{"age": 71, "sex": "female", "bmi": 25.0}, {}]))
     assert told["logit"].to_numpy() == pytest.approx(expected)
     assert abs(expected[0] - expected[1]) > 0.1
-    note = "not known of the patient: age, sex, bmi; typical values of training are used"
+    note = "not known of the patient: age, sex, bmi; typical values from training are used"
     assert [flag.endswith(note) for flag in told["flag"]] == [False, True]
     for patients, message in [
         ([{}], "there are 2 pictures and 1 patients"),
-        ([{}, {"ag": 3}], "'ag' is no covariate of this model; it takes: age, sex, bmi, height, weight"),
-        ([{}, {"age": 300}], "covariate age is no number from 0 to 120"),
+        ([{}, {"ag": 3}], "'ag' is not a covariate of this model; it takes: age, sex, bmi, height, weight"),
+        ([{}, {"age": 300}], "covariate age is not a number from 0 to 120"),
     ]:
         with pytest.raises(UserError, match=message):
             load(run.best_checkpoint).predict([picture, picture], patients=patients, interval=False)
@@ -268,7 +268,7 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
 
 def test_a_sheet_is_of_no_use_to_a_model_of_pictures_alone(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("picture,age\na,50\n")
-    with pytest.raises(UserError, match="is of no use: the model takes no covariates; leave"):
+    with pytest.raises(UserError, match="is not used: the model takes no covariates; leave"):
         read_patients(str(tmp_path / "a.csv"), [], ["a.png"], [SimpleNamespace(covariates=None)])  # type: ignore[list-item]
 
 
@@ -302,11 +302,11 @@ def test_the_page_asks_for_the_patient_and_the_header_tells(model: Model, archiv
         known = ask(json.dumps({"age": "71", "sex": "f", "bmi": 25.0})).json()
         assert known["remarks"] == []
         unknown = client.post("/answer", content=content).json()
-        assert unknown["remarks"] == ["not known of the patient: age, sex, bmi; typical values of training are used"]
+        assert unknown["remarks"] == ["not known of the patient: age, sex, bmi; typical values from training are used"]
         assert unknown["calibrated"] != known["calibrated"]
         for patient, message in [
-            ('{"age": 810}', "covariate age is no number from 0 to 120 (years)"),
-            ('{"ag": 81}', "'ag' is no covariate of this model; it takes: age, sex, bmi, height, weight"),
+            ('{"age": 810}', "covariate age is not a number from 0 to 120 (years)"),
+            ('{"ag": 81}', "'ag' is not a covariate of this model; it takes: age, sex, bmi, height, weight"),
             ("[1]", "the header X-Patient must be a JSON object of numbers and words"),
             ('{"age": [1]}', "the header X-Patient must be a JSON object of numbers and words"),
         ]:

@@ -109,11 +109,11 @@ def test_what_cannot_be_captured_runs_as_it_is(
         given = torch.full((2,), 1.0 + turn)
         [made] = graphed(given)
         assert torch.equal(made, given * given.sum() if fault == "reads" else given)
-    assert caplog.text.count("a step is no CUDA graph") == 1
+    assert caplog.text.count("a step does not run as a CUDA graph") == 1
     calls, graphed = 0, Graphed(function, is_required=True)
     for _ in range(WARM_UP):
         graphed(torch.ones(2))
-    with pytest.raises(UserError, match=r"trainer\.graph=true, but a step can be no CUDA graph \("):
+    with pytest.raises(UserError, match=r"trainer\.graph=true, but a step cannot be a CUDA graph \("):
         graphed(torch.ones(2))
 
 

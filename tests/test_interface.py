@@ -113,7 +113,7 @@ def test_a_checkpoint_names_the_plugins_that_it_needs(
         load(tmp_path / "other.ckpt")
     stored[KEY]["plugins"] = ["not a module; rm -rf"]
     torch.save(stored, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="carries a card whose plugins makes no sense"):
+    with pytest.raises(UserError, match="holds a card whose plugins makes no sense"):
         load(tmp_path / "other.ckpt")
 
 

@@ -116,7 +116,7 @@ def test_columns_and_words_of_other_names_are_mapped(sourced: Callable[..., Sour
         ("file,class\nx,normal\n", {}, r"names none of the 4 pictures, such as no_0R.png; its first row names 'x'"),
         ("file,class\nx,ill\n", {}, "1 of 1 rows have none of normal, .*osteoporosis in column 'class': ill; map it"),
         (FULL + "os_0L,normal\n", {}, "rows 2 and 6 differ in the class of os_0L.png; keep one of them"),
-        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is no column of data.labels=L.csv and no pattern"),
+        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is neither a column of data.labels=L.csv nor a pattern"),
         (FULL, {"patient": "(x)"}, "finds no patient in any of 4 pictures, such as no_0R.png"),
         ("file,class,split\nos_0L,normal,train\nno_0R,normal,\n", {}, "has no split in 1 of 2 rows"),
     ],
@@ -183,7 +183,8 @@ def test_what_does_not_fit_is_counted_in_a_warning(
         " map it with data.classes=[WORD:CLASS]",
         "data.labels=L.csv has 1 row (gone.png first) without a picture",
         "data.labels=L.csv has no row with a class for 1 picture (no_1R.png first): left out",
-        "data.labels=L.csv has another class than the folder for 1 picture (normal/folder.png first): the file counts",
+        "data.labels=L.csv disagrees with the class of the folder for 1 picture (normal/folder.png first): the file"
+        " counts",
     ]
 
 
@@ -213,7 +214,7 @@ def test_a_pattern_finds_patients_and_keeps_their_pictures_together(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patient": "(["}, r"data.patient=\(\[ is no regular expression: unterminated character set at position 1"),
+        ({"patient": "(["}, r"data.patient=\(\[ is not a regular expression: unterminated character set at position 1"),
         ({"patient": "P"}, "data.patient=P has 0 groups; the one that holds the patient is needed, as in"),
         ({"patient": "(a)(b)"}, r"has 2 groups"),
         ({"columns": ["a:picture"]}, "data.columns goes with data.labels=FILE"),
@@ -238,7 +239,7 @@ def test_capitals_and_partial_mappings_of_folders(tmp_path: Path, caplog: pytest
         "Healthy/1.png": "normal", "healthy/2.png": "normal", "Osteoporosis/3.png": "osteoporosis",
     }  # fmt: skip
     assert caplog.messages == [
-        "2 pictures left out, in folders that stand for no class: doubtful (1), x/doubtful (1);"
+        "2 pictures left out, in folders that name no class: doubtful (1), x/doubtful (1);"
         " map them with data.classes=[FOLDER:CLASS]",
         "data.classes names folders that hold no picture: gone",
     ]
@@ -252,7 +253,7 @@ def test_a_split_that_the_labels_state_is_kept(caplog: pytest.LogCaptureFixture)
     assert (assign_splits(stated, SplitConfig())["split"] == stated["split"]).all()
     assert caplog.text == ""
     assign_splits(stated, SplitConfig(fold=1, folds=3))
-    assert "the split that the labels state is not used: data.split asks for another" in caplog.text
+    assert "the split in the labels file is not used: data.split asks for another" in caplog.text
     with pytest.raises(UserError, match="split 'some' is unknown; choose one of: train, val, test"):
         assign_splits(table.assign(split="some"), SplitConfig())
 
@@ -367,9 +368,9 @@ def test_t_scores_of_labels_are_read_and_say_the_class_where_it_is_left_out(sour
     [
         (T_SCORES, {}, "has no column for the class, such as"),
         (T_SCORES.replace("0.3", "25"), {"task": "t_score"},
-         "data.labels=L.csv: 'T-Score' in row 3 is no number from -10 to 10"),
+         "data.labels=L.csv: 'T-Score' in row 3 is not a number from -10 to 10"),
         (T_SCORES.replace("T-Score", "T").replace("0.3", "x"), {"task": "t_score", "columns": ["T:t_score"]},
-         "data.labels=L.csv: 'T' in row 3 is no number from -10 to 10"),
+         "data.labels=L.csv: 'T' in row 3 is not a number from -10 to 10"),
         (T_SCORES + "os_0L,-2.7\n", {"task": "t_score"},
          "rows 2 and 6 differ in the T-score of os_0L.png; keep one of them"),
     ],
@@ -430,7 +431,7 @@ def test_a_t_score_counts_whatever_its_folder_says(tmp_path: Path, caplog: pytes
     rows = table.set_index("image_id")
     assert rows.loc["folder/osteoporosis/3.png", ["label", "class_name"]].tolist() == [1, "osteopenia"]
     assert (
-        "the T-score of 1 picture (folder/osteoporosis/3.png first) is of another class than the folder: the T-score"
+        "the T-score of 1 picture (folder/osteoporosis/3.png first) disagrees with the class of the folder: the T-score"
         " counts"
     ) in caplog.messages
     three = prepare(configured(root, settings | {"task": "three_class"}), split=False).manifest.set_index("image_id")

@@ -128,13 +128,13 @@ def config(**split: Any) -> Config:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (config(grouped=True), "goes with data.split.grouped=false, and not with a split that is given"),
-        (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a split"),
+        (config(grouped=True), "goes with data.split.grouped=false, and not with a given split"),
+        (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a given split"),
         (replace(config(), augment=AugmentConfig()), "it needs augment=paper"),
         (replace(config(), augment=replace(PAPER, val=True)), "goes neither with augment.val=true nor with covariates"),
         (PrepareConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
         (EvaluateConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
-        (config(variants_first=False, ready_made=True), "except that a fold beside a test_source numbers the repeat"),
+        (config(variants_first=False, ready_made=True), "with a test_source, the fold is the number of the repeat"),
     ],
 )
 def test_what_does_not_go_with_variants_first_is_one_line(given: Any, message: str) -> None:
@@ -220,6 +220,7 @@ def found(experiments: Mapping[str, Experiment]) -> ladder.Findings:
     return ladder.find(experiments, draws=200, seed=0)
 
 
+@pytest.mark.slow
 def test_every_protocol_is_an_experiment_of_its_own(
     runs: list[Run], experiments: Mapping[str, Experiment], found: ladder.Findings
 ) -> None:
@@ -302,6 +303,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep") / "s"
 
 
+@pytest.mark.slow
 def test_a_ladder_is_trained_and_reported(
     osteo: Callable[..., Any], sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,17 +337,18 @@ def test_a_ladder_is_trained_and_reported(
     assert '<h2 id="ladder">Protocol ladder</h2>' in page
     assert '<li><a href="#ladder">Protocol ladder</a></li>' in page
     assert ladder.CAPTION in page
-    assert "Everything here is of protocol=grouped_folds;" in page
+    assert "Everything here is about protocol=grouped_folds;" in page
     assert "2-fold cross-validation, once" in page
     assert "incomplete" not in page
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_variants_is_reported_and_answers(osteo: Callable[..., Any], sweep: Path) -> None:
     report = read_report(ReportConfig(runs=str(sweep / "0"), draws=100))
     text = report.markdown()
-    assert "What needs the pictures is left out: their variants are in no file." in text
+    assert "Sections that need the pictures are left out: the variants that were tested are in no file." in text
     assert "## Protocol ladder" not in text
     assert report.tables["flow"]["found"].tolist() == [10, 10, 5, 5]  # pictures, not their variants
     done = osteo("evaluate", f"ckpt={sweep / '0'}", "data=phantom", *SMALL, "split=all", "output_dir=e")
     assert done.code == 0, done.err
-    assert "has learnt from 30 of these 30 pictures: the result is too good" in done.err + done.out
+    assert "was trained on 30 of these 30 pictures: the result is too optimistic" in done.err + done.out

@@ -70,6 +70,7 @@ def test_the_interface_is_small_and_imports_nothing() -> None:
     assert all(getattr(package, name).__doc__ for name in package.__all__)
 
 
+@pytest.mark.slow
 def test_three_loggers_at_once_have_the_same_numbers(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = osteo(
@@ -91,10 +92,38 @@ def test_three_loggers_at_once_have_the_same_numbers(osteo: Callable, tiny: list
         assert [event.value for event in board.Scalars(name)] == expected
     assert csv["test/auroc"].dropna().tolist() == pytest.approx([metrics["test/auroc"]])
     assert [event.value for event in board.Scalars("test/auroc")] == pytest.approx([metrics["test/auroc"]])
+    assert board.Tags()["images"] == ["test/confusion"]
+    [told] = board.Tensors("run/text_summary")
+    assert told.tensor_proto.string_val == [b"test_resnet-seed0: run, train, test_resnet, folder"]
     written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
     hparams = next((tmp_path / "run/csv").glob("version_*/hparams.yaml")).read_text()
     assert yaml.safe_load(hparams)["data"]["root"] == "kaggle"
     assert written.count(str(tmp_path).encode()) == Path("run/config.yaml").read_bytes().count(str(tmp_path).encode())
+
+
+def test_mlflow_has_parameters_curves_tags_and_the_confusion_matrix(
+    osteo: Callable, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="the extra 'mlflow' is not installed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = osteo("train", *tiny, "logger=mlflow", "callbacks=[batch_loss]", "output_dir=run")
+    assert done.code == 0, done.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'run'}/mlflow.db")
+    [run] = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    record = Run(tmp_path / "run")
+    assert run.data.params["model/backbone"] == "test_resnet"
+    assert run.data.metrics["test/auroc"] == pytest.approx(record.read_metrics()["test/auroc"])
+    assert run.data.tags["mlflow.runName"] == "test_resnet-seed0"
+    assert (run.data.tags["group"], run.data.tags["tag.folder"], run.data.tags["mlflow.user"]) == ("run", "true", "")
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id, "test")} == {
+        "test/confusion.csv", "test/confusion.png",
+    }  # fmt: skip
+    assert (tmp_path / "run/mlflow").is_dir()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "run"] == []
+    table = pd.read_csv(client.download_artifacts(run.info.run_id, "test/confusion.csv"), index_col=0)
+    assert table.to_numpy().tolist() == record.read_metrics()["test/confusion_matrix"]
+    losses = [point.value for point in client.get_metric_history(run.info.run_id, "train/loss_step")]
+    assert len(losses) == record.read_history()["step"].iloc[-1]
 
 
 def test_no_logger_at_all(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
@@ -139,7 +168,7 @@ def test_a_debugging_overlay_that_is_shipped_runs(osteo: Callable, tmp_path: Pat
 def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(
     osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
-    words = [*SMALL, "trainer.max_epochs=8", f"callbacks={choice}"]
+    words = [*SMALL, "trainer.max_epochs=8", f"callbacks={choice}", "keep=all"]
     assert osteo("train", *words, "output_dir=whole").code == 0
     with monkeypatch.context() as patch:
         interrupt(patch, after=6)

@@ -180,7 +180,12 @@ def test_a_metric_of_a_plugin_stands_everywhere(
         ("ppv", {}, lambda w, y, p, c: w, r"gives shape \(2, 4\) for 2 rows of weights, not \(2,\)"),
         ("ppv", {}, lambda w, y, p: w, "cannot be computed .TypeError"),
         ("ppv", {"direction": "up"}, lambda w, y, p, c: w[:, 0], "direction .up. is unknown"),
-        ("ppv/90", {}, lambda w, y, p, c: w[:, 0], "metric=ppv/90 of tests.test_metrics is no name for a column"),
+        (
+            "ppv/90",
+            {},
+            lambda w, y, p, c: w[:, 0],
+            "metric=ppv/90 of tests.test_metrics cannot be the name of a column",
+        ),
     ],
 )
 def test_a_metric_that_breaks_its_contract_is_refused_at_once(

@@ -79,8 +79,8 @@ def test_a_file_with_code_in_it_is_refused(tmp_path: Path) -> None:
     [
         ("nowhere.pth", "no such file"),
         ("x.txt", "must end in one of .safetensors"),
-        ("x.pth", "x.pth is no file of weights; save a state_dict"),
-        ("x.safetensors", "x.safetensors is no file of weights; save a state_dict"),
+        ("x.pth", "x.pth is not a file of weights; save a state_dict"),
+        ("x.safetensors", "x.safetensors is not a file of weights; save a state_dict"),
     ],
 )
 def test_what_is_no_file_of_weights(tmp_path: Path, name: str, message: str) -> None:

@@ -141,7 +141,7 @@ def test_mean_and_spread_alone_do_not_solve_it(tmp_path: Path) -> None:
             {"osteopenia": 0},
             "data.phantom.kaggle and data.phantom.mendeley ask for no",
         ),
-        ({}, {}, "ask for no picture; let one of them have some"),
+        ({}, {}, "ask for no pictures; give at least one of them some"),
         ({"nrmal": 3}, {}, "data.phantom.kaggle 'nrmal' is unknown; choose one of: normal, osteopenia, osteoporosis"),
         ({"normal": -3}, {}, "data.phantom.kaggle.normal=-3 is too small; the smallest allowed is 0"),
     ],

@@ -197,9 +197,9 @@ def test_variants_and_means_are_what_they_say() -> None:
         (lambda kept: kept[KEY].update(version=99), "does not know"),
         (lambda kept: kept[KEY].update(temperature=-1.0), "makes no sense"),
         (lambda kept: kept[KEY].update(extra=1), "does not know"),
-        (lambda kept: kept[KEY]["guard"].update(extra=1), "carries a card whose guard makes no sense"),
-        (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is no checkpoint of osteo"),
-        (lambda kept: kept.pop("state_dict"), "is no checkpoint of osteo"),
+        (lambda kept: kept[KEY]["guard"].update(extra=1), "holds a card whose guard makes no sense"),
+        (lambda kept: kept["hyper_parameters"].update(_target_="os.system"), "is not a checkpoint of osteo"),
+        (lambda kept: kept.pop("state_dict"), "is not a checkpoint of osteo"),
     ],
 )
 def test_a_checkpoint_that_was_tampered_with_is_refused(
@@ -222,7 +222,7 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     done = osteo("predict", "bomb.ckpt", "input=a.png")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "bomb.ckpt is no checkpoint of osteo" in done.err
+    assert "bomb.ckpt is not a checkpoint of osteo" in done.err
     assert not (tmp_path / "pwned").exists()
     foreign = osteo("predict", "ckpt=bomb.ckpt", "input=a.png", "+_target_=os.system")
     assert foreign.code == 2
@@ -232,9 +232,9 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "input=a.png"], "name a checkpoint"),
-        (["predict", "nowhere.ckpt", "input=a.png"], "there is no checkpoint nowhere.ckpt"),
-        (["predict", "{run}"], "name the pictures to answer"),
+        (["predict", "input=a.png"], "name a run or a checkpoint"),
+        (["predict", "nowhere.ckpt", "input=a.png"], "nowhere.ckpt: no such run, sweep or checkpoint"),
+        (["predict", "{run}"], "name the pictures: osteo predict RUN PICTURE"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
         (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
@@ -265,7 +265,7 @@ def test_an_external_set_with_other_names(osteo: Callable, runs: Path, knees: Pa
     table = Run(Path("e")).read_table("predictions.csv")
     assert table["label"].value_counts().to_dict() == {0: 40, 1: 40}
     learnt = Run(runs / "0").read_manifest()["split"].isin(["train", "val"]).sum()
-    assert f"has learnt from {learnt} of these 80 pictures: the result is too good" in done.out
+    assert f"was trained on {learnt} of these 80 pictures: the result is too optimistic" in done.out
     intervals = pd.read_csv("e/intervals.csv").set_index("metric")
     value = float(intervals.loc["auroc", "at 0.5 (0.50)"].split()[0])
     assert value == pytest.approx(json.loads(Path("e/metrics.json").read_text())["test/auroc"], abs=6e-4)
@@ -276,7 +276,7 @@ def test_a_card_that_is_not_its_networks_is_refused(runs: Path, tmp_path: Path, 
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
     kept[KEY][key] = value
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=rf"^other.ckpt carries a card whose {key} .*; it is damaged"):
+    with pytest.raises(UserError, match=rf"^other.ckpt holds a card whose {key} .*; it is damaged"):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 

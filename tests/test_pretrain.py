@@ -53,7 +53,7 @@ def configured(root: Path | str, **settings: Any) -> PretrainConfig:
     """A pretraining of a second."""
     data = DataConfig(name="folder", root=str(root), image_size=64, batch_size=16)
     trainer = TrainerConfig(max_epochs=3, devices=1, monitor="epoch", accelerator="cpu", precision="32-true")
-    made = PretrainConfig(data=data, trainer=trainer, model=ModelConfig(backbone="test_resnet"), patch=16)
+    made = PretrainConfig(data=data, trainer=trainer, model=ModelConfig(backbone="test_resnet"), patch=16, keep="all")
     return replace(made, **settings)
 
 
@@ -83,6 +83,7 @@ def pretrained(unlabelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return run(configured(unlabelled), tmp_path_factory.mktemp("pretrained") / "run")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_record_and_a_file_of_weights(
     osteo: Callable, pretrained: Run, tmp_path: Path, unlabelled: Path
 ) -> None:
@@ -98,12 +99,12 @@ def test_a_run_leaves_a_record_and_a_file_of_weights(
     assert (shown.code, "3 of 3" in shown.out) == (0, True)
     told = osteo("report", "run")
     assert told.code == 2
-    assert told.err == "osteo report: runs=run holds no finished run of training; give a sweep or a run directory\n"
+    assert told.err == "osteo report: run holds no finished run of training; give the directory of a sweep or a run\n"
     told = osteo("predict", "run", f"input={unlabelled}")
     assert told.code == 2
-    assert "best.ckpt is a pretraining's, which answers nothing yet: train it first" in told.err
+    assert "best.ckpt is a pretraining's, which has no classifier yet: fine-tune it first" in told.err
     told = osteo("rerun", "run")
-    assert told.err == "osteo rerun: run=run is a pretraining, which predicts nothing that could be compared\n"
+    assert told.err == "osteo rerun: run=run is a pretraining run, which has no predictions to compare\n"
     assert "is of another command; go on with it: osteo pretrain resume=run" in osteo("train", "resume=run").err
     kept = read_checkpoint(pretrained.best_checkpoint)
     network = Network("test_resnet", image_size=64, weights_file=str(pretrained.directory))
@@ -245,7 +246,7 @@ def test_no_copy_of_what_validates_or_tests_is_seen(
     assert set(chosen.seen.sha256) == set(used["sha256"])
     assert len(used) > 20
     assert f"learning from {len(used)} pictures; left out: " in chosen.line
-    assert f"compared with {len(held)} pictures that validate or test" in chosen.line
+    assert f"compared with {len(held)} pictures of validation and test" in chosen.line
 
 
 def test_what_a_training_would_refuse_is_not_seen(knees: Path, tmp_path: Path, run_of_knees: Path) -> None:
@@ -341,6 +342,7 @@ def test_a_training_refuses_weights_that_have_seen_its_test(
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_what_was_seen_is_carried_on(osteo: Callable, knees: Path, tiny: list[str], tmp_path: Path) -> None:
     data = DataConfig(name="folder", root=str(knees), image_size=64, batch_size=16, split=SplitConfig(fold=0))
     first = run(configured(knees, data=data, trainer=replace(configured(knees).trainer, max_epochs=1)), tmp_path / "p")
@@ -354,7 +356,7 @@ def test_what_was_seen_is_carried_on(osteo: Callable, knees: Path, tiny: list[st
     assert torch.equal(carried.descriptors, seen.descriptors)
     assert read_checkpoint(first.best_checkpoint)["seen"]["method"] == "simclr"
     asked = osteo("evaluate", "tuned", "data=folder", f"data.root={knees}", "split=all", "output_dir=all")
-    assert f"was pretrained on {len(seen.sha256)} of these 80 pictures: the result may be too good" in asked.out
+    assert f"was pretrained on {len(seen.sha256)} of these 80 pictures: the result may be too optimistic" in asked.out
     told = osteo("train", *words, "data.split.fold=1", "model.weights_file=tuned", "output_dir=again")
     assert told.code == 2
     assert "model.weights_file=tuned was pretrained on" in told.err
@@ -391,6 +393,7 @@ def test_altered_copies_are_found_by_their_descriptors(knees: Path) -> None:
     check_copies(sorted(knees.rglob("*.*"))[::2])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not (REAL_DATA / "kaggle").is_dir(), reason="the original X-rays are not here")
 def test_altered_copies_of_radiographs_are_found() -> None:
@@ -423,7 +426,10 @@ def describe_tensor(pictures: list[np.ndarray]) -> torch.Tensor:
         ({"trainer": TrainerConfig(devices=1)}, "trainer.monitor=val/loss needs labels"),
         ({"callbacks": {"stop": {"_target_": "x", "monitor": "val/auroc"}}}, "callbacks.stop.monitor=val/auroc needs"),
         ({"experiment": "paper"}, "experiment goes with osteo train"),
-        ({"augment": AugmentConfig(name="paper")}, "method=simclr draws views of a picture anew: set augment=online"),
+        (
+            {"augment": AugmentConfig(name="paper")},
+            "method=simclr draws new views of a picture every time: set augment=online",
+        ),
         ({"method": "masked", "patch": 48}, "patch=48 is more than half of data.image_size=64"),
         ({"against": "nowhere"}, "against=nowhere: no such file or directory"),
     ],

@@ -252,7 +252,7 @@ def test_without_a_key_nobody_is_asked_for_one(
     wandb.teardown()
     with WandbLogger(WandbConfig(mode="online"), {}, Place(tmp_path, "group", "name", "train", [])):
         pass
-    assert "no key of W&B is found, so the run is kept offline; `wandb login` once" in caplog.text
+    assert "no W&B API key is found, so the run is kept offline; `wandb login` once" in caplog.text
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 

@@ -211,7 +211,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"model.weights_file={weights}", "model.freeze=norms", "optimizer.layer_decay=0.8", "loss.label_smoothing=0.1",
         "loss.class_weights=balanced", "augment.mixup=0.4", "callbacks=[unfreeze_gradually,ema,early_stopping]",
         "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=9", "data.image_size=32",
-        "logger.wandb.mode=disabled", "trainer.max_epochs=6",
+        "logger.wandb.mode=disabled", "trainer.max_epochs=6", "keep=all",
     ]  # fmt: skip
 
 

@@ -23,12 +23,13 @@ from osteo.evaluation.bootstrap import Interval
 from osteo.report.page import write_report
 from osteo.report.paper import TABLE_2, table_1, table_2
 from osteo.report.tables import as_latex, as_markdown
+from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 from tests.conftest import REAL_DATA
 from tests.test_tracking import of_type, offline_runs
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+SMALLEST_TYPE = """() => Math.min(...[...document.querySelectorAll(".figure svg")].filter(one => one.checkVisibility())
+  .flatMap(one => [...one.querySelectorAll("text")]
+    .map(text => parseFloat(getComputedStyle(text).fontSize) * one.getScreenCTM().a)))"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def whole_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_table_1_from_archives_of_the_real_shape(whole_archives: Path) -> None:
     config = DataConfig("paper", kaggle=str(whole_archives / "kaggle"), mendeley=str(whole_archives / "mendeley"))
     config.image_size, config.fit, config.split.grouped, config.split.stratify = 16, "resize", False, ["label"]
@@ -88,6 +90,7 @@ def test_tables_in_markdown_and_latex() -> None:
         pytest.param(
             "real",
             marks=[
+                pytest.mark.slow,
                 pytest.mark.real_data,
                 pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the original X-rays are not at hand"),
             ],
@@ -153,17 +156,17 @@ def test_the_page_says_what_a_reviewer_asks(reported: Path) -> None:
     html, markdown = (reported / "report.html").read_text(), (reported / "report.md").read_text()
     for text in (html, markdown):
         assert "reaches an AUROC of" in text
-        assert "A forest that sees only a picture" in text
+        assert "A random forest that sees only a picture" in text
         assert "The paper reports an accuracy of 0.851 for densenet201" in text
         assert "2-fold cross-validation, 2 times" in text
-        assert "0 sets of one exposure or patient" in text
+        assert "No picture, copy or patient is on more than one side of a run's split." in text.replace("&#39;", "'")
         assert "quantitative ultrasound" in text
         assert "lies outside the knee" in text
         assert "Spearman" in text
     assert len(html) < 5_000_000
-    assert html.count("<svg") == 7
+    assert html.count("<svg") == 14, "each for a wide and for a narrow screen"
     assert "What the network sees" in html
-    assert len(re.findall(r": 6 of \d+ channels, each \d+ x \d+", html)) == 6  # three layers of two pictures
+    assert len(re.findall(r": 6 of \d+ channels, each \d+ x \d+", html)) == 12  # three layers, two pictures, twice
     assert "Added value" not in html + markdown, "no covariates were asked for"
     assert html.count('alt="the same with Grad-CAM"') == 8
     terminal = (reported.parent / "terminal.txt").read_text()
@@ -216,38 +219,32 @@ def test_wandb_gets_the_report_in_the_group_of_its_runs(reported: Path) -> None:
     assert {"comparison", "between", "exploratory", "thresholds", "subgroups", "costs"} <= tables
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+@in_browser
+@needs_chromium
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_browser(reported: Path, scheme: str, size: tuple[int, int]) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run"]  # fmt: skip
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    with opened(reported / "report.html", size, scheme) as page:
         messages: list[str] = []
         requested: list[str] = []
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requested.append(request.url))
-        page.goto((reported / "report.html").as_uri())
+        page.reload()
         images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
         assert len(images) == 16
         assert all(images)
         assert messages == []
         assert [url for url in requested if not url.startswith("data:")] == [(reported / "report.html").as_uri()]
-        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 27)"}[scheme]
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
-        found = Axe().run(page).response["violations"]
-        assert [(one["id"], one["impact"]) for one in found if one["impact"] in ("serious", "critical")] == []
-        browser.close()
+        specificity = page.locator("td[data-label=specificity]").first.bounding_box()
+        assert 0 <= specificity["x"] <= specificity["x"] + specificity["width"] <= size[0]
+        check_fits(page)
+        small = page.evaluate(SMALLEST_TYPE)
+        assert small >= 7.0, "of the figures, in pixels"
 
 
 def test_a_report_without_pictures(
@@ -297,14 +294,14 @@ def test_a_report_from_python(run: Path, tmp_path: Path) -> None:
     assert report.results.best.intervals["auroc"].value == pytest.approx(numbers.loc["test_resnet", "auroc"])
     with pytest.raises(UserError, match="draws=1 is too small"):
         write_report(folder, draws=1)
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="nowhere: no such run or sweep"):
         write_report(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "runs=nowhere holds no finished run"),
+        (["nowhere"], "nowhere: no such run or sweep"),
         ([], "name a sweep or a run directory: osteo report DIRECTORY"),
         (["nowhere", "draws=10"], "draws=10 is too small; the smallest allowed is 100"),
         (["nowhere", "prevalence=1.5"], "prevalence=1.5 is too large; the largest allowed is 0.999"),

@@ -22,12 +22,13 @@ from torch.optim import SGD
 from benchmarks.faults import differs, harness
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
-from osteo.training.callbacks import newest
-from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, newest, read_checkpoint
 from osteo.training.module import Classifier
 from osteo.training.optim import enter, make_schedule
 from tests.test_tracking import of_type, offline_runs
 
+USED = {"epoch", "global_step", "pytorch-lightning_version", "state_dict", "hparams_name", "hyper_parameters", "osteo"}
+"""What a checkpoint has that is used and trained no further."""
 OSTEO = str(Path(sys.executable).with_name("osteo"))
 
 
@@ -35,7 +36,7 @@ OSTEO = str(Path(sys.executable).with_name("osteo"))
 def words(tiny: list[str]) -> list[str]:
     """A run in which chance has a part: dropout, augmentation, order."""
     kept = [word for word in tiny if not word.startswith("trainer.max_epochs")]
-    return [*kept, "trainer.max_epochs=6", "model.drop_rate=0.3", "logger.wandb.mode=offline"]
+    return [*kept, "trainer.max_epochs=6", "model.drop_rate=0.3", "logger.wandb.mode=offline", "keep=all"]
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -55,6 +56,7 @@ def wait_for_epochs(run: Path, count: int, process: "subprocess.Popen[bytes]") -
     raise AssertionError(f"no {count} epochs: {process.poll()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
 def test_a_killed_run_ends_as_one_that_was_not(
     osteo: Callable, words: list[str], tmp_path: Path, how: signal.Signals
@@ -106,6 +108,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert differs(Run(tmp_path / "whole"), record) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     """A good job, one whose loss is not finite, one with a backbone that is unknown, and one killed in the middle."""
     words = [word for word in words if not word.startswith("model.backbone")]
@@ -134,6 +137,7 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
 
 
+@pytest.mark.slow
 def test_what_a_job_held_is_gone_before_the_next(osteo: Callable, tiny: list[str]) -> None:
     gc.collect()  # what other tests left
     before = sum(isinstance(thing, Classifier) for thing in gc.get_objects())
@@ -187,6 +191,7 @@ def test_a_sweep_from_elsewhere_runs_no_code(osteo: Callable, tmp_path: Path, ov
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_run(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     process = start(tmp_path, *words, "trainer.max_epochs=10000", "output_dir=run")
     try:
@@ -215,6 +220,7 @@ def test_other_pictures_are_noticed(osteo: Callable, words: list[str], archives:
     assert "pictures or their splits are no longer what they were" in done.err
 
 
+@pytest.mark.slow
 def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     assert osteo("train", *words, "output_dir=run").code == 0
     same = osteo("rerun", "run", "output_dir=again")
@@ -234,6 +240,7 @@ def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, word
     assert "is not a finished run" in nothing.err
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """`python -m benchmarks faults` does it thirty times, and ten times to sweeps."""
     for row in harness(2, 1, tmp_path):
@@ -241,6 +248,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         assert row["kills"] >= 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     short = [*words, "logger.wandb.mode=disabled", "optimizer.schedule=constant"]
     assert osteo("train", *short, "trainer.max_epochs=4", "output_dir=whole").code == 0
@@ -267,8 +275,41 @@ def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[st
         (record.checkpoints / name).write_bytes(b"")
     refused = osteo("train", "resume=run", "trainer.max_epochs=5")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "no checkpoint can be gone on from: run/checkpoints/last.ckpt is no checkpoint of osteo" in refused.err
+    assert "no checkpoint can be resumed from: run/checkpoints/last.ckpt is not a checkpoint of osteo" in refused.err
     assert (record.state, record.read_config()["trainer"]["max_epochs"]) == ("done", 4)
+
+
+def test_a_run_that_is_done_keeps_its_best_epoch_without_its_optimiser(
+    osteo: Callable, words: list[str], tmp_path: Path
+) -> None:
+    words = [*words, "logger.wandb.mode=disabled", "trainer.max_epochs=2", "callbacks=[ema]"]
+    for keep in ("all", "best"):
+        assert osteo("train", *words, f"keep={keep}", f"output_dir={keep}").code == 0
+    runs = [Run(tmp_path / keep) for keep in ("all", "best")]
+    assert [sorted(path.name for path in run.checkpoints.iterdir()) for run in runs] == [
+        ["best.ckpt", "last.ckpt", "previous.ckpt"], ["best.ckpt"],
+    ]  # fmt: skip
+    first, second = (read_checkpoint(run.best_checkpoint) for run in runs)
+    assert set(first) == set(second) == USED
+    assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+    weights = sum(value.numel() * value.element_size() for value in second["state_dict"].values())
+    assert runs[1].best_checkpoint.stat().st_size < 1.2 * weights
+    assert {"current_model_state", "optimizer_states"} <= set(read_checkpoint(runs[0].checkpoints / "last.ckpt"))
+
+    before = {path: path.read_bytes() for path in runs[1].directory.rglob("*") if path.suffix in (".ckpt", ".json")}
+    refused = osteo("train", "resume=best", "trainer.max_epochs=4")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "best cannot be given more epochs: when it was done, last.ckpt was removed" in refused.err
+    assert "train with keep=all what may be given more later" in refused.err
+    assert {path: path.read_bytes() for path in before} == before
+
+    (runs[1].directory / "status.json").unlink()
+    done = osteo("train", "resume=best")
+    assert (done.code, runs[1].state) == (0, "done"), done.err
+    assert "epoch 0" not in done.out
+    wrong = osteo("train", *words, "keep=last")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    assert "keep 'last' is unknown; choose one of: best, all" in wrong.err
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "poly"])
@@ -295,6 +336,7 @@ def test_a_longer_schedule_is_entered_at_its_step(name: str) -> None:
     assert rates(longer, entered, range(10, 20)) == whole[10:]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_status_goes_on_as_it_was_configured(
     osteo: Callable, words: list[str], tmp_path: Path
 ) -> None:
@@ -315,12 +357,12 @@ def test_a_run_without_its_status_goes_on_as_it_was_configured(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("status.json", "", "run/status.json is damaged; delete it, and resume goes on with the run after its last"),
+        ("status.json", "", "run/status.json is damaged; delete it, and resume continues the run after its last"),
         ("status.json", "[]", "run/status.json is damaged; delete it"),
         ("status.json", '{"state": "finished"}', "run/status.json is damaged; delete it"),
         ("config.yaml", "", "run/config.yaml is empty; restore it from a copy"),
         ("config.yaml", "seed: 3\ndata: {name: folder}\n", "run/config.yaml is damaged: it lacks model"),
-        ("config.yaml", "seed: [", "run/config.yaml is damaged: no YAML"),
+        ("config.yaml", "seed: [", "run/config.yaml is damaged: not YAML"),
         ("config.yaml", "seed: many\n", "run/config.yaml is damaged: it lacks data"),
         ("multirun.yaml", "", "run/multirun.yaml is damaged (it holds no sweep)"),
         ("multirun.yaml", "hydra: [", "run/multirun.yaml is damaged"),

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from benchmarks import fuzz
-from tests.test_report import CHROMIUM
+from tests.browser import CHROMIUM
 from tests.test_serve import png
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a checkpoint"),
-        (["nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        ([], "name a run or a checkpoint"),
+        (["nowhere.ckpt"], "nowhere.ckpt: no such run, sweep or checkpoint"),
         (["{run}", "port={taken}"], "address already in use; choose another, or port=0 for any that is free"),
         (["{run}", "port=70000"], "port=70000 is too large; the largest allowed is 65535"),
         (["{run}", "host=no.such.invalid"], "host=no.such.invalid port=8000: "),
@@ -59,7 +59,7 @@ def test_an_open_address_is_warned_of_and_ctrl_c_ends_it(run: Path, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     rest, wrong = process.communicate(timeout=30)
     assert (process.returncode, rest, wrong) == (0, "", "")
-    assert lines[0] == "host=0.0.0.0 is open to others: there is neither encryption nor a login\n"
+    assert lines[0] == "host=0.0.0.0 lets other machines connect, without encryption or a login\n"
     assert re.fullmatch(r"page         http://0\.0\.0\.0:\d+/ \(Ctrl-C ends it\)\n", lines[2])
     assert list(tmp_path.iterdir()) == []
 

@@ -230,6 +230,7 @@ def words(archives: Path) -> list[str]:
         "data=folder", f"data.root={archives / 'kaggle'}", "data.image_size=64", "data.batch_size=8",
         "model.backbone=test_resnet", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=6",
         "model.drop_rate=0.3", "logger.wandb.mode=disabled", "callbacks=[ema]", "callbacks.ema.decay=0.9",
+        "keep=all",
     ]  # fmt: skip
 
 
@@ -260,6 +261,46 @@ def test_a_kill_while_the_thread_writes_loses_nothing(
     assert resumed.code == 0, resumed.err
     assert "going on after last.ckpt" in resumed.out
     assert differs(reference, record) == []
+    assert {path.name for path in record.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+
+
+AT_THE_END = {
+    "nothing is removed": (0, ["best.ckpt", "last.ckpt", "previous.ckpt"]),
+    "the epoch before the last is removed": (1, ["best.ckpt", "last.ckpt"]),
+    "all is removed": (2, ["best.ckpt"]),
+}
+
+
+@pytest.mark.parametrize("moment", AT_THE_END)
+def test_a_kill_while_a_run_that_is_done_is_pruned_loses_nothing(
+    osteo: Callable[..., Any], words: list[str], reference: Run, tmp_path: Path, moment: str
+) -> None:
+    count, left = AT_THE_END[moment]
+    process = os.fork()
+    if process == 0:
+        finish, removed = Path.unlink, []
+
+        def unlink(self: Path, missing_ok: bool = False) -> None:
+            if self.suffix == ".ckpt":
+                removed.append(self.name)
+                if len(removed) > count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finish(self, missing_ok)
+            if self.suffix == ".ckpt" and len(removed) == count == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.unlink = unlink  # type: ignore[method-assign]
+        osteo("train", *words, "keep=best", "output_dir=run")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    record = Run(tmp_path / "run")
+    assert sorted(path.name for path in record.checkpoints.glob("*.ckpt")) == left
+    assert (record.state, torn(record.directory)) == ("done", [])
+    kept, whole = read_checkpoint(record.best_checkpoint), read_checkpoint(reference.best_checkpoint)
+    assert all(torch.equal(value, kept["state_dict"][name]) for name, value in whole["state_dict"].items())
+    assert (record.directory / "metrics.json").read_bytes() == (reference.directory / "metrics.json").read_bytes()
+    resumed = osteo("train", "resume=run")
+    assert (resumed.code, "run is done" in resumed.out) == (0, True)
 
 
 def test_a_failed_write_of_a_run_is_one_line_and_the_run_goes_on(

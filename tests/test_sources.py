@@ -431,7 +431,7 @@ def test_altered_copies_in_two_splits_are_found_with_any_split(
     )
     monkeypatch.setattr("osteo.data.prepare.MOST_SEARCHED_ANYWAY", 47)
     assert leaks_of(config, caplog) == (
-        "altered copies are not searched for among 48 pictures, since data.split.grouped=false; osteo audit does"
+        "altered copies are not looked for among 48 pictures, since data.split.grouped=false; osteo audit does"
     )
 
 
@@ -449,7 +449,7 @@ def test_a_leak_of_patients_is_mended_by_the_split_alone(
     stated = [replace(p, split=splits[i]) for i, p in enumerate(named)]
     config = registered({"mine": replace(source, pictures=stated)})
     config.cache = str(tmp_path / "cache")
-    assert leaks_of(config, caplog).endswith(" first; mend the split that the labels state")
+    assert leaks_of(config, caplog).endswith(" first; correct the split in the labels file")
     table = pd.DataFrame({"image_id": [p.image_id for p in named], "split": splits})
     table.to_csv(tmp_path / "split.csv", index=False)
     config.split.file = str(tmp_path / "split.csv")
@@ -651,7 +651,7 @@ def test_what_is_wrong_with_an_entry_of_a_zip_is_that_entrys_alone(tmp_path: Pat
         "normal/checksum.png": checksum,
         "normal/deflate.png": damaged,
         "normal/longer.png": "",  # all of it is there
-        "normal/method.png": "compressed in its zip by a method that is not read",
+        "normal/method.png": "compressed in its zip by a method that cannot be read",
         "normal/shorter.png": checksum,
         "normal/slash.png": "several files of this name",
         "normal/twice.png": "several files of this name",

@@ -162,8 +162,9 @@ def test_a_ready_made_split_is_taken_or_spoken_of(caplog: pytest.LogCaptureFixtu
     table = ready_made("Training", "deep/valid", "TEST", count=8)
     assign_splits(table, SplitConfig())
     assert caplog.messages == [
-        "48 of 48 pictures lie in folders of a ready-made split (train, val, test), which is not used: they are dealt"
-        " anew; data.split.ready_made=true takes the split as it is"
+        "48 of 48 pictures are in folders of a ready-made split (train, val, test), which is not used:"
+        " the pictures are split"
+        " anew; data.split.ready_made=true uses that split"
     ]
     caplog.clear()
     taken = assign_splits(table, SplitConfig(ready_made=True))

@@ -55,7 +55,7 @@ def test_weights_keep_their_names(osteo: Callable[..., Result], tiny: list[str],
 def test_the_last_epoch_is_kept_where_it_is_asked_for(
     osteo: Callable[..., Result], tiny: list[str], tmp_path: Path
 ) -> None:
-    asked = [*tiny, "trainer.monitor=epoch"]
+    asked = [*tiny, "trainer.monitor=epoch", "keep=all"]
     done = osteo("train", *asked, "optimizer.lr=0.3", "trainer.max_epochs=3", "output_dir=run")
     assert done.code == 0
     assert Run(tmp_path / "run").read_environment()["best_epoch"] == 2
@@ -64,4 +64,4 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(
     for wrong, part in (("callbacks=early_stopping", "callbacks.early_stopping"), ("optimizer.schedule=plateau",) * 2):
         done = osteo("train", *asked, wrong)
         assert done.code == 2
-        assert f"trainer.monitor=epoch is nothing to wait or choose by, as {part} does; use val/loss" in done.err
+        assert f"trainer.monitor=epoch cannot be waited for or chosen by, as {part} does; use val/loss" in done.err

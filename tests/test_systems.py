@@ -147,7 +147,9 @@ def test_a_missing_fold_is_said(sweep: list[Run]) -> None:
     results = compute(found, draws=100, seed=0, prevalence=0.1, sensitivity=0.9)
     assert np.isfinite(results.best.intervals["auroc"]).all()
     assert np.isfinite(results.between[0].by_metric["auroc"].p)
-    assert "The experiment is incomplete: these figures are of what was tested so far." in verdict(results, 0, 0)
+    assert "The experiment is incomplete: these results cover only what has been tested so far." in verdict(
+        results, 0, 0
+    )
 
 
 def test_folds_that_every_model_lacks_are_said(sweep: list[Run]) -> None:
@@ -210,9 +212,11 @@ def test_what_the_network_sees_is_probed_on_the_same_folds(sweep: list[Run]) -> 
     assert probes["outline"]["auroc"].value == pytest.approx(size, abs=0.01)  # padding says what the file said
     assert size > 0.6
     table = rows.probe_table(results, probes, "pad")
-    assert table["of the"].tolist() == ["file"] + ["picture after fit=pad"] * 4
+    assert table["of the"].tolist() == ["file"] + ["picture after data.fit=pad"] * 4
     assert table["AUROC"].tolist()[-1] == format_interval(probes["outline"]["auroc"])
-    line = next(line for line in verdict(results, 0, 0, probes=probes, fit="pad") if line.startswith("After fit=pad"))
+    line = next(
+        line for line in verdict(results, 0, 0, probes=probes, fit="pad") if line.startswith("After data.fit=pad")
+    )
     assert f"outline still predicts the label (AUROC {probes['outline']['auroc'].value:.2f} (" in line
 
 
@@ -226,19 +230,19 @@ def test_results_and_words(sweep: list[Run]) -> None:
             assert interval.low <= interval.value <= interval.high
     assert results.best.confusion.sum() == pytest.approx(PICTURES)
     lines = verdict(results, leaks=3, contradictions=2)
-    assert lines[0].startswith("densenet121 reaches an AUROC of 0.9")
+    assert lines[0].startswith("densenet121, the best of 2 models by its AUROC on validation, reaches an AUROC of 0.9")
     assert lines[1] == (
-        "It was chosen among 2 models by its AUROC on validation; the primary endpoint is the AUROC, whose 3 tests are"
-        " corrected together (Holm); everything else is exploratory."
+        "The primary endpoint is the AUROC, whose 3 tests are corrected together (Holm); everything else is"
+        " exploratory."
     )
-    assert lines[2].startswith("The best AUROC on test is that of densenet121, 0.9")
+    assert lines[2].startswith("On the test pictures, densenet121 has the best AUROC, 0.9")
     lead = next(line for line in lines if "Its lead over resnet18 in AUROC" in line)
     assert "is significant (paired bootstrap, p " in lead
     assert "densenet121 is significantly better" in next(line for line in lines if "width and height" in line)
-    assert any(line.startswith("The intervals are conditional on the trained networks") for line in lines)
-    assert "0.851 for densenet201 on 47 pictures; their 95 % interval is 0.72 to 0.93" in lines[-3]
-    assert lines[-2].startswith("The split leaks: 3 sets")
-    assert "2 sets of identical files are used under two different labels" in lines[-1]
+    assert any(line.startswith("The intervals take the trained networks as given") for line in lines)
+    assert "0.851 for densenet201 on 47 pictures; the 95 % interval of that is 0.72 to 0.93" in lines[-3]
+    assert lines[-2].startswith("The split leaks: 3 sets of pictures of one exposure or one patient are on")
+    assert "2 sets of identical files are used with two different labels" in lines[-1]
     primary = rows.primary_table(results)
     assert primary[["first", "second"]].to_numpy().tolist() == [
         ["densenet121", "resnet18"],
@@ -250,7 +254,7 @@ def test_results_and_words(sweep: list[Run]) -> None:
     assert list(rows.exploratory_table(results))[:4] == ["first", "second", "accuracy, difference", "accuracy, p"]
     by_accuracy = compute(found, draws=300, seed=0, prevalence=0.126, sensitivity=0.9, primary="accuracy")
     assert list(rows.primary_table(by_accuracy))[2] == "accuracy, difference"
-    assert verdict(by_accuracy, 0, 0)[0].startswith("densenet121 reaches an accuracy of 0.")
+    assert "by its accuracy on validation, reaches an accuracy of 0." in verdict(by_accuracy, 0, 0)[0]
     assert len(rows.thresholds_table(results)) == 6
     by_mode = rows.subgroup_table(results, results.best).query("by == 'file'")
     assert by_mode["subgroup"].tolist() == ["PNG L", "PNG RGB"]
@@ -262,7 +266,7 @@ def test_no_ranking_where_there_is_none(tmp_path: Path) -> None:
     results = compute(read_experiment(runs), draws=300, seed=0, prevalence=0.1, sensitivity=0.9)
     lines = verdict(results, leaks=0, contradictions=0)
     assert any("in AUROC" in line and "is not significant" in line for line in lines)
-    assert "These pictures cannot rank the models." in lines
+    assert "These test pictures are too few to rank the models." in lines
 
 
 def test_the_best_on_validation_leads_whatever_its_test_pictures_say(tmp_path: Path) -> None:
@@ -278,8 +282,8 @@ def test_the_best_on_validation_leads_whatever_its_test_pictures_say(tmp_path: P
     assert results.on_test.number == 1
     assert results.on_test.corrected.value <= results.on_test.naive.value
     lines = verdict(results, leaks=0, contradictions=0)
-    assert lines[0].startswith("resnet18 reaches")
-    assert "The best AUROC on test is that of densenet121" in lines[2]
+    assert lines[0].startswith("resnet18, the best of 2 models by its AUROC on validation, reaches")
+    assert "On the test pictures, densenet121 has the best AUROC" in lines[2]
     assert any(line.startswith("Its difference from densenet121 in AUROC, -0.") for line in lines)
 
 
@@ -289,11 +293,12 @@ def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> N
     write_logits(run, pd.Series(0.1 + 1e-3 * np.arange(len(table)) % 7e-3))
     results = compute(read_experiment([run]), draws=200, seed=0, prevalence=0.1, sensitivity=0.9)
     lines = verdict(results, 0, 0)
-    assert "At a threshold of 0.5 it finds osteoporosis in every picture." in lines
-    assert "Its accuracy is no better than always calling the larger class, which has 0.50." in lines
-    assert "Its AUROC is no evidence of more than chance (0.50)." in lines
+    assert "At a threshold of 0.5 it calls every picture osteoporosis." in lines
+    assert "Its accuracy is no better than that of always calling the larger class, 0.50." in lines
+    assert "Its AUROC does not differ significantly from chance (0.50)." in lines
     assert "accuracy, by run" not in rows.methods_table(results)  # one run has no range
-    assert "It is the only model; the primary endpoint is the AUROC; everything else is exploratory." in lines
+    assert lines[0].startswith("resnet18 reaches an AUROC of ")
+    assert "The primary endpoint is the AUROC; everything else is exploratory." in lines
 
 
 def test_worse_than_width_and_height_is_called_that(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def runs(data: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES:
-            arguments = ["train", f"task={name}", *data, *QUICK, f"output_dir={folder / name}"]
+            arguments = ["train", f"task={name}", *data, *QUICK, "keep=all", f"output_dir={folder / name}"]
             patch.setattr(sys, "argv", ["osteo", *arguments])
             with pytest.raises(SystemExit, match="0"):
                 main()
@@ -419,7 +419,7 @@ def test_evaluate_asks_what_the_model_was_trained_for(
 ) -> None:
     done = osteo("evaluate", str(runs[name].directory), *data, f"data.task={task}", "output_dir=other")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert f"data.task={task} is not what {name}/checkpoints/best.ckpt was trained for, task={name}" in done.err
+    assert f"data.task={task} differs from task={name}, for which {name}/checkpoints/best.ckpt was trained" in done.err
 
 
 def test_a_table_of_answers_has_the_details(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:
@@ -503,9 +503,9 @@ def test_mistakes_are_one_line(osteo: Callable, data: list[str], arguments: list
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("three_class", "task=three_class cannot be served: the data have no pictures of class osteopenia"),
+        ("three_class", "task=three_class cannot be used: the data have no pictures of class osteopenia"),
         ("t_score", "no pictures of class osteopenia"),
-        ("osteopenia_or_worse", "task=osteopenia_or_worse cannot be served: the data have no pictures of class osteop"),
+        ("osteopenia_or_worse", "task=osteopenia_or_worse cannot be used: the data have no pictures of class osteop"),
     ],
 )
 def test_data_that_cannot_serve_a_task_are_refused(osteo: Callable, tiny: list[str], task: str, message: str) -> None:
@@ -547,7 +547,7 @@ def test_t_scores_need_a_sheet(osteo: Callable, sheeted: Path) -> None:
     classes = next(sheeted.rglob("osteopenia")).parent
     done = osteo("train", "data=folder", f"data.root={classes}", *QUICK, "task=t_score")
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert "task=t_score cannot be served: no picture has a T-score" in done.err
+    assert "task=t_score cannot be used: no picture has a T-score" in done.err
 
 
 def test_models_of_two_tasks_do_not_answer_together(osteo: Callable, runs: dict[str, Run], sheeted: Path) -> None:

@@ -99,6 +99,7 @@ def upload(out: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["down", "wrong key"])
 def test_a_server_that_cannot_be_used_at_the_start(
     osteo: Callable, words: list[str], server: FakeWandb, undisturbed: bytes, tmp_path: Path, what: str
@@ -121,6 +122,7 @@ def test_a_server_that_cannot_be_used_at_the_start(
     assert {name: run.epochs for name, run in server.runs.items()} == {Run(tmp_path / "run").status()["id"]: [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 2], ids=["middle", "end"])
 def test_a_server_that_goes_down(
     osteo: Callable,
@@ -139,7 +141,7 @@ def test_a_server_that_goes_down(
     done = osteo("train", *words, "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert "W&B has not taken all of the run within 3 s; upload the rest later with: wandb sync" in done.out
+    assert "W&B has not received all of the run within 3 s; upload the rest later with: wandb sync" in done.out
     assert kept_epochs(tmp_path / "run") == [0, 1, 2]
     (run,) = server.runs.values()
     assert set(run.epochs) <= set(range(epoch + 1))
@@ -165,6 +167,7 @@ def test_a_server_that_comes_back_gets_everything(
     assert "wandb sync" not in done.out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run_of_the_server(
     osteo: Callable, words: list[str], server: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +198,7 @@ def test_what_w_and_b_raises_is_said_once(
     done = osteo("train", *words, "logger.wandb.mode=offline", "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert done.out.count("W&B has failed (RuntimeError: no more); the run goes on without it") == 1
+    assert done.out.count("W&B has failed (RuntimeError: no more); the run continues without it") == 1
 
 
 @pytest.fixture
@@ -220,11 +223,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.mount
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize(
     ("size", "said"),
-    [("8k", "W&B has failed (OSError: [Errno 28] No space left on device"), ("20k", "W&B has not kept all of the run")],
+    [
+        ("8k", "W&B has failed (OSError: [Errno 28] No space left on device"),
+        ("20k", "W&B has kept only a part of the run"),
+    ],
     ids=["at the start", "in the middle"],
 )
 def test_a_full_disk(
@@ -255,9 +262,10 @@ def test_a_folder_that_cannot_be_made(osteo: Callable, words: list[str], undistu
     done = osteo("train", *words, "logger.wandb.mode=offline", "output_dir=run")
     assert done.code == 0, done.err
     check_unharmed(tmp_path / "run", undisturbed)
-    assert "W&B keeps nothing of this run: run/wandb cannot be written" in done.out
+    assert "W&B records nothing of this run: run/wandb cannot be written" in done.out
 
 
+@pytest.mark.slow
 def test_an_agent_names_its_run(
     osteo: Callable, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

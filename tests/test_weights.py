@@ -17,8 +17,7 @@ from torch import Tensor
 from osteo.errors import UserError
 from osteo.inference.model import load_model, load_models
 from osteo.networks.network import Network
-from osteo.training.callbacks import newest
-from osteo.training.checkpoints import build_module, read_checkpoint
+from osteo.training.checkpoints import build_module, newest, read_checkpoint
 from osteo.training.module import Classifier
 from osteo.training.ranks import quieten
 
@@ -144,7 +143,7 @@ def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: 
     kept = content()
     kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=r"^bad.ckpt is no checkpoint of osteo \((Value|Type)Error\)"):
+    with pytest.raises(UserError, match=r"^bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
         build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
@@ -155,14 +154,15 @@ def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_checkpoint(path)
     assert str(caught.value) == (
-        "r0/checkpoints/best.ckpt is no checkpoint of osteo (EOFError); take another copy of it, or train its run again"
+        "r0/checkpoints/best.ckpt is not a checkpoint of osteo (EOFError); take another copy of it, or"
+        " train its run again"
     )
 
 
 def test_a_sweep_is_no_checkpoint_and_one_of_its_runs_is_named(tmp_path: Path) -> None:
     (tmp_path / "sweep/3").mkdir(parents=True)
     (tmp_path / "sweep/3/status.json").write_text("{}")
-    wanted = r"sweep is a sweep; name one of its runs, such as .*sweep/3$"
+    wanted = r"sweep is a sweep; give one of its runs, such as .*sweep/3$"
     with pytest.raises(UserError, match=wanted):
         Network("test_resnet", image_size=64, weights_file=str(tmp_path / "sweep"))
     with pytest.raises(UserError, match=wanted):
@@ -178,13 +178,13 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
     flip(checkpoint, last, place)
     with pytest.raises(
-        UserError, match=r"^no checkpoint can be gone on from: last.ckpt is damaged .*; begin a new run"
+        UserError, match=r"^no checkpoint can be resumed from: last.ckpt is damaged .*; begin a new run"
     ):
         newest(tmp_path, module)
     best.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == best
     assert caplog.messages[-1].startswith("last.ckpt is damaged (the checksum of data/")
-    assert caplog.messages[-1].endswith(": going on from best.ckpt")
+    assert caplog.messages[-1].endswith(": resuming from best.ckpt")
     previous.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == previous
     caplog.clear()
@@ -220,11 +220,11 @@ def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
     kept, module = content(), build_module(read_checkpoint(checkpoint), checkpoint)
     change(kept)
     torch.save(kept, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=rf"^no checkpoint can be gone on from: last.ckpt {reason}.*begin a new run$"):
+    with pytest.raises(UserError, match=rf"^no checkpoint can be resumed from: last.ckpt {reason}.*begin a new run$"):
         newest(tmp_path, module)
     (tmp_path / "previous.ckpt").write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == tmp_path / "previous.ckpt"
-    assert caplog.messages[-1].endswith(": going on from previous.ckpt")
+    assert caplog.messages[-1].endswith(": resuming from previous.ckpt")
 
 
 def test_no_library_logs_where_a_file_of_weights_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -257,7 +257,7 @@ def test_a_smaller_or_larger_network_and_a_part_are_refused_with_numbers(tmp_pat
         "model.weights_file=r18.pth does not fit model.backbone=resnet34: 80 of its 180 tensors are missing or have"
         " another shape, layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias first"
     )
-    assert "it holds 96 tensors of layers that this backbone has not, layer1.2.conv1.weight first" in refusal(
+    assert "it holds 96 tensors of layers that this backbone does not have, layer1.2.conv1.weight first" in refusal(
         tmp_path / "r34.pth", "resnet18"
     )
     state = donor("test_resnet")
@@ -282,8 +282,8 @@ def test_files_that_are_not_finite_or_damaged_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: (t * 100).to(torch.uint8), r"conv1.0.weight is no tensor of floating-point numbers"),
-        (lambda t: t.to(torch.complex64), r"conv1.0.weight is no tensor of floating-point numbers"),
+        (lambda t: (t * 100).to(torch.uint8), r"conv1.0.weight is not a tensor of floating-point numbers"),
+        (lambda t: t.to(torch.complex64), r"conv1.0.weight is not a tensor of floating-point numbers"),
         (lambda t: torch.full_like(t, 1e300, dtype=torch.float64), r"not finite, conv1.0.weight first"),
         (lambda t: t.to_sparse(), r"conv1.0.weight, which is sparse or quantised; save dense tensors"),
     ],

@@ -172,7 +172,7 @@ class Lab(Scale):
         """Arguments of a training into a folder of this name."""
         return [
             "train", *self.data, f"data.batch_size={self.batches[0]}", f"trainer.accelerator={self.device}",
-            "trainer.devices=1", "logger=null", f"output_dir={self.folder / name}", *overrides,
+            "trainer.devices=1", "logger=null", "keep=all", f"output_dir={self.folder / name}", *overrides,
         ]  # fmt: skip
 
     def sweep(self, name: str, *overrides: str, **environment: str) -> Done:

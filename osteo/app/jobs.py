@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from osteo import parts
-from osteo.app import taking_up
+from osteo.app import sweeps, taking_up
 from osteo.app.configuration import defaults, without_hydra
 from osteo.app.resume import recorded_sweep
 from osteo.app.words import is_sweep
@@ -74,16 +74,24 @@ def run_job(
             if sweep is not None:
                 taking_up.check_same_job(record, raw)
             if state == "done" and not taking_up.asks_for_epochs(config):
+                if not record.has_status:  # it was lost
+                    record.set_status("done")
                 log.info("%s is done", display_path(directory))
                 return True
             config, job = taking_up.take_up(record, config, job)
             is_foreign = False
         elif "output_dir" in vars(config) and not rank():
             outputs.claim(directory, config)
+        is_of_sweep = isinstance(config, Config) and sweep is not None and not rank()
+        if is_of_sweep:
+            sweeps.begin(job, HydraConfig.get().overrides.task)
         check(config)
         if check_request is not None:
             check_request(config)
-        return task(config, job)
+        is_good = task(config, job)
+        if is_of_sweep:
+            sweeps.end(job)
+        return is_good
     except BaseException as error:
         try:
             _end(error, record, config, sweep, is_foreign=is_foreign)
@@ -105,7 +113,9 @@ def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
     log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
     sharing = int(settings.launcher.get("jobs_per_gpu", 1))
     text = OmegaConf.to_yaml(raw, resolve=True)
-    about: dict[str, Any] = {"swept": _swept(sweep)} if sweep else {"usual": defaults(str(settings.job.name))}
+    about: dict[str, Any] = {"usual": defaults(str(settings.job.name))}
+    if sweep:
+        about = {"swept": _swept(sweep), "title": sweeps.title_of(int(settings.job.num), sweep)}
     return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, log_config=log_config, **about)
 
 
@@ -183,9 +193,9 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         log.error("job %s failed: %s", name, reason, exc_info=None if is_expected else error)
         launcher = str(HydraConfig.get().launcher["_target_"])
         if isinstance(trouble, LostDeviceError) and launcher.endswith("BasicLauncher"):
-            raise FailFast(f"{trouble}; this process can go on with no job") from error
+            raise FailFast(f"{trouble}; this process cannot run another job") from error
         if isinstance(config, Config) and config.fail_fast:
-            raise FailFast(f"ended with the failure of job {name}, since fail_fast=true") from error
+            raise FailFast(f"job {name} failed, so the sweep ends (fail_fast=true)") from error
     if has_begun and isinstance(trouble, MachineError):
         place = display_path(record.directory)
         reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"
@@ -197,7 +207,7 @@ def _memory_hint(config: Any) -> str:
     """What to do where memory ran out, beside `launch`, which knows the batch of a training; empty where unknown."""
     if isinstance(config, Config):
         return f"use a smaller data.batch_size than {config.data.batch_size}"
-    return "use accelerator=cpu, or end what else uses the device" if hasattr(config, "accelerator") else ""
+    return "use accelerator=cpu, or stop what else uses the device" if hasattr(config, "accelerator") else ""
 
 
 def _note_failure(record: Run, state: str, reason: str) -> None:

@@ -97,7 +97,7 @@ def recorded_sweep(directory: Path) -> DictConfig:
 
 def _damaged(directory: Path, reason: str) -> UserError:
     return UserError(
-        f"{display_path(directory / SWEEP)} is damaged ({reason}), so that it is not known which jobs the sweep has;"
+        f"{display_path(directory / SWEEP)} is damaged ({reason}), so the jobs of the sweep are not known;"
         f" go on with its runs one by one (osteo train resume={display_path(directory)}/0), or begin a new sweep"
     )
 
@@ -239,6 +239,6 @@ def check_processes(arguments: list[str]) -> None:
     if launched() is None:
         return
     if {"-m", "--multirun"} & set(arguments):
-        raise UserError("a sweep starts the processes of its jobs itself: leave torchrun or srun out")
+        raise UserError("a sweep starts the processes of its jobs itself: do not start it by torchrun or srun")
     if not any(argument.startswith(("output_dir=", "resume=")) for argument in arguments):
         raise UserError("several processes need one directory: give output_dir=DIR")

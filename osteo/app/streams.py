@@ -23,7 +23,7 @@ def finish_streams() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        print(f"osteo: what was to be shown cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"osteo: the output cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(1)
 
 

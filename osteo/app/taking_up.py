@@ -14,7 +14,7 @@ from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path
 from osteo.records.configuration import read_config
-from osteo.records.record import CONFIG, STATES, STATUS, Job, Run
+from osteo.records.record import CONFIG, LAST, STATES, STATUS, Job, Run
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ def state_of(record: Run) -> str | None:
         UserError: its status.json is damaged.
     """
     if not record.has_status:
-        return None
+        return "done" if record.is_pruned else None
     try:
         if (state := record.state) in STATES:
             return state
     except (ValueError, LookupError, TypeError, AttributeError, UserError):
         pass
     raise UserError(
-        f"{display_path(record.directory / STATUS)} is damaged; delete it, and resume goes on with the run after its"
+        f"{display_path(record.directory / STATUS)} is damaged; delete it, and resume continues the run after its"
         " last checkpoint"
     )
 
@@ -101,7 +101,7 @@ def take_up(record: Run, config: Config, job: Job) -> tuple[Config, Job]:
         return config, job
     record.hold()
     if job.sweep is not None and state_of(record) == "failed":
-        log.info("%s had failed (%s); it begins anew", display_path(record.directory), record.status()["error"])
+        log.info("%s had failed (%s); it starts again", display_path(record.directory), record.status()["error"])
         record.clear()
         return config, job
     text = OmegaConf.to_yaml(_recorded(record))
@@ -143,6 +143,11 @@ def _extended(record: Run, requested: Config, before: Config, job: Job) -> tuple
         raise UserError(
             f"{display_path(record.directory)} was to have {planned} epochs; trainer.max_epochs={epochs} must be larger"
             " to give it more"
+        )
+    if record.is_pruned:
+        raise UserError(
+            f"{display_path(record.directory)} cannot be given more epochs: when it was done, {LAST} was removed, which"
+            " the next epoch starts from; train with keep=all what may be given more later"
         )
     changes: dict[str, Any] = {"max_epochs": epochs, "extended_from": [*before.trainer.extended_from, planned]}
     extended = replace(before, trial=None, trainer=replace(before.trainer, **changes))

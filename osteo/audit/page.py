@@ -1,18 +1,21 @@
 """The audit for a reader: a page with pictures side by side, and tables on the terminal."""
 
+import shlex
 from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from osteo.audit.findings import Audit, Exposure
 from osteo.audit.label_noise import COIN, largest_noise
-from osteo.errors import counted
+from osteo.data.manifest import CONTRADICTORY, COPY, REPEATED
+from osteo.errors import counted, listed
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.reading.reader import read_picture
 from osteo.report.html import HEIGHT, embed, render
-from osteo.report.tables import as_table
+from osteo.report.tables import Terminal, without_zeros
 
 MAX_SETS = 60  # sets of pictures per section; audit.json lists all
 MAX_ODD = 10  # odd pictures on the terminal
@@ -58,7 +61,7 @@ def conclusions(audit: Audit) -> list[str]:
 
 def _after_fit(audit: Audit) -> str:
     """What is left of the shortcuts in what a network sees."""
-    cuts, start = audit.fitted_shortcuts, f"Of what a network sees after fit={audit.fit},"
+    cuts, start = audit.fitted_shortcuts, f"In what a network sees after data.fit={audit.fit},"
     works = [cut for cut in cuts if cut.works]
     if not works:
         return f"{start} none of {counted(len(cuts), 'trivial model')} beats chance."
@@ -75,18 +78,18 @@ def noise_conclusions(audit: Audit) -> list[str]:
     _, found, cleaned = audit.label_noise
     start, noise, auroc = "Label noise:", found.noise, found.auroc
     if not found.exposures:
-        return [f"{start} no picture has a copy, so nothing is known of it."]
+        return [f"{start} no picture has a copy, so the share of wrong labels cannot be estimated."]
     if not found.contradictory:
         agree = f"{start} the labels of {counted(found.exposures, 'exposure')} with copies agree"
         if auroc.low <= COIN:
-            return [f"{agree}; they are too few to say more."]
+            return [f"{agree}; there are too few of them to say more."]
         return [
             f"{agree}, so at most {noise.high:.0%} of the labels are wrong, and a classifier that knows the true class"
             f" reaches an AUROC of at least {auroc.low:.2f} on them."
         ]
     lines = [
         f"{start} labels disagree on {found.contradictory} of {counted(found.exposures, 'exposure')} with copies. If"
-        f" every label is wrong with one probability, whatever the picture, {_percent(noise)} of them are; a classifier"
+        f" every label is equally likely to be wrong, {_percent(noise)} of them are; a classifier"
         f" that knows the true class then reaches an AUROC of no more than {format_interval(auroc, 2)} and an accuracy"
         f" of no more than {format_interval(found.accuracy, 2)} on these labels. Setting contradictory copies aside"
         f" leaves {_percent(cleaned.noise)} of the others wrong."
@@ -97,8 +100,8 @@ def noise_conclusions(audit: Audit) -> list[str]:
         limit = largest_noise(best.auroc.low, found.share)
         certain = "are" if best.auroc.low > auroc.high else "may be"
         lines.append(
-            f"From {best.title} alone, the label is predicted with an AUROC of {format_interval(best.auroc, 2)}, more"
-            f" than {auroc.value:.2f}: at most {limit:.0%} of all labels are wrong, and pictures that have copies"
+            f"From {best.title} alone, the label can be predicted with an AUROC of {format_interval(best.auroc, 2)},"
+            f" more than {auroc.value:.2f}: at most {limit:.0%} of all labels are wrong, and pictures that have copies"
             f" {certain} labelled worse than the others."
         )
     return lines
@@ -112,7 +115,7 @@ def noise_table(audit: Audit) -> pd.DataFrame:
     """Share of wrong labels and what it allows at best, by what it is judged by."""
     return pd.DataFrame(
         {
-            "judged by": noise.title,
+            "estimated from": noise.title,
             "exposures": noise.exposures,
             "contradictory": noise.contradictory,
             "wrong labels": format_interval(noise.noise),
@@ -129,27 +132,28 @@ def leak_title(name: str, sets: Sequence[Sequence[str]]) -> str:
     return f"{counted(len(sets), noun)} {rest}".rstrip()
 
 
-def print_audit(audit: Audit, console: Console) -> None:
+def print_audit(audit: Audit, console: Terminal) -> None:
     """Prints the tables and sentences of an audit."""
-    console.print(as_table(audit.flow, title="pictures"))
-    console.print(as_table(audit.by_split, title="splits"))
+    console.table(audit.flow, title="pictures", keys=2)
+    console.table(audit.by_split, title="splits")
     if audit.exposures:
         rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
-        console.print(as_table(pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""]), title="copies"))
+        copied = pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""])
+        console.table(copied, title="copies", keys=2)
     if audit.label_noise[1].exposures:
-        console.print(as_table(noise_table(audit), title="wrong labels, and what they allow at best"))
-    console.print(as_table(shortcut_table(audit), title="what can be predicted without seeing bone"))
+        console.table(noise_table(audit), title="wrong labels, and the best results they allow")
+    console.table(shortcut_table(audit), title="what can be predicted without seeing bone")
     for line in conclusions(audit):
-        console.print(f"- {line}", soft_wrap=True)
+        console.say(line, bullet="- ")
     for cut in audit.shortcuts:
         if cut.works:
-            console.print(f"- {cut.sentence()}", soft_wrap=True)
+            console.say(cut.sentence(), bullet="- ")
     for image_id, reason in list(audit.unreadable.items())[:MAX_SETS]:
-        console.print(f"- cannot be used: {image_id}: {reason}", soft_wrap=True)
+        console.say(f"cannot be used: {image_id}: {reason}", bullet="- ")
     for image_id, flags in list(audit.odd.items())[:MAX_ODD]:
-        console.print(f"- odd: {image_id}: {', '.join(flags)}", soft_wrap=True)
+        console.say(f"odd: {image_id}: {', '.join(flags)}", bullet="- ")
     for note in audit.notes:
-        console.print(f"- {note}", soft_wrap=True)
+        console.say(note, bullet="- ")
 
 
 def _remarks(pair: Exposure) -> str:
@@ -159,7 +163,7 @@ def _remarks(pair: Exposure) -> str:
 
 def shortcut_table(audit: Audit) -> pd.DataFrame:
     """Accuracy and AUROC with intervals, one row per shortcut: of the file, and of what a network sees of it."""
-    after = f"after fit={audit.fit}"
+    after = f"after data.fit={audit.fit}"
     rows: dict[tuple[str, str], dict[str, object]] = {}
     for cuts, suffix in ((audit.shortcuts, ""), (audit.fitted_shortcuts, f", {after}")):
         for cut in cuts:
@@ -170,11 +174,48 @@ def shortcut_table(audit: Audit) -> pd.DataFrame:
     return pd.DataFrame(titled).fillna("-")
 
 
-def render_page(audit: Audit) -> str:
+def next_steps(audit: Audit, words: Sequence[str]) -> list[tuple[str, str]]:
+    """What to do about what was found: a sentence and, where there is one, the command.
+
+    Args:
+        audit: what was found.
+        words: of the command line, of which those about the data are repeated.
+    """
+    data = shlex.join(word for word in words if word.startswith(("data=", "data.")) and word != "data.clean=true")
+    train = f"osteo train -m experiment=cross_validation {data}".rstrip()
+    contradictory = any(pair.contradictory for pair in audit.exposures) or bool(audit.contradictory)
+    is_clean = bool(audit.manifest["reason"].isin([REPEATED, CONTRADICTORY, COPY]).any())
+    steps = []
+    if is_clean:
+        steps.append(("The data were audited as data.clean=true leaves them; train on them as they are.", train))
+    elif contradictory or audit.exact or audit.exposures:
+        aside = (
+            "set contradictory copies aside and count every other picture once"
+            if contradictory
+            else ("count every picture once")
+        )
+        steps.append((f"Train with data.clean=true, to {aside}.", f"{train} data.clean=true"))
+    if any(audit.leaks.values()):
+        steps.append(("Split the data anew, with copies and patients kept on one side (data.split.grouped=true).",
+                      f"{train} data.clean=true data.split.grouped=true"))  # fmt: skip
+    if any(cut.works for cut in audit.shortcuts):
+        steps.append(
+            ("Compare every result with the shortcuts, as the report does; data.fit=crop, which cuts a square about the"
+             " joint, removes some of them. Audit what it leaves.", f"osteo audit {data} data.fit=crop")
+        )  # fmt: skip
+    if audit.odd:
+        steps.append(("Look at the odd pictures, and remove those that are no knee radiographs from the data.", ""))
+    if audit.unreadable:
+        steps.append(("Files that cannot be used are left out of training; replace them if you can.", ""))
+    return steps or [("Nothing needs to be done: train.", train)]
+
+
+def render_page(audit: Audit, words: Sequence[str] = ()) -> str:
     """The audit as one HTML file, pictures included.
 
     Args:
         audit: what was found.
+        words: of the command line after `osteo audit`.
     """
     labels = audit.manifest.set_index("image_id")["class_name"].to_dict()
 
@@ -213,18 +254,27 @@ def render_page(audit: Audit) -> str:
             ("Identical files", "Files with the same bytes.", groups, len(identical)),
             (
                 "Altered copies",
-                "One exposure, whatever was done to a copy: resized, equalised, turned, inverted, ...",
+                "The same exposure, although a copy was altered: resized, equalised, rotated, inverted, ...",
                 pairs,
                 len(altered),
             ),
         ],
+        steps=next_steps(audit, words),
+        facts=f"{date.today().isoformat()}, osteo {version('osteo')}",
+        command=shlex.join(["osteo", "audit", *words]),
+        named=listed(sorted(audit.manifest["source"].unique())),
         odd=[figure(image_id, ", ".join(flags)) for image_id, flags in list(audit.odd.items())[:MAX_SETS]],
-        tables=[
-            ("Flow", audit.flow),
-            ("By split", audit.by_split),
-            ("Label noise", noise_table(audit)),
-            ("Shortcuts", shortcut_table(audit)),
-        ],
+        tables=_tables(audit),
         leaks=[(leak_title(name, sets), sets) for name, sets in audit.leaks.items() if sets],
         most=MAX_SETS,
     )
+
+
+def _tables(audit: Audit) -> list[tuple[str, pd.DataFrame]]:
+    """Titles and tables of the page; what holds nothing is left out."""
+    return [
+        ("Flow", without_zeros(audit.flow)),
+        ("By split", without_zeros(audit.by_split.query("pictures > 0"))),
+        *([("Label noise", noise_table(audit))] if audit.label_noise[1].exposures else []),
+        *([("Shortcuts", shortcut_table(audit))] if audit.shortcuts else []),
+    ]

@@ -16,6 +16,7 @@ from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import metric_intervals
 from osteo.evaluation.probes import MAX_PICTURES, PROBES, probe_features
 from osteo.evaluation.systems import TREES
+from osteo.progress import followed
 from osteo.reading.framing import decoded_size, frame
 from osteo.reading.pictures import Unusable
 from osteo.reading.reader import read_colour, read_picture
@@ -64,7 +65,7 @@ class Shortcut:
 
     def sentence(self) -> str:
         """What this means for a reported accuracy, in words."""
-        start = f"From {self.title} alone, the {self.target} is predicted with an accuracy of"
+        start = f"From {self.title} alone, the {self.target} can be predicted with an accuracy of"
         start += f" {format_interval(self.accuracy)}"
         start += f", AUROC {self.auroc.value:.3f}; always predicting the larger class gives {self.majority:.3f}."
         if not self.works:
@@ -72,7 +73,7 @@ class Shortcut:
         if self.target == "source":
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"
-        return f"{start} A reported accuracy up to {limit} may rest on this and need not say anything about bone."
+        return f"{start} A reported accuracy of up to {limit} may come from this alone and says nothing about bone."
 
 
 class Facts(NamedTuple):
@@ -98,7 +99,7 @@ def read_facts(manifest: pd.DataFrame, read: ReadFile) -> dict[str, Facts]:
 
     with ThreadPoolExecutor() as pool:
         rows = manifest[["image_id", "mode"]].itertuples(index=False, name=None)
-        return dict(pool.map(measure, rows))
+        return dict(followed(pool.map(measure, rows), len(manifest), "examining"))
 
 
 def shortcuts(
@@ -162,7 +163,7 @@ def fitted_shortcuts(manifest: pd.DataFrame, read: ReadFile, data: DataConfig, *
 
     table = _sampled(manifest, seed)
     with ThreadPoolExecutor() as pool:
-        seen = list(pool.map(measure, table["image_id"]))
+        seen = list(followed(pool.map(measure, table["image_id"]), len(table), "measuring"))
     kept = [features for features in seen if features is not None]
     table = table[[features is not None for features in seen]]
     found: list[Shortcut] = []

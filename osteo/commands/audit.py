@@ -1,5 +1,7 @@
 """osteo audit: what is wrong with a data set, on the terminal, as audit.json and as audit.html."""
 
+import sys
+
 from osteo.app import hydra as application
 from osteo.command_settings import AuditConfig
 from osteo.records.record import Job
@@ -21,8 +23,8 @@ def audit(config: AuditConfig, job: Job) -> bool:
     found = audit_dataset(config.data, seed=config.seed, against=config.against)
     with replaced(job.directory, AUDIT) as folder:
         write_json(folder / "audit.json", found.as_json())
-        write_text(folder / "audit.html", render_page(found))
+        write_text(folder / "audit.html", render_page(found, sys.argv[1:]))
     console = terminal()
     print_audit(found, console)
-    console.print(f"audit        {display_path(job.directory)}/audit.html", soft_wrap=True)
+    console.name(f"audit        {display_path(job.directory)}/audit.html")
     return not (config.against and any(found.leaks.values()))

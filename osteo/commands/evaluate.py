@@ -5,6 +5,7 @@ import time
 
 from osteo.app import hydra as application
 from osteo.command_settings import EvaluateConfig
+from osteo.errors import counted
 from osteo.records.named import existing_checkpoints
 from osteo.records.record import Job
 from osteo.task import T_SCORE
@@ -30,7 +31,8 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     from osteo.inference.evaluate import ask, intervals, intervals_of_task, name_of
     from osteo.inference.model import load_models
     from osteo.records.record import Run
-    from osteo.report.tables import as_table, terminal
+    from osteo.report.summary import titles
+    from osteo.report.tables import terminal
 
     models = load_models(names, config.accelerator)
     manifest, logits, details = ask(models, config)
@@ -63,13 +65,13 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     if task.kind != "binary":
         beyond = intervals_of_task(predictions, task)
         write_table(job.directory / "intervals_of_task.csv", beyond)
-        console.print(as_table(beyond, title=f"task={task.name}"))
+        console.table(beyond, title=f"task={task.name}")
     record.set_status("done")
-    console.print(as_table(table))
-    console.print(f"{len(predictions)} pictures; 95 % intervals by a bootstrap of clusters (patients, copies)")
-    if task.kind != "binary":
-        console.print(f"the second table is of {task.contrast}")
+    table = table.sort_values("metric", key=lambda names: names != "auroc", kind="stable")
+    console.table(table.assign(metric=table["metric"].map(titles())), title=task.contrast)
+    pictures = counted(len(predictions), "picture")
+    console.say(f"{pictures} of split={config.split}; 95 % intervals by a cluster bootstrap (patients, copies)")
     if predictions["label"].nunique() == 1:
-        console.print("all are of one class: what compares the classes has no value (-)")
-    console.print(f"record       {display_path(job.directory)}/", soft_wrap=True)
+        console.say("all of them are of one class, so metrics that compare classes are undefined (-)")
+    console.name(f"record       {display_path(job.directory)}/")
     return True

@@ -1,10 +1,9 @@
 """osteo explain: what a network sees of pictures: where its evidence lies, and the feature maps of its layers."""
 
-import sys
-
 from osteo.app import hydra as application
 from osteo.command_settings import LIST, ExplainConfig
 from osteo.errors import UserError
+from osteo.progress import followed
 from osteo.records.named import check_input, existing_checkpoints, names_of
 from osteo.records.record import Job
 
@@ -17,18 +16,16 @@ def main() -> None:
 def explain(config: ExplainConfig, job: Job) -> bool:
     """Draws every picture; returns whether every file could be used. With maps=list, prints the layers instead."""
     if len(names_of(config.ckpt)) > 1:
-        raise UserError(
-            f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers are those of one network: name one"
-        )
+        raise UserError(f"ckpt names {len(names_of(config.ckpt))} checkpoints; layers belong to one network: name one")
     if not config.input and config.maps != LIST:
-        raise UserError(f"name the pictures to explain: input=FILE, a folder or a zip; maps={LIST} needs none")
+        raise UserError(
+            f"name the pictures: osteo explain RUN PICTURE, or a folder or zip of them; maps={LIST} needs none"
+        )
     names = existing_checkpoints(config.ckpt)
     check_input(config.input)
     from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    from tqdm import tqdm
-
     from osteo.inference.explain import chosen_layers, describe_layers, layers_of
     from osteo.inference.model import load_models
     from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
@@ -45,7 +42,7 @@ def explain(config: ExplainConfig, job: Job) -> bool:
     patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
     pictures = open_pictures(archive, entries, models, patients)
     answered = answer_pictures(models, pictures, rule=config.rule, interval=False, overlay=True)
-    progress = tqdm(answered, total=len(entries), unit="picture", disable=not sys.stderr.isatty())
+    progress = followed(answered, len(entries), "explaining")
     with replaced(job.directory, EXPLANATIONS) as folder:
         rows = write_explanations(
             folder, (row for of_picture in progress for row in of_picture), models[0], layers, config

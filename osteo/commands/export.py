@@ -43,7 +43,7 @@ def export(config: ExportConfig, job: Job) -> bool:
         batches = " and ".join(map(str, formats.BATCHES))
         measured = f"{largest:.2g} ({counted(len(pictures), 'picture')}, batches of {batches})"
         if not largest <= formats.TOLERANCE:
-            print(f"osteo export: outputs differ from PyTorch's by up to {measured}; no file is left", file=sys.stderr)
+            print(f"osteo export: outputs differ from PyTorch's by up to {measured}; no file was kept", file=sys.stderr)
             return False
         print(f"largest difference of {' or '.join(outputs)} from PyTorch's: {measured}")
         if config.int8:

@@ -24,26 +24,26 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     from osteo.data.manifest import DELIBERATE, SPLITS
     from osteo.data.sources import sheet_mismatches
     from osteo.data.splits import flow
-    from osteo.files import cache_dir
-    from osteo.report.tables import as_table, terminal
+    from osteo.files import cache_dir, display_path
+    from osteo.report.tables import terminal
 
     console = terminal()
     sources = preparing.read_sources(config.data, cache_dir(config.data.cache))
     verified = preparing.verify(config.data, sources) if config.verify else []
     manifest, store = preparing.prepare(config.data, sources)
-    console.print(as_table(flow(manifest, DELIBERATE), title="pictures"))
+    console.table(flow(manifest, DELIBERATE), title="pictures", keys=2)
     used = manifest[manifest["split"].isin(SPLITS)]
     counts = pd.crosstab(used["split"], used["class_name"]).reindex(list(SPLITS)).reset_index()
-    console.print(as_table(counts, title="splits"))
+    console.table(counts, title="splits")
     if config.export_augmented:
         from osteo.training.augment import paper_twins
 
         folder = Path(config.export_augmented).expanduser()
         preparing.export(used, store, paper_twins(config.augment), folder)
-        console.print(f"augmented    {folder}", soft_wrap=True)
+        console.name(f"augmented    {display_path(folder)}/")
     strays = [name for source in sources.values() for name in source.strays]
-    for line in [*verified, *sheet_mismatches(sources)]:
-        console.print(line)
+    console.say(*verified, *sheet_mismatches(sources))
     if strays:
-        console.print(f"skipped {counted(len(strays), 'other file')}: {', '.join(strays[:10])}")
+        more = ", ..." if len(strays) > 10 else ""
+        console.say(f"skipped {counted(len(strays), 'other file')}: {', '.join(strays[:10])}{more}")
     return True

@@ -42,7 +42,9 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
         from osteo.pretraining.module import make_module, views_of
         from osteo.pretraining.selection import select
         from osteo.training import fit, hardware
+        from osteo.training.checkpoints import read_checkpoint, write_for_use
     from osteo.records.record import Run
+    from osteo.training.loggers.opened import opened_loggers
     from osteo.training.ranks import quieten
 
     quieten()
@@ -63,13 +65,14 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
     log.info("%s", describe(config, job))
-    with fit.opened_loggers(config, job, record.status()["id"]) as loggers:
+    with opened_loggers(config, job, record.status()["id"]) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         history = fit.history_of(callbacks)
         record.write_metrics({"train/loss": history[-1]["train/loss"]})
         facts = fit.facts_of(config, module, callbacks, best_epoch=len(history) - 1, processes=1)
         facts |= {"method": config.method, "pictures": int((prepared.manifest["split"] == "train").sum())}
+        write_for_use(record.best_checkpoint, read_checkpoint(record.best_checkpoint))
         record.write_environment(**facts, seconds=round(time.perf_counter() - begun, 1))
-    record.set_status("done")
+    record.finish(config.keep)
     return True

@@ -51,6 +51,7 @@ def report(config: ReportConfig, job: Job) -> bool:
         with WandbLogger(settings, facts, place) as logger:
             logger.figures(paths)
             texts = {name.replace("table", "table "): table.astype(str) for name, table in composed.files.items()}
-            logger.tables({**texts, "comparison": numbers_table(composed.results)})
+            tables = {**texts, "comparison": numbers_table(composed.results)}
+            logger.tables({f"tables/{name}": table for name, table in tables.items()})
     show_report(composed)
     return True

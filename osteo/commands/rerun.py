@@ -9,8 +9,9 @@ from osteo import parts
 from osteo.app import hydra as application
 from osteo.checks import check
 from osteo.command_settings import RerunConfig
-from osteo.errors import UserError, printable
-from osteo.records.record import Job, Run, environment, environment_changes
+from osteo.errors import UserError, counted, printable
+from osteo.records.environment import environment, environment_changes
+from osteo.records.record import Job, Run
 from osteo.records.sweep import changes
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
     record = Run(Path(config.run).expanduser())
     if record.is_pretraining:
-        raise UserError(f"run={config.run} is a pretraining, which predicts nothing that could be compared")
+        raise UserError(f"run={config.run} is a pretraining run, which has no predictions to compare")
     if not (record.directory / "metrics.json").exists():
         raise UserError(
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"
@@ -49,7 +50,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     text = (record.directory / "config.yaml").read_text(encoding="utf-8")
     text = re.sub(r"^trial: \d+$", "trial: null", text, flags=re.MULTILINE)  # it is no trial any more
     if planned := recorded.trainer.extended_from:
-        log.warning("the run was given more epochs (%s before), which its repetition has from the start", planned)
+        log.warning("the run was extended (from %s epochs); its repetition has all of them from the start", planned)
     parts.check_named(recorded.plugins, config.run, f"osteo rerun {config.run}")
     check(recorded)
     if record.has_status and record.state != "done":  # its metrics are those of fewer epochs
@@ -65,5 +66,8 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     for name in changed:
         print(f"{printable(name)}: {first[name]} before, {second.get(name)} now")
     if not changed:
-        print(f"all {len(first)} metrics are identical, {'and the logits too' if same else 'but the logits are not'}")
+        print(
+            f"all {counted(len(first), 'metric')} are identical,"
+            f" {'and the logits too' if same else 'but the logits are not'}"
+        )
     return not changed and same

@@ -29,7 +29,7 @@ def serve(config: ServeConfig, job: Job) -> bool:
     app = server.make_app(models, config)
     with suppress(KeyboardInterrupt), server.listen(config.host, config.port) as listening:
         if config.host not in server.LOOPBACK:
-            print(f"host={config.host} is open to others: there is neither encryption nor a login", flush=True)
+            print(f"host={config.host} lets other machines connect, without encryption or a login", flush=True)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(models[0].card.intended_use)
         print(f"page         http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)

@@ -57,6 +57,7 @@ def train(config: Config, job: Job) -> None:
     from osteo.networks.lineage import check_unseen
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
+    from osteo.training.loggers.opened import log_result, opened_loggers
     from osteo.training.ranks import quieten, rank, record_of, started
 
     processes = started()  # Lightning forgets it at the end
@@ -81,7 +82,7 @@ def train(config: Config, job: Job) -> None:
     last = fit.begin(record, job, prepared.manifest, module)
     log.info("%s", describe(config, job))
     run_id = record.status()["id"] if rank() == 0 else None
-    with fit.opened_loggers(config, job, run_id) as loggers:
+    with opened_loggers(config, job, run_id) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
         seconds_fit = time.perf_counter() - begun
@@ -99,8 +100,9 @@ def train(config: Config, job: Job) -> None:
         facts = costs | fit.facts_of(config, module, callbacks, best_epoch=best_epoch, processes=processes)
         facts |= {"leaks": {kind: len(sets) for kind, sets in leaks(prepared.manifest).items()}}
         record.write_environment(**facts)
-        fit.log_result(loggers, results | facts, fit.history_of(callbacks)[best_epoch], predictions)
-    record.set_status("done")
+        curves, best_file = fit.history_of(callbacks)[best_epoch], record.best_checkpoint
+        log_result(loggers, results | facts, curves, predictions, module.task, best_file)
+    record.finish(config.keep)
 
 
 def show_results(directory: Path) -> bool:

@@ -88,7 +88,7 @@ class Folder:
             return Entry(name, "", "broken link")
         refused = "" if stat.S_ISREG(status.st_mode) else NO_FILE
         if stat.S_ISDIR(status.st_mode):
-            refused = "link to a folder that is read under its own name"
+            refused = "link to a folder that is read elsewhere"
         elif status.st_size > LARGEST_FILE:
             refused = TOO_LARGE
         return Entry(name, f"{status.st_size}:{status.st_mtime_ns}", refused)
@@ -199,7 +199,7 @@ class Zip:
                 with self._lock:
                     file.close()
         except NotImplementedError:
-            raise Unusable("compressed in its zip by a method that is not read") from None
+            raise Unusable("compressed in its zip by a method that cannot be read") from None
         except DAMAGED as error:
             raise Unusable(f"damaged in its zip ({_cause(error)})") from None
 

@@ -70,7 +70,7 @@ def mendeley(folder: Path) -> Path:
         ) from error
     if broken := _broken(part):
         part.unlink()
-        raise UserError(f"the Mendeley archive came broken ({broken}) and was removed; try again")
+        raise UserError(f"the Mendeley archive arrived damaged ({broken}) and was removed; try again")
     part.replace(target)
     return target
 
@@ -90,7 +90,7 @@ def _fetch(url: str, part: Path) -> None:
         start = start if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="Mendeley archive")
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="Mendeley archive", disable=None)
         with bar, part.open("ab" if resumed else "wb") as file:
             while chunk := answer.read(2**18):
                 file.write(chunk)

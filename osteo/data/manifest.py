@@ -18,8 +18,9 @@ from scipy.sparse.csgraph import connected_components
 
 from osteo.config import PAPER_VARIANTS
 from osteo.data.sources import Picture, Source
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import read_sealed, read_table, write_sealed
+from osteo.progress import followed
 from osteo.reading.labels import SPLIT_NAMES, warn_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_header
@@ -103,9 +104,10 @@ def build_manifest(
     missing = [picture for picture in pictures if picture.image_id not in known]
     if not missing:
         return _drop_repeats(_with_labels(kept, task))
-    log.info("reading %d pictures", len(missing))
+    log.info("reading %s", counted(len(missing), "picture"))
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(lambda picture: _row(picture, sources[picture.source]), missing))
+        read = pool.map(lambda picture: _row(picture, sources[picture.source]), missing)
+        rows = list(followed(read, len(missing), "reading"))
     table = pd.concat([kept, typed(pd.DataFrame(rows))]).set_index("image_id", drop=False)
     manifest = table.loc[[picture.image_id for picture in pictures]].reset_index(drop=True)
     if all(stamps):
@@ -136,7 +138,7 @@ def follow_t_scores(manifest: pd.DataFrame, known: Mapping[str, float], *, compl
         return manifest
     if not known:
         raise UserError(
-            "task=t_score cannot be served: no picture has a T-score; it needs a clinical sheet that has them, as the"
+            "task=t_score cannot be used: no picture has a T-score; it needs a clinical sheet that has them, as the"
             " Mendeley archive does, data.clinical=FILE data.clinical_columns=[COLUMN:t_score], or a column of"
             " data.labels: data.columns=[COLUMN:t_score]"
         )
@@ -144,7 +146,7 @@ def follow_t_scores(manifest: pd.DataFrame, known: Mapping[str, float], *, compl
     measured = manifest["image_id"].map({image_id: who_class(t_score) for image_id, t_score in known.items()})
     classes = measured.fillna(manifest["class_name"]).astype("string")
     other = manifest.loc[(classes != manifest["class_name"]) & (manifest["split"] != "excluded"), "image_id"]
-    warn_of(list(other), "the T-score of {} is of another class than the folder: the T-score counts")
+    warn_of(list(other), "the T-score of {} disagrees with the class of the folder: the T-score counts")
     return _with_labels(manifest.assign(class_name=classes), TASKS[T_SCORE])
 
 
@@ -216,14 +218,14 @@ def _check_classes(sources: Mapping[str, Source], task: Task, *, complete: bool)
         if not present:
             raise UserError(
                 f"source {name} holds no pictures in class folders; expected folders named"
-                f" {' and '.join(_classes_of(task))}, or data.classes or data.labels to say what is what"
-                f" ({len(source.strays)} other files were found)"
+                f" {' and '.join(_classes_of(task))}, or data.classes or data.labels to name the classes"
+                f" ({counted(len(source.strays), 'other file')} found)"
             )
         if not task.has_many_classes:
             _check_present(f"source {name} has", present, task)
     present = set().union(*found.values())
     if complete and (absent := [name for name in _classes_of(task) if name not in present]):
-        raise _without(f"task={task.name} cannot be served: the data have", absent[0], present)
+        raise _without(f"task={task.name} cannot be used: the data have", absent[0], present)
 
 
 def _check_present(what_has: str, present: set[str], task: Task) -> None:

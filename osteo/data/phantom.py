@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from osteo.config import PhantomConfig
+from osteo.errors import counted
 from osteo.files import alone, read_sealed, sha256_of, whole, write_sealed
 from osteo.task import CLASSES, NEGATIVE
 from osteo.types import Grey
@@ -63,7 +64,7 @@ def archives(config: PhantomConfig, cache: Path) -> Path:
     root = cache / "phantom" / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     if is_intact(root):
         return root
-    log.info("drawing %d phantom radiographs", sum(config.kaggle.values()) + sum(config.mendeley.values()))
+    log.info("drawing %s", counted(sum(config.kaggle.values()) + sum(config.mendeley.values()), "phantom radiograph"))
     with alone(root, "drawing them"):
         if not is_intact(root):
             if root.exists():

@@ -104,7 +104,7 @@ def prepare(
         manifest = table.with_variants(manifest)
     stated = manifest["split"].isin(table.SPLITS).any()
     manifest = assign_splits(manifest, config.split, TASKS[str(config.task)], complete=complete)
-    _report_leaks(manifest, config, "mend the split that the labels state" if stated else "")
+    _report_leaks(manifest, config, "correct the split in the labels file" if stated else "")
     return Prepared(manifest, store)
 
 
@@ -172,7 +172,7 @@ def verify(config: DataConfig, sources: dict[str, Source]) -> list[str]:
     for size, opened in stores.items():
         mended = opened.confirm()
         checked = counted(len(opened.rows) - len(opened.unreadable), "stored picture")
-        lines.append(f"verified {checked} of {size}, {mended} damaged and mended")
+        lines.append(f"verified {checked} of {size}, {mended} damaged and repaired")
     return lines
 
 
@@ -273,7 +273,7 @@ def same_exposures(manifest: pd.DataFrame, thumbnails: Store, cache: Path) -> li
     kept = cache / "pairs" / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.json"
     if (text := read_sealed(kept)) is None:
         thumbnails.confirm()  # what is found among damaged pictures would be kept
-        log.info("comparing %d pictures", len(shas))
+        log.info("comparing %s", counted(len(shas), "picture"))
         plane = thumbnails.pictures[0]  # mapped: not copied where all of it is used
         found = find_pairs(plane if not thumbnails.unreadable else plane[[thumbnails.rows[sha] for sha in shas]])
         text = json.dumps([[shas[p.first], shas[p.second], *p[2:]] for p in found])
@@ -294,8 +294,8 @@ def _report_unusable(manifest: pd.DataFrame, *, strict: bool) -> None:
     if strict and len(unusable):
         first = unusable.iloc[0]
         raise UserError(
-            f"{len(unusable)} files cannot be used, {first['image_id']} first ({first['reason']});"
-            " mend or remove them, or set data.strict=false"
+            f"{counted(len(unusable), 'file')} cannot be used, {first['image_id']} first ({first['reason']});"
+            " replace or remove them, or set data.strict=false"
         )
     for image_id, reason in zip(unusable["image_id"], unusable["reason"], strict=True):
         again = "; the next run tries again" if reason.startswith(table.NOT_READ) else ""
@@ -325,8 +325,8 @@ def _report_leaks(manifest: pd.DataFrame, config: DataConfig, stated: str) -> No
     """
     if not _searches_copies(config, manifest):
         log.warning(
-            "altered copies are not searched for among %d pictures, since data.split.grouped=false; osteo audit does",
-            len(manifest),
+            "altered copies are not looked for among %s, since data.split.grouped=false; osteo audit does",
+            counted(len(manifest), "picture"),
         )
     found = leaks(manifest)
     if not found["clusters"]:
@@ -357,7 +357,7 @@ def _remedy(split: SplitConfig, stated: str) -> str:
         return "mend the file"
     if split.ready_made:
         grouped = "" if split.grouped else " data.split.grouped=true"
-        return f"mend the folders, or data.split.ready_made=false{grouped} deals them into one split"
+        return f"correct the folders, or data.split.ready_made=false{grouped} puts them into one split"
     return dealt if split.test_source or split.fold is not None else stated or dealt
 
 

@@ -160,7 +160,7 @@ def _match(
             log.warning("set aside %s: %s", entry.name, entry.refused)
     stated = labels.match([entry.name for entry in entries if not entry.is_folder], prefixes)
     other = [name for name, label in stated.items() if class_of(name, classes) not in (None, label.class_name)]
-    warn_of(other, f"{labels.option} has another class than the folder for {{}}: the file counts")
+    warn_of(other, f"{labels.option} disagrees with the class of the folder for {{}}: the file counts")
     return stated
 
 
@@ -171,7 +171,7 @@ def _warn_of_folders(unnamed: list[str], named: list[str], classes: Mapping[str,
         listed = ", ".join(f"{folder} ({count})" for folder, count in sorted(folders.items())[:MOST_FOLDERS])
         more = ", ..." if len(folders) > MOST_FOLDERS else ""
         log.warning(
-            "%s left out, in folders that stand for no class: %s%s; map them with data.classes=[FOLDER:CLASS]",
+            "%s left out, in folders that name no class: %s%s; map them with data.classes=[FOLDER:CLASS]",
             counted(len(unnamed), "picture"), listed, more,
         )  # fmt: skip
     present = {part.strip().casefold() for name in named for part in PurePosixPath(name).parts[:-1]}

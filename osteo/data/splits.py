@@ -35,14 +35,14 @@ def assign_splits(
     usable = manifest[manifest["split"] != "excluded"]
     stated = usable["split"] != ""
     if stated.any() and (config.file or config.test_source or config.fold is not None or config.ready_made):
-        log.warning("the split that the labels state is not used: data.split asks for another")
+        log.warning("the split in the labels file is not used: data.split asks for another")
     folders = split_folders(manifest)[usable.index]
     if folders.nunique() > 1 and not (config.ready_made or config.file or stated.any()):
         names = ", ".join(split for split in SPLITS if (folders == split).any())
         log.warning(
-            "%d of %d pictures lie in folders of a ready-made split (%s), which is not used: they are dealt anew;"
-            " data.split.ready_made=true takes the split as it is",
-            folders.notna().sum(), len(folders), names,
+            "%d of %s are in folders of a ready-made split (%s), which is not used: the pictures are split anew;"
+            " data.split.ready_made=true uses that split",
+            folders.notna().sum(), counted(len(folders), "picture"), names,
         )  # fmt: skip
     if config.file:
         chosen = _from_file(manifest, Path(config.file).expanduser())
@@ -198,7 +198,7 @@ def _from_file(manifest: pd.DataFrame, path: Path) -> "pd.Series[str]":
     chosen = usable["image_id"].map(given)
     if chosen.isna().any():
         example = usable.loc[chosen.isna(), "image_id"].iloc[0]
-        raise UserError(f"{option} has no row for {int(chosen.isna().sum())} pictures, {example} first")
+        raise UserError(f"{option} has no row for {counted(int(chosen.isna().sum()), 'picture')}, {example} first")
     return chosen
 
 
@@ -230,7 +230,7 @@ def _check_filled(manifest: pd.DataFrame, task: Task, needed: Mapping[str, Set[i
         for label, name in enumerate(task.class_names):
             if label in needed[split] and not (labels == label).any():
                 raise UserError(
-                    f"the {split} split has no {name} pictures ({len(labels)} pictures in all);"
+                    f"the {split} split has no {name} pictures ({counted(len(labels), 'picture')} in all);"
                     " use more pictures, other shares (data.split.train, data.split.val) or fewer folds"
                 )
 
@@ -245,7 +245,7 @@ def read_split(against: str, manifest: pd.DataFrame) -> dict[str, str]:
     given = read_split_file(path / "manifest.csv" if path.is_dir() else path, f"against={against}")
     if not manifest["image_id"].isin(list(given)).any():
         raise UserError(
-            f"against={against} names none of the {len(manifest)} pictures, such as {manifest['image_id'][0]};"
+            f"against={against} names none of {counted(len(manifest), 'picture')}, such as {manifest['image_id'][0]};"
             " give the data that it was made from"
         )
     return given

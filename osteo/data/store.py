@@ -24,6 +24,7 @@ from osteo.config import CLAHE_CLIP_LIMIT, CLAHE_TILES
 from osteo.data.manifest import NOT_READ, read_bytes
 from osteo.errors import UserError, counted, diagnose
 from osteo.files import alone, read_sealed, write_sealed
+from osteo.progress import followed
 from osteo.reading.framing import clahe, decoded_size, frame, version_of
 from osteo.reading.pictures import NotRead, describe_error
 from osteo.reading.reader import read_picture
@@ -118,7 +119,7 @@ def open_store(
     pixels = (kept["width"] * kept["height"]).fillna(0).to_numpy(np.int64)
     shelf = Shelf(place, shas, images, pixels, read, image_size, fit, enhance, 1 + twins)
     if (index := shelf.load()) is None:
-        log.info("decoding %d pictures to %d x %d", len(kept), image_size, image_size)
+        log.info("decoding %s to %d x %d", counted(len(kept), "picture"), image_size, image_size)
         with alone(place, "decoding these pictures") as is_alone:
             if (index := shelf.load()) is None:
                 index = shelf.build(is_alone)
@@ -260,9 +261,8 @@ class Shelf:
                 if hashlib.sha256(content).hexdigest() != self.shas[row]:
                     if keep_going:
                         return f"{NOT_READ} (changed since it was hashed)"
-                    raise ChangedFileError(
-                        f"{self.images[row]} has changed since it was hashed, though its size and time are the same"
-                    )
+                    why = "has changed since it was hashed, though its size and time are the same"
+                    raise ChangedFileError(f"{self.images[row]} {why}")
                 grey = read_picture(content, decoded_size(self.image_size, self.fit))
                 picture, is_found = frame(grey, self.image_size, self.fit, self.enhance)
             except NotRead as error:
@@ -275,12 +275,12 @@ class Shelf:
 
         ordered = sorted((int(row) for row in rows), key=lambda row: (-self.pixels[row], row))
         reasons, sums = dict[str, str](), dict[int, int]()  # the largest comes first: no core is left alone with it
+        chunks = [ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK)]
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(ordered), CHUNK):
-                chunk = ordered[start : start + CHUNK]
-                found = dict(zip(chunk, pool.map(work, chunk), strict=True))
+            found = followed((reason for chunk in chunks for reason in pool.map(work, chunk)), len(ordered), "decoding")
+            for chunk in chunks:
+                reasons |= {self.shas[row]: reason for row in chunk if (reason := next(found))}
                 pictures.flush()
-                reasons |= {self.shas[row]: reason for row, reason in found.items() if reason}
                 for row in chunk:
                     checksums[row] = sums.get(row, 0)
                 if isinstance(checksums, np.memmap):
@@ -318,13 +318,13 @@ class Verification:
             sha, reason = next(iter(self._lost.items()))
             name = self._shelf.images[self._shelf.shas.index(sha)]
             raise UserError(
-                f"{counted(len(self._lost), 'stored picture')}, {name} first, cannot be mended after damage on the disk"
-                f" ({reason}); bring the files back, or run osteo prepare verify=true"
+                f"{counted(len(self._lost), 'stored picture')}, {name} first, cannot be decoded again"
+                f" after damage on the disk ({reason}); bring the files back, or run osteo prepare verify=true"
             )
         if self._was_in_use:
             raise UserError(
                 f"{counted(len(self._mended), 'stored picture')} had been damaged on the disk, {self._mended[0]} first,"
-                " and used before that was found; they are mended now: start again"
+                " and used before this was noticed; they are repaired now: start again"
             )
         return len(self._mended)
 

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr, t
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.evaluation.bootstrap import bootstrap, rows_of
 from osteo.networks.precision import ieee_float32
 from osteo.parts import Explainable
@@ -84,7 +84,7 @@ class Attention(NamedTuple):
     border: float
     """within the outermost sixteenth of the side"""
     area: float
-    """share of the picture that is outside: what evidence without aim would reach"""
+    """share of the picture that is outside: what evidence spread evenly would reach"""
 
 
 def knee(picture: Grey) -> Mask:
@@ -176,26 +176,26 @@ class Sanity(NamedTuple):
             "passed": "",
             "failed": "The Grad-CAM maps failed their sanity check: they hardly change when the trained weights are"
             " replaced by random ones, so they do not show what was learnt; do not read them.",
-            "inconclusive": "The sanity check of the Grad-CAM maps is inconclusive: it cannot be told whether they show"
-            " what was learnt or what any network of this architecture shows; do not rely on them.",
+            "inconclusive": "The sanity check of the Grad-CAM maps is inconclusive: they may show what was learnt, or"
+            " only what any network of this architecture shows; do not rely on them.",
         }[self.outcome]
 
     def describe(self) -> str:
         """The figures behind the outcome, as a sentence."""
         if len(self.correlations) < 2:
-            return "The maps could not be compared with those of random weights: they are the same all over."
+            return "The maps could not be compared with those of random weights: they have the same value everywhere."
         mean, low, high = self.strength
         conclusion = {
             "passed": "they depend on what was learnt",
             "failed": "they hardly depend on what was learnt: do not read them",
-            "inconclusive": "whether they depend on what was learnt cannot be told",
+            "inconclusive": "it is unclear whether they depend on what was learnt",
         }[self.outcome]
         return (
-            f"The maps of {len(self.correlations)} networks with random weights in place of the trained ones correlate"
-            f" with these by {np.mean(self.correlations):.2f} on average (Spearman, {self.pictures} pictures), from"
-            f" {min(self.correlations):.2f} to {max(self.correlations):.2f} by network. Whatever its sign, the"
-            f" correlation is {mean:.2f} strong (95 % interval {low:.2f} to {high:.2f}; the limit is {ALIKE}):"
-            f" {conclusion}."
+            f"Sanity check: these maps were compared with those of {len(self.correlations)} networks with"
+            f" random weights on {counted(self.pictures, 'picture')}. Spearman's correlation is"
+            f" {np.mean(self.correlations):.2f} on average, from {min(self.correlations):.2f} to"
+            f" {max(self.correlations):.2f} by network; its mean absolute value"
+            f" is {mean:.2f} (95 % interval {low:.2f} to {high:.2f}; the limit is {ALIKE}): {conclusion}."
         )
 
 
@@ -259,8 +259,8 @@ def findings(
     reach = f" ({outside.low:.0%} to {outside.high:.0%})" if np.isfinite(outside.low) else ""  # else too few pictures
     lines = [
         f"Of the evidence for {task.sides[1]} in {len(values)} test pictures, {outside.value:.0%}{reach} lies outside"
-        " the knee: on air, padding, markers or the border. These take"
-        f" {area.value:.0%} of a picture, so a map without aim would have {area.value:.0%} there."
-        f" {at_border.value:.0%} lies within the outermost sixteenth, which takes {border_area:.0%}."
+        " the knee: on air, padding, markers or the border. These take up"
+        f" {area.value:.0%} of a picture, so a map spread evenly over the picture would have {area.value:.0%} there."
+        f" {at_border.value:.0%} lies in the outermost sixteenth on each side, which takes up {border_area:.0%}."
     ]
     return lines if sanity is None else [*lines, sanity.describe()]

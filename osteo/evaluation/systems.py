@@ -159,7 +159,7 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         UserError: no test picture has been predicted, or the runs are of different tasks.
     """
     tested = [_TestedRun.of(run, sensitivity) for run in runs]
-    names = _names([without_fold(run.settings) for run in tested])
+    names = model_names([without_fold(run.settings) for run in tested])
     if len(tasks := {str(run.settings["task"]) for run in tested}) > 1:
         raise UserError(f"the runs are of different tasks ({', '.join(sorted(tasks))}): give a sweep of one of them")
     task = TASKS[tasks.pop()] if tasks else BINARY
@@ -301,7 +301,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flattened
 
 
-def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def model_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The backbone, and every other key in which the systems differ; the source in their place, where that will do."""
     recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
     keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]

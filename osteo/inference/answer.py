@@ -62,6 +62,11 @@ class Answer:
     error: str = ""
     """why there is no answer, all numbers of which are void then; empty where there is one"""
 
+    @property
+    def is_borderline(self) -> bool:
+        """Whether the range lies on both sides of the threshold; False where none was requested."""
+        return self.low <= self.threshold < self.high
+
 
 def threshold_of(models: Sequence[Model], rule: str) -> float:
     """The mean of the models' thresholds by a rule.
@@ -143,7 +148,7 @@ def notes_of(models: Sequence[Model], patient: Patient, framed: Sequence[Framed]
     for fitted in (model.covariates for model in models if model.covariates is not None):
         read = fitted.read(fitted.chosen(patient))
         missing |= dict.fromkeys(name for name in fitted.names if read[name] is None)
-    not_known = f"not known of the patient: {', '.join(missing)}; typical values of training are used"
+    not_known = f"not known of the patient: {', '.join(missing)}; typical values from training are used"
     is_found = all(of_model.is_found for of_model in framed)
     return (*([not_known] if missing else []), *([] if is_found else [NOT_FOUND]))
 

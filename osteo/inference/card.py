@@ -15,11 +15,10 @@ from osteo.data.store import Store
 from osteo.errors import UserError
 from osteo.evaluation.calibration import COLDEST, HOTTEST
 from osteo.evaluation.systems import validate
-from osteo.files import whole
 from osteo.inference import guard as guards
 from osteo.records.record import CONFIG, Run
-from osteo.records.snapshots import save_checkpoint
 from osteo.task import BINARY, RULES, TASKS
+from osteo.training.checkpoints import write_for_use
 
 KEY = "osteo"
 """of a checkpoint, under which its card is stored"""
@@ -84,15 +83,14 @@ def data_hash(sha256: Sequence[str], splits: Sequence[str]) -> str:
 
 
 def write_card(checkpoint: Path, stored: Mapping[str, Any], card: Card) -> None:
-    """Adds a card to a checkpoint file, which then appears whole or stays as it was.
+    """Adds a card to the file of a checkpoint that is trained no further; see `write_for_use`.
 
     Args:
         checkpoint: the file.
         stored: what it holds.
         card: of its network.
     """
-    with whole(checkpoint, durable=True) as aside:
-        save_checkpoint({**stored, KEY: asdict(card)}, aside)
+    write_for_use(checkpoint, {**stored, KEY: asdict(card)})
 
 
 def read_card(stored: Mapping[str, Any], name: str) -> Card:
@@ -108,19 +106,20 @@ def read_card(stored: Mapping[str, Any], name: str) -> Card:
     values = stored.get(KEY)
     if not isinstance(values, dict) and "seen" in stored and "hyper_parameters" not in stored:
         raise UserError(
-            f"{name} is a pretraining's, which answers nothing yet: train it first, osteo train model.weights_file=RUN"
+            f"{name} is a pretraining's, which has no classifier yet: fine-tune it first with osteo"
+            f" train model.weights_file=RUN"
         )
     if not isinstance(values, dict):
-        raise UserError(f"{name} carries no preprocessing: give best.ckpt of a finished run, made by this osteo")
+        raise UserError(f"{name} holds no preprocessing: give best.ckpt of a finished run, made by this osteo")
     known = {entry.name for entry in fields(Card)}
     if values.get("version") != VERSION or set(values) - known:
         raise UserError(f"{name} was made by osteo {values.get('osteo')}, whose checkpoints this osteo does not know")
     if missing := sorted(REQUIRED - set(values)):
-        raise UserError(f"{name} carries a card without {missing[0]}; {ADVICE}")
+        raise UserError(f"{name} holds a card without {missing[0]}; {ADVICE}")
     checks = CHECKS | {"class_names": lambda names: names == list(TASKS[values.get("task", BINARY.name)].class_names)}
     for key, is_right in checks.items():  # class_names after task
         if key in values and not is_right(values[key]):
-            raise UserError(f"{name} carries a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
+            raise UserError(f"{name} holds a card whose {key} makes no sense ({str(values[key])[:40]}); {ADVICE}")
     return Card(**values)
 
 
@@ -145,7 +144,7 @@ def check_origin(stored: Mapping[str, Any], checkpoint: Path, run: Run) -> None:
     for key, value in expected.items():
         if values.get(key) != value:
             raise UserError(
-                f"{checkpoint.name} of run {run.name} is of another run: its card has {key}={values.get(key)}, and"
+                f"{checkpoint.name} of run {run.name} belongs to another run: its card has {key}={values.get(key)}, and"
                 f" {CONFIG} {value}; put the run's own checkpoint back from a copy, or train the run again"
             )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from osteo.command_settings import EvaluateConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.task import FIXED, T_SCORE, Task, details_columns
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
     task = models[0].network.task
     if config.data.task not in (None, task.name):
         raise UserError(
-            f"data.task={config.data.task} is not what {models[0].name} was trained for, task={task.name}; leave it out"
+            f"data.task={config.data.task} differs from task={task.name}, for which {models[0].name} was"
+            f" trained; leave it out"
         )
     logits, outputs = [], []
     sources, prepared = {}, {}
@@ -65,7 +66,7 @@ def ask(models: "Sequence[Model]", config: EvaluateConfig) -> "tuple[pd.DataFram
         manifest, store = prepared[key]
         rows = manifest[manifest["split"] == name_of(config)]
         if rows.empty:
-            raise UserError(f"split={config.split} has no picture")
+            raise UserError(f"split={config.split} has no pictures")
         used = manifest[manifest["split"] != "excluded"]
         same = data_hash(list(used["sha256"]), list(used["split"])) == model.card.data_hash
         warn_of_seen(model, rows, same_data=same, split=config.split)
@@ -88,18 +89,26 @@ def warn_of_seen(model: "Model", rows: "pd.DataFrame", *, same_data: bool, split
     pretrained = read_seen(str(model.path))
     if pretrained and (count := int(rows["sha256"].isin(pretrained.sha256).sum())):
         log.warning(
-            "%s was pretrained on %d of these %d pictures: the result may be too good", model.name, count, len(rows)
+            "%s was pretrained on %d of these %s: the result may be too optimistic",
+            model.name,
+            count,
+            counted(len(rows), "picture"),
         )
     if same_data and split in ("test", "val"):
         return
     try:
         of_training = Run(model.path.parent.parent).read_manifest()
     except DamagedError as error:
-        log.warning("whether %s has learnt from these pictures cannot be told: %s", model.name, error)
+        log.warning("it is not known whether %s was trained on these pictures: %s", model.name, error)
         return
     learnt = set(of_training.loc[of_training["split"].isin(["train", "val"]), "sha256"])
     if seen := int(rows["sha256"].isin(learnt).sum()):
-        log.warning("%s has learnt from %d of these %d pictures: the result is too good", model.name, seen, len(rows))
+        log.warning(
+            "%s was trained on %d of these %s: the result is too optimistic",
+            model.name,
+            seen,
+            counted(len(rows), "picture"),
+        )
 
 
 def intervals_of_task(predictions: "pd.DataFrame", task: Task) -> "pd.DataFrame":

@@ -107,13 +107,13 @@ def chosen_layers(network: Network, maps: object) -> list[str]:
     layers = layers_of(network)
     names = list(dict.fromkeys(map(str, maps if isinstance(maps, list | tuple) else [maps])))
     if not names:
-        raise UserError(f"maps=[] names no layer; name some, or leave it out for one of each stage; {HINT}")
+        raise UserError(f"maps=[] names no layer; name one, or leave it out for one per stage; {HINT}")
     for name in names:
         if name not in layers:
             raise UserError(f"{unknown('maps: layer', name, layers, most=0)}; {HINT}")
         if layers[name].grid is None:
             shape = " x ".join(map(str, layers[name].output))
-            raise UserError(f"maps: layer '{name}' gives {shape} for a picture, which is no map; {HINT}")
+            raise UserError(f"maps: layer '{name}' gives {shape} for a picture, which is not a map; {HINT}")
     return names
 
 

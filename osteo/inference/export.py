@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from osteo.data.archives import open_archive
 from osteo.data.phantom import T_SCORES, draw
 from osteo.data.sources import class_of, is_picture
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.ties import join_ties
 from osteo.files import check_checksums, sha256_of, write_text
@@ -295,7 +295,9 @@ def compare_int8(exact: Exported, small: Exported, pictures: Sequence[Grey], lab
     truth = [labels[index] for index in known]
     if len(set(truth)) == 2:
         first, second = (roc_auc_score(truth, join_ties(logits[known])) for logits in (before, after))
-        lines.append(f"int8: AUROC {first:.4f} before, {second:.4f} after ({len(known)} pictures with a label)")
+        lines.append(
+            f"int8: AUROC {first:.4f} before, {second:.4f} after ({counted(len(known), 'picture')} with a label)"
+        )
     for size in (1, 16):
         batch = [pictures[index % len(pictures)] for index in range(size)]
         first, second = (statistics.median(times) for times in milliseconds((exact.logits, small.logits), batch))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from osteo.command_settings import ExportConfig
 from osteo.errors import UserError
+from osteo.files import display_path
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts.pt", "torch_export": ".pt2"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -17,7 +18,7 @@ def check_choices(config: ExportConfig) -> None:
         UserError: one line that says what to change.
     """
     if not config.ckpt:
-        raise UserError("name a checkpoint: osteo export RUN/checkpoints/best.ckpt")
+        raise UserError("name a run or a checkpoint: osteo export RUN")
     if not isinstance(config.ckpt, str):
         raise UserError("an ensemble cannot be exported as one file: export each checkpoint, and average their answers")
     if config.int8 and config.format != "onnx":
@@ -36,11 +37,13 @@ def output_path(config: ExportConfig, checkpoint: Path) -> Path:
     beside = checkpoint.with_name(f"{checkpoint.stem}{'.int8' if config.int8 else ''}{suffix}")
     output = Path(config.output).expanduser() if config.output else beside
     if not output.name.endswith(suffix):
-        raise UserError(f"output={output.name} must end in {suffix} for format={config.format}")
+        raise UserError(f"output={config.output} must end in {suffix} for format={config.format}")
     if not output.parent.is_dir():
-        raise UserError(f"output={output}: there is no folder {output.parent}")
+        raise UserError(
+            f"output={config.output or display_path(output)}: there is no folder {display_path(output.parent)}"
+        )
     if output.exists():
-        raise UserError(f"{output.name} exists already; remove it, or choose another: output=FILE{suffix}")
+        raise UserError(f"{display_path(output)} exists already; remove it, or choose another: output=FILE{suffix}")
     return output
 
 

@@ -85,7 +85,9 @@ class Predictor:
 
     def _check_patients(self, patients: Sequence[Patient], count: int) -> Sequence[Patient]:
         if len(patients) != count:
-            raise UserError(f"there are {counted(count, 'picture')} and {len(patients)} patients; give one for each")
+            raise UserError(
+                f"there are {counted(count, 'picture')} and {counted(len(patients), 'patient')}; give one for each"
+            )
         check_known(self.models, (name for patient in patients for name in patient))
         return patients
 

@@ -115,9 +115,9 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
         accelerator: that answers, see `osteo.training.hardware.present_accelerator`.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint of osteo, it carries no preprocessing, it needs a plugin
-            that is not loaded, its card does not fit its network, it lies in the directory of another run than its
-            own, or the accelerator is not there.
+        UserError: there is no such file, it is not a checkpoint of osteo, it holds no preprocessing, it needs a
+            plugin that is not loaded, its card does not fit its network, it lies in the directory of another run than
+            its own, or the accelerator is not there.
     """
     device = present_accelerator(accelerator)
     stored = read_checkpoint(checkpoint)
@@ -132,12 +132,12 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
         raise
     if card.image_size != module.network.image_size:
         raise UserError(
-            f"{checkpoint.name} carries a card whose image_size ({card.image_size}) is not that of its network"
+            f"{checkpoint.name} holds a card whose image_size ({card.image_size}) is not that of its network"
             f" ({module.network.image_size}); {ADVICE}"
         )
     if card.task != module.task.name:
         raise UserError(
-            f"{checkpoint.name} carries a card whose task ({card.task}) is not that of its network"
+            f"{checkpoint.name} holds a card whose task ({card.task}) is not that of its network"
             f" ({module.task.name}); {ADVICE}"
         )
     network = module.network.to(memory_format=torch.contiguous_format).float().eval().to(device)
@@ -178,7 +178,7 @@ def check_known(models: Sequence[Model], names: Iterable[str]) -> None:
     accepted = dict.fromkeys(name for model in models if model.covariates for name in model.covariates.accepted)
     if strange := sorted(set(names) - accepted.keys()):
         takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
-        raise UserError(f"{strange[0][:40]!r} is no covariate of this model; {takes}")
+        raise UserError(f"{strange[0][:40]!r} is not a covariate of this model; {takes}")
 
 
 def mean_details(task: Task, outputs: Sequence[Tensor]) -> dict[str, Floats]:

@@ -75,7 +75,7 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     if skipped := len(entries) - len(pictures):
         log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
     if not pictures:
-        raise UserError(f"input={given} holds no picture; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
+        raise UserError(f"input={given} holds no pictures; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
     return archive, pictures
 
 
@@ -118,12 +118,12 @@ def read_patients(
     if clinical is None:
         if wanted:
             log.warning(
-                "the model takes the patient's %s too, and no sheet gives them (clinical=FILE): typical values of"
-                " training are used", ", ".join(wanted),
+                "the model takes the patient's %s too, and no clinical sheet is given (clinical=FILE):"
+                " typical values from training are used", ", ".join(wanted),
             )  # fmt: skip
         return {}
     if not wanted:
-        raise UserError(f"clinical={Path(clinical).name} is of no use: the model takes no covariates; leave it out")
+        raise UserError(f"clinical={Path(clinical).name} is not used: the model takes no covariates; leave it out")
     sheet = read_clinical(DataConfig(clinical=clinical, clinical_columns=list(columns), covariates=wanted), "clinical")
     if not {"picture", "patient"} & set(sheet.cells):
         raise UserError(

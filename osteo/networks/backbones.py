@@ -95,7 +95,7 @@ def _checked(module: object, name: str) -> nn.Module:
     """
     origin = parts.backbones[name].__module__
     if not isinstance(module, nn.Module):
-        raise UserError(f"model.backbone={name} of {origin} is no torch module but {type(module).__name__}")
+        raise UserError(f"model.backbone={name} of {origin} is not a torch module but {type(module).__name__}")
     contract = ("num_features", "pretrained_cfg", "forward_features", "forward_head", "get_classifier")
     if missing := [part for part in contract if not hasattr(module, part)]:
         raise UserError(f"model.backbone={name} of {origin} lacks {', '.join(missing)}; see osteo.parts.Backbone")
@@ -118,7 +118,7 @@ def _create_timm(name: str, shape: Shape, *, pretrained: bool, weights_file: str
             weights = _converted(name, settings, weights)
         return fill(network, weights, name, weights_file)
     if pretrained:
-        log.info("fetching the weights of %s from the model hub, unless they are here already", name)
+        log.info("loading the weights of %s, from the model hub unless they are in the cache", name)
     offline = constants.HF_HUB_OFFLINE or (pretrained and not _hub_is_reachable())
     try:
         with patch.object(constants, "HF_HUB_OFFLINE", offline):  # the files in its cache are all that is asked for
@@ -157,7 +157,7 @@ def _converted(name: str, settings: Mapping[str, Any], weights: Mapping[str, Ten
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     from torchvision import models
 
-    log.info("fetching the weights of %s from torchvision's server, unless they are here already", name)
+    log.info("loading the weights of %s, from torchvision's server unless they are in the cache", name)
     try:
         weights: Any = models.get_model_weights(name.removeprefix(TORCHVISION)).DEFAULT
         state = weights.get_state_dict(check_hash=True)
@@ -188,6 +188,6 @@ def _out_of_reach(backbone: str, error: Exception) -> UserError:
         )
     return UserError(
         f"the pretrained weights of {backbone} could not be fetched from the model hub ({type(error).__name__});"
-        " go online once, they are kept for later, or give a local file, model.weights_file=FILE.safetensors, or do"
+        " go online once (they are kept for later), give a local file, model.weights_file=FILE.safetensors, or do"
         " without, model.pretrained=false"
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from osteo.data.store import Store
-from osteo.errors import UserError, first_line
+from osteo.errors import UserError, counted, first_line
 from osteo.files import alone, check_checksums, whole, writing_to_cache
 from osteo.networks.network import MISFITS, Network
 from osteo.networks.precision import IEEE, ieee_float32
@@ -84,7 +84,7 @@ def _read(place: Path, count: int) -> Tensor | None:
 
 def _compute(network: Network, views: Views, number: int, store: Store, device: str) -> Tensor:
     """The features of one view, float32 (N, F)."""
-    log.info("computing the features of %d pictures (%s)", len(store.rows), views.names[number])
+    log.info("computing the features of %s (%s)", counted(len(store.rows), "picture"), views.names[number])
     pictures = torch.from_numpy(store.pictures[0])
     network, views = network.to(device).eval(), views.to(device)
     found = []

@@ -10,7 +10,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from osteo.checks import check_weights_file
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import check_checksums
 from osteo.records.sweep import best_of
 
@@ -30,11 +30,13 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str, origin: s
     reason = ""
     if missing := differing(network, weights):
         first = ", ".join(missing[:3])
-        reason = f"{len(missing)} of its {len(wanted)} tensors are missing or have another shape, {first} first"
+        reason = f"{len(missing)} of {counted(len(wanted), 'tensor')} are missing or have another shape, {first} first"
     elif surplus := _surplus(network, weights):
-        reason = f"it holds {len(surplus)} tensors of layers that this backbone has not, {surplus[0]} first"
+        reason = (
+            f"it holds {counted(len(surplus), 'tensor')} of layers that this backbone does not have, {surplus[0]} first"
+        )
     elif (odd := first_of_other_kind(wanted, weights)) is not None:
-        reason = f"{odd} is no tensor of floating-point numbers"
+        reason = f"{odd} is not a tensor of floating-point numbers"
     if reason:
         raise _misfit(origin, name, reason)
     found = {key: _adapted(weights[key], tensor).to(tensor.dtype) for key, tensor in wanted.items()}

@@ -110,7 +110,8 @@ class Masked(Method):
             found = features
         if found.ndim != 4:
             raise UserError(
-                f"method=masked needs a feature map, which model.backbone={network.name} has not; use method=simclr or"
+                f"method=masked needs a feature map, which model.backbone={network.name} does not have;"
+                f" use method=simclr or"
                 " byol"
             )
         return found

@@ -30,7 +30,7 @@ from osteo.records.record import Run
 from osteo.types import Grey, ReadFile
 
 HELD_OUT = "validates or tests"
-COPY_OF_HELD_OUT = "a copy of what validates or tests, or of its patient"
+COPY_OF_HELD_OUT = "a copy of a validation or test picture, or of the same patient"
 REASONS = (HELD_OUT, COPY_OF_HELD_OUT, table.COPY)
 OTHERS = "against:"
 """What the image_id of a picture of another run begins with here."""
@@ -217,7 +217,7 @@ def _line(rows: pd.DataFrame, held: int, config: PretrainConfig) -> str:
     counts = {reason: int((excluded == reason).sum()) for reason in REASONS}
     counts["unreadable"] = len(excluded) - sum(counts.values())
     left = ", ".join(f"{count} ({reason})" for reason, count in counts.items() if count)
-    compared = f"; compared with {counted(held, 'picture')} that validate or test" if held else ""
+    compared = f"; compared with {counted(held, 'picture')} of validation and test" if held else ""
     if not held:
-        compared = "; none is known to validate or test: against=RUN_OR_SPLIT_FILE leaves those of a training out"
+        compared = "; no validation or test pictures are known: against=RUN_OR_SPLIT_FILE leaves those of a run out"
     return f"learning from {counted(len(rows) - len(excluded), 'picture')}; left out: {left or 'none'}{compared}"

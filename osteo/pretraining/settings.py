@@ -1,10 +1,9 @@
 """What `osteo pretrain` can be told, which is less than a training."""
 
-from pathlib import Path
-
 from osteo.command_settings import OF_LABELS, PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
+from osteo.files import check_against
 from osteo.task import LAST_EPOCH
 from osteo.training.ranks import started
 
@@ -16,7 +15,7 @@ def check_settings(config: PretrainConfig) -> None:
         UserError: one line that names the key.
     """
     if config.augment.name != "online" and (config.method != "masked" or config.augment.name != "none"):
-        raise UserError(f"method={config.method} draws views of a picture anew: set augment=online")
+        raise UserError(f"method={config.method} draws new views of a picture every time: set augment=online")
     usual = Config()
     for key in OF_LABELS:
         group, _, name = key.rpartition(".")
@@ -31,16 +30,15 @@ def check_settings(config: PretrainConfig) -> None:
     }  # fmt: skip
     for key, value in followed.items():
         if value not in (LAST_EPOCH, "train/loss"):
-            raise UserError(f"{key}={value} needs labels, which osteo pretrain has not; leave it out")
+            raise UserError(f"{key}={value} needs labels, which osteo pretrain does not use; leave it out")
     if config.trainer.accumulate_grad_batches > 1:
         raise UserError(
             "trainer.accumulate_grad_batches does not make a larger batch of views to compare; raise data.batch_size"
         )
     if config.data.batch_size < 2:
         raise UserError(
-            "data.batch_size=1 leaves nothing to tell a picture from; use 2 or more, of two pictures at least"
+            "data.batch_size=1 leaves nothing to compare a picture with; use 2 or more, with at least two pictures"
         )
     if config.method == "masked" and config.patch > config.data.image_size // 2:
         raise UserError(f"patch={config.patch} is more than half of data.image_size={config.data.image_size}")
-    if config.against and not Path(config.against).expanduser().exists():
-        raise UserError(f"against={config.against}: no such file or directory")
+    check_against(config.against)

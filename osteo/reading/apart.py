@@ -70,7 +70,7 @@ def ask(task: bytes, content: bytes, size: int = 0) -> tuple[str, Grey]:
     if not in_time:
         raise NotRead(late)
     if code in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9)):
-        raise NotRead(f"{kind} whose reading was ended from outside")
+        raise NotRead(f"{kind} whose reading was stopped from outside")
     raise Unusable(f"{kind} that crashes its decoder")
 
 

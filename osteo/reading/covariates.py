@@ -77,7 +77,7 @@ def read_cell(name: str, cell: object) -> float | str | None:
         except ValueError:
             number = np.nan
         if not low <= number <= high:
-            raise ImpossibleError(f"is no number from {low:g} to {high:g} ({unit})")
+            raise ImpossibleError(f"is not a number from {low:g} to {high:g} ({unit})")
         return number
     if name not in WORDS:
         return text
@@ -87,7 +87,7 @@ def read_cell(name: str, cell: object) -> float | str | None:
     if name in DESCRIBED:
         return "yes"
     known = "; ".join(", ".join(forms) for forms in WORDS[name].values())
-    raise ImpossibleError(f"is none of the words that are known: {known}")
+    raise ImpossibleError(f"is not one of the known words: {known}")
 
 
 def read_column(name: str, cells: "pd.Series[str]", heading: str, option: str, *, strict: bool) -> "pd.Series[Any]":
@@ -113,7 +113,9 @@ def read_column(name: str, cells: "pd.Series[str]", heading: str, option: str, *
             values.append(None)
             impossible += 1
     if impossible:
-        log.warning("%s: %s in '%s' cannot be, and count as not known", option, counted(impossible, "value"), heading)
+        log.warning(
+            "%s: %s in '%s' are impossible, and count as not known", option, counted(impossible, "value"), heading
+        )
     return pd.Series(values or None, index=cells.index, dtype="float64" if name in NUMBERS else "string")
 
 
@@ -248,7 +250,7 @@ class Covariates:
         """
         known = self.accepted
         if strange := sorted(values.keys() - set(known)):
-            raise UserError(f"'{strange[0]}' is no covariate of this model; it takes: {', '.join(known)}")
+            raise UserError(f"'{strange[0]}' is not a covariate of this model; it takes: {', '.join(known)}")
         read: dict[str, Any] = dict.fromkeys(known)
         name = ""
         try:

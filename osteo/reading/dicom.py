@@ -74,7 +74,7 @@ class _Bounded(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         """The next `size` bytes."""
         if size is None or size < 0:
-            raise Unusable("DICOM with transfer syntax Deflated Explicit VR Little Endian, which is not read")
+            raise Unusable("DICOM with transfer syntax Deflated Explicit VR Little Endian, which cannot be read")
         return super().read(size)
 
 
@@ -97,7 +97,7 @@ def _parse(content: bytes) -> Any:
     if allocated not in (8, 16) or not 1 < stored <= allocated:
         raise Unusable(f"DICOM with {stored} of {allocated} bits per pixel: 8 to 16 can be read")
     if dataset.get("HighBit", stored - 1) != stored - 1:
-        raise Unusable("DICOM whose highest bit is not where BitsStored says")
+        raise Unusable("DICOM whose HighBit contradicts BitsStored")
     photometric, samples = dataset.get("PhotometricInterpretation"), _integer(dataset, "SamplesPerPixel")
     if photometric not in (*GREY, *COLOUR, "PALETTE COLOR") or samples != (3 if photometric in COLOUR else 1):
         raise Unusable("DICOM with colours that cannot be read")
@@ -125,7 +125,7 @@ def _decode(dataset: Any) -> tuple[npt.NDArray[Any], str]:
     except NotImplementedError:
         decoder = None
     if decoder is None or not decoder.is_available:
-        raise Unusable(f"DICOM with transfer syntax {syntax.name}, for which there is no decoder")
+        raise Unusable(f"DICOM with transfer syntax {syntax.name}, for which no decoder is installed")
     if syntax.is_encapsulated:
         _check_codestream(dataset)
     elif len(dataset.PixelData) >= 2 * dataset.Rows * dataset.Columns * _bytes_per_pixel(dataset):

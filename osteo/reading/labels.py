@@ -111,7 +111,7 @@ class LabelFile:
                     )
         if not found:
             raise UserError(
-                f"{self.option} names none of the {len(places.names)} pictures"
+                f"{self.option} names none of {counted(len(places.names), 'picture')}"
                 + (f", such as {places.names[0]}; its first row names '{self.rows[0].picture}'" if places.names else "")
             )
         warn_of(spare, f"{self.option} has {{}} without a picture", "row")
@@ -188,7 +188,9 @@ def read_labels(data: DataConfig) -> LabelFile:
     values = zip(table.index, cells["picture"], classes, patients, splits, measured, known, strict=True)
     rows = [Row(number, picture, Label(*stated)) for number, picture, *stated, use in values if use]
     if "split" in cells and (missing := sum(not row.label.split for row in rows)):
-        raise UserError(f"{option} has no split in {missing} of {len(rows)} rows; give all of them one, or none")
+        raise UserError(
+            f"{option} has no split in {missing} of {counted(len(rows), 'row')}; give one to all of them, or to none"
+        )
     return LabelFile(option, rows, columns.get("patient", ""))
 
 
@@ -202,7 +204,7 @@ def _find_columns(table: pd.DataFrame, data: DataConfig, option: str) -> dict[st
             given["patient"] = headings[plain(data.patient)]
         elif "(" not in data.patient:
             raise UserError(
-                f"data.patient={data.patient} is no column of {option} and no pattern with a group; {listed}"
+                f"data.patient={data.patient} is neither a column of {option} nor a pattern with a group; {listed}"
             )
     for meaning, names in COLUMNS.items():
         present = [headings[plain(name)] for name in names if plain(name) in headings]
@@ -309,7 +311,8 @@ def _translate(
     listed = f": {', '.join(shown)}" if 0 < len(shown) <= MOST_SHOWN else ""
     expected = ", ".join(dict.fromkeys(words.values()))
     message = (
-        f"{option}: {len(strange)} of {len(cells)} rows have none of {expected} in column '{column}'{listed}; {hint}"
+        f"{option}: {len(strange)} of {counted(len(cells), 'row')}"
+        f" {'has' if len(strange) == 1 else 'have'} none of {expected} in column '{column}'{listed}; {hint}"
     )
     if len(strange) == len(cells):
         raise UserError(message)

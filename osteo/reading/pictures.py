@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
 COLOUR = ("LA", "RGB", "RGBA", "RGBX", "RGBa")
 """Modes with several channels, in the order that OpenCV takes them to have."""
 ORIENTATION = 0x0112  # the tag that says how a picture is to be turned
-NOT_READ = "more than eight bits per channel, stored in a way that is not read"
+NOT_READ = "more than eight bits per channel, stored in a way that cannot be read"
 TRUNCATED = "truncated, or not as large as it says"
 MOST_PAGES = 16  # of a TIFF that are looked at for one that is no thumbnail
 LARGEST_FILE = 512 * 2**20  # bytes; a radiograph of 50 million pixels at 16 bits has a fifth of this

@@ -90,7 +90,7 @@ def decode_text(content: bytes) -> str:
     except UnicodeDecodeError:
         text = content.decode("cp1252", errors="replace")
     if "\0" in text:
-        raise Unusable("not a table, or in an encoding that is none of UTF-8, UTF-16 and Windows-1252")
+        raise Unusable("not a table, or in an encoding other than UTF-8, UTF-16 and Windows-1252")
     return text
 
 

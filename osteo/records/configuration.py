@@ -29,9 +29,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         read = OmegaConf.to_container(OmegaConf.create(text))
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise damaged(path, f"is damaged: no YAML ({str(error).splitlines()[0]})") from error
+        raise damaged(path, f"is damaged: not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(read, dict):
-        raise damaged(path, "is damaged: no mapping of YAML")
+        raise damaged(path, "is damaged: not a YAML mapping")
     return {str(key): value for key, value in read.items()}
 
 
@@ -53,7 +53,7 @@ def _read(path: Path, text: str) -> Config:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, recorded))
     except (OmegaConfBaseException, ValueError) as error:
-        raise damaged(path, f"is no configuration of osteo train ({str(error).splitlines()[0]})") from error
+        raise damaged(path, f"is not a configuration of osteo train ({str(error).splitlines()[0]})") from error
     assert isinstance(config, Config)
     return replace(config, logger={name: _logger(name, node) for name, node in config.logger.items()})
 

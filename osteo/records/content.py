@@ -56,7 +56,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise damaged(path, "is missing") from None
     except UnicodeDecodeError:
-        raise damaged(path, "is damaged: it is no text") from None
+        raise damaged(path, "is damaged: not a text file") from None
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror})") from error
     if not text.strip():
@@ -76,14 +76,14 @@ def read_json(path: Path, values: Values) -> dict[str, Any]:
     """
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON")
+        raise ValueError(f"{constant} is not a number in JSON")
 
     try:
         content = json.loads(read_text(path), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"is damaged: no JSON ({str(error) or 'too deep'})") from None
+        raise damaged(path, f"is damaged: not JSON ({str(error) or 'too deep'})") from None
     if not isinstance(content, dict):
-        raise damaged(path, "is damaged: no object of JSON")
+        raise damaged(path, "is damaged: not a JSON object")
     check_values(path, content, values)
     return content
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from osteo.errors import UserError
-from osteo.records.sweep import best_of, runs_of
+from osteo.files import display_path
+from osteo.records.sweep import best_of, is_run, runs_of
 
 OF_TORCH = (b"PK", b"\x80")
 """How a file that torch has written begins: a zip, or a pickle of old."""
@@ -20,8 +21,10 @@ def directory_of(runs: str | None, command: str, wanted: str = "run") -> Path:
     if not runs:
         raise UserError(f"name a sweep or a run directory: osteo {command} DIRECTORY")
     directory = Path(runs).expanduser()
+    if not directory.exists():
+        raise UserError(f"{runs}: no such run or sweep; give its directory")
     if not runs_of(directory):
-        raise UserError(f"runs={runs} holds no {wanted}; give a sweep or a run directory")
+        raise UserError(f"{runs} holds no {wanted}; give the directory of a sweep or a run")
     return directory
 
 
@@ -47,14 +50,20 @@ def existing_checkpoints(ckpt: Any) -> list[str]:
         UserError: none is named, or one is not there or is no file of torch's.
     """
     if not (names := names_of(ckpt)):
-        raise UserError("name a checkpoint: ckpt=RUN/checkpoints/best.ckpt, or several: ckpt=[A,B]")
-    for path in map(checkpoint_of, names):
+        raise UserError("name a run or a checkpoint: ckpt=RUN, or several that answer together: ckpt=[RUN,RUN]")
+    for name in names:
+        given = Path(name).expanduser()
+        if not given.exists():
+            raise UserError(f"{name}: no such run, sweep or checkpoint")
+        path = checkpoint_of(name)
         if not path.is_file():
-            raise UserError(f"there is no checkpoint {name_of(path)}")
+            what = "has no checkpoint yet" if is_run(given) else "is neither a run, a sweep nor a checkpoint"
+            raise UserError(f"{name} {what}; give a run that is done, or RUN/checkpoints/best.ckpt")
         with path.open("rb") as file:
             if (first := file.read(2)) and not first.startswith(OF_TORCH):
                 raise UserError(
-                    f"{name_of(path)} is no checkpoint of osteo; take another copy of it, or train its run again"
+                    f"{display_path(path)} is not a checkpoint of osteo; take another copy of it, or"
+                    f" train its run again"
                 )
     return names
 

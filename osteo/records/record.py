@@ -2,24 +2,23 @@
 
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from osteo.config import Config
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
 from osteo.records.configuration import read_config, read_yaml
 from osteo.records.content import DamagedError, damaged
+from osteo.records.environment import environment
 from osteo.task import T_SCORE
 
 if TYPE_CHECKING:
@@ -33,7 +32,8 @@ OF_PRETRAINING = re.compile(rb"^method:", re.MULTILINE)
 """What config.yaml of a pretraining has, and no other; all of it is slow to read where there are many runs."""
 KEPT = ("config.yaml", "manifest.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json")
 """Files that do not change any more when a run has ended."""
-LIBRARIES = ("torch", "timm", "lightning", "kornia", "torchmetrics", "numpy", "opencv-python-headless", "wandb")
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+"""The checkpoints of a run: of its best epoch, of its last one and of the one before."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Run:
     @property
     def best_checkpoint(self) -> Path:
         """The checkpoint of the best epoch."""
-        return self.checkpoints / "best.ckpt"
+        return self.checkpoints / BEST
 
     def start(self, config_yaml: str) -> None:
         """Marks the run as running and keeps its configuration.
@@ -111,6 +111,24 @@ class Run:
         hashes = {name: sha256_of(self.directory / name) for name in kept}
         values = {"state": state, "error": error, "id": known or new_id()}
         write_json(self.directory / STATUS, {**values, "sha256": hashes} if hashes else values)
+
+    def finish(self, keep: str) -> None:
+        """Marks the run as done, and then removes the checkpoints that only training needs unless all are kept.
+
+        Args:
+            keep: "best" or "all".
+        """
+        self.set_status("done")
+        for unfinished in self.checkpoints.glob(".*.ckpt.*"):  # a kill amid a write has left it
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for name in (PREVIOUS, LAST) if keep == "best" else ():
+            (self.checkpoints / name).unlink(missing_ok=True)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether it has the best checkpoint alone, which is so only once a run is done."""
+        has_all = all((self.directory / name).exists() for name in ("metrics.json", "environment.json"))
+        return has_all and self.best_checkpoint.exists() and not (self.checkpoints / LAST).exists()
 
     @property
     def has_status(self) -> bool:
@@ -176,7 +194,7 @@ class Run:
             raise damaged(gone[0], "is missing")
         changed = [path.name for path in paths if sha256_of(path) != hashes[path.name]]
         verb = "is" if len(changed) == 1 else "are"
-        return f"{', '.join(changed)} {verb} no longer what {STATUS} has the hash of" if changed else ""
+        return f"{', '.join(changed)} {verb} no longer as {STATUS} recorded (SHA-256)" if changed else ""
 
     @property
     def state(self) -> str:
@@ -279,7 +297,7 @@ class Run:
         differs = (joined["sha256 before"] != joined["sha256 now"]) | (joined["split before"] != joined["split now"])
         if differs.any():
             raise UserError(
-                f"{differs.sum()} pictures or their splits are no longer what they were when the run began,"
+                f"{counted(int(differs.sum()), 'picture')} changed, or moved to another split, since the run began,"
                 f" {joined.index[differs][0]} first; begin a new run"
             )
 
@@ -310,30 +328,6 @@ def new_id() -> str:
     return given or secrets.token_hex(4)
 
 
-def environment() -> dict[str, Any]:
-    """Versions of what computes, and the machine's kind."""
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = ""
-    return {
-        "osteo": version("osteo"),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "libraries": versions,
-    }
-
-
-def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Versions and machine that are not what they were: name, before, now."""
-    pairs = [(name, before.get(name), now[name]) for name in ("osteo", "python", "system", "machine")]
-    pairs += [(name, before["libraries"].get(name), version) for name, version in now["libraries"].items()]
-    return [(name, str(first), str(second)) for name, first, second in pairs if first != second]
-
-
 @dataclass(frozen=True)
 class Job:
     """Where a run stands: alone, or as one of a sweep."""
@@ -347,6 +341,8 @@ class Job:
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
     """how many share a GPU, this one among them"""
+    title: str = ""
+    """which of a sweep's it is, as in "job 2 of 30"; empty for a run alone"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
     usual: dict[str, Any] = field(default_factory=dict)  # the settings of a run for which nothing was asked

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from osteo.files import link_or_copy, whole
+from osteo.records.record import BEST, LAST, PREVIOUS
 
-BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 INTERVAL = 10.0
 """Seconds from the end of one write to the next, so that a slow disk is not always busy."""
 

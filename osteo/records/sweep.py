@@ -1,6 +1,8 @@
 """The runs of a sweep, and its leaderboard."""
 
 import logging
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -20,10 +22,13 @@ log = logging.getLogger(__name__)
 
 SWEEP = "multirun.yaml"
 """What Hydra writes into the directory of a sweep: its configuration, and the overrides as they were typed."""
-APART = ("wandb", "slurm", "figures", "tables")
+BY_NAME = "by_name"
+"""The folder of a sweep in which its runs, that are called by numbers, have names: relative symbolic links."""
+APART = ("wandb", "mlflow", "slurm", "figures", "tables", BY_NAME)
 """Folders of a sweep that hold no run."""
 DEEPEST = 8
 """folders between a sweep and a run, so that links in a circle end"""
+RANGE = re.compile(r"range\((-?\d+(?:,-?\d+){0,2})\)")
 MOST = 100_000
 """jobs of a sweep that are counted"""
 
@@ -49,12 +54,25 @@ def best_of(directory: Path) -> Path:
     """The best checkpoint of a run directory.
 
     Raises:
-        UserError: the directory holds a sweep.
+        UserError: the directory holds a sweep; it names the run with the highest AUROC on validation.
     """
     if not is_run(directory) and (runs := runs_of(directory)):
-        example = f"{display_path(directory)}/{runs[0].name}"
-        raise UserError(f"{display_path(directory)} is a sweep; name one of its runs, such as {example}")
+        place = display_path(directory)
+        scores = {run.name: score for run in runs if (score := _score(run)) is not None}
+        best = f", or its best on validation: {place}/{max(scores, key=scores.__getitem__)}" if scores else ""
+        raise UserError(f"{place} is a sweep; give one of its runs, such as {place}/{runs[0].name}{best}")
     return Run(directory).best_checkpoint
+
+
+def _score(run: Run) -> float | None:
+    """The AUROC on validation of a training that is done; None where there is none."""
+    try:
+        if run.status()["state"] != "done" or not run.best_checkpoint.is_file():
+            return None
+        score = run.read_metrics().get("val/auroc")
+    except DamagedError:
+        return None
+    return None if score is None else float(score)
 
 
 def _below(folder: Path, deepest: int) -> Iterator[Path]:
@@ -126,7 +144,7 @@ def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
         sweep: its directory.
         names: of the directories that there are.
     """
-    planned, are_numbers = _planned_jobs(sweep / SWEEP), all(name.isdecimal() for name in names)
+    planned, are_numbers = planned_jobs(sweep), all(name.isdecimal() for name in names)
     if not are_numbers:
         return counted(planned - len(names), "job") if planned > len(names) else ""
     begun = max([int(name) + 1 for name in names if len(name) < 6], default=0)
@@ -135,20 +153,64 @@ def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
     return f"{counted(len(missing), 'job')} ({listed})" if missing else ""
 
 
-def _planned_jobs(path: Path) -> int:
-    """How many jobs a sweep has, by its lists of plain values (`seed=0,1,2`); 0 where it was told in another way."""
-    try:
-        recorded = read_yaml(path)["hydra"]
-        if "BasicSweeper" not in recorded["sweeper"]["_target_"]:
-            return 0
-        values = [str(value) for value in (recorded["sweeper"]["params"] or {}).values()]
-        values += [override.partition("=")[2] for override in recorded["overrides"]["task"]]
-    except (DamagedError, LookupError, TypeError, AttributeError):
-        return 0  # what is wrong with it is said where a sweep goes on
-    listed = [value for value in values if set(value) & set(",(")]
-    if any(set(value) & set("([{'\"\\") for value in listed):
+def planned_jobs(sweep: Path) -> int:
+    """How many jobs a sweep has, by its plain lists and ranges of values (`seed=0,1,2` or `seed=range(3)`), or trials.
+
+    Returns:
+        0 where there is no sweep, or it has been given in another way.
+    """
+    if not (sweep / SWEEP).exists():
         return 0
-    return min(MOST, prod(len(value.split(",")) for value in listed))
+    try:
+        recorded = read_yaml(sweep / SWEEP)["hydra"]
+        target = recorded["sweeper"]["_target_"]
+        if "SearchSweeper" in target:
+            return int(recorded["sweeper"]["n_trials"])
+        if "BasicSweeper" not in target:
+            return 0
+        values = {key: str(value) for key, value in (recorded["sweeper"]["params"] or {}).items()}
+        values |= dict(override.split("=", 1) for override in recorded["overrides"]["task"] if "=" in override)
+    except (DamagedError, LookupError, TypeError, AttributeError, ValueError):
+        return 0  # what is wrong with it is said where a sweep goes on
+    counts = [_count_values(value) for value in values.values()]
+    return min(MOST, prod(counts))
+
+
+def _count_values(value: str) -> int:
+    """How many jobs the value of an override asks for, 1 where it is one value; 0 where that is not known."""
+    if found := RANGE.fullmatch(value.replace(" ", "")):
+        return len(range(*(int(number) for number in found[1].split(","))))
+    depth, quote, count = 0, "", 1
+    for sign in value:
+        if sign in "'\"" and quote in ("", sign):
+            quote = "" if quote else sign
+        elif not quote:
+            depth += (sign in "[{") - (sign in "]}")
+            if not depth and sign in "(\\":
+                return 0
+            count += sign == "," and not depth
+    return count
+
+
+def seconds_left(sweep: Path) -> float | None:
+    """How long the jobs that have not ended will take if they go on as those since the sweep began, or was taken up.
+
+    Returns:
+        None where it is not known: nothing has ended since, or the number of jobs is not known.
+    """
+    planned = planned_jobs(sweep)
+    if not planned:
+        return None
+    began, ended, recent = (sweep / SWEEP).stat().st_mtime, 0, 0
+    for run in runs_of(sweep):
+        try:
+            state, since = run.state, (run.directory / STATUS).stat().st_mtime
+        except (DamagedError, OSError):
+            continue
+        is_recent = state != "running" and since >= began
+        recent += is_recent
+        ended += is_recent or state == "done"
+    return (time.time() - began) / recent * max(0, planned - ended) if recent else None
 
 
 def changes(runs: Sequence[Run]) -> list[str]:

@@ -45,7 +45,7 @@ def read_csv(path: Path, columns: tuple[str, ...], **options: Any) -> pd.DataFra
     try:
         table = read_table(io.StringIO(text), **options)
     except ValueError as error:  # of pandas' parser
-        raise damaged(path, f"is damaged: no table ({str(error).strip().splitlines()[0]})") from None
+        raise damaged(path, f"is damaged: not a table ({str(error).strip().splitlines()[0]})") from None
     if missing := [name for name in columns if name not in table]:
         raise damaged(path, f"is damaged: it lacks the column {missing[0]}")
     if table.empty:
@@ -147,7 +147,7 @@ def read_manifest(path: Path, *, labelled: bool = True) -> pd.DataFrame:
     expected = min(by_task, key=lambda of_task: int((used & (_numbers(labels) != of_task)).sum()))
     refuse_rows(path, read, [
         Check(image_ids.isna().to_numpy(bool), lambda _: "it has no image_id"),
-        Check(image_ids.duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
+        Check(image_ids.duplicated().to_numpy(bool), lambda _: "the picture is listed twice"),
         Check(~splits.isin([*SPLITS, "excluded"]).to_numpy(bool), lambda n: f"there is no split {splits.iloc[n]!r}"),
         Check(labelled & used & (_numbers(labels) != expected),
               lambda n: f"label {labels.iloc[n]} of class {classes.iloc[n]}"),
@@ -183,7 +183,7 @@ def read_predictions(path: Path, manifest: pd.DataFrame, *, complete: bool) -> p
     table = table.assign(**{name: text for name, text in expected_text.items() if name not in table})  # older versions
     probability, expected_probability = table["probability"].to_numpy(float), expit(table["logit"].to_numpy(float))
     refuse_rows(path, table, [
-        Check(table["image_id"].duplicated().to_numpy(bool), lambda _: "the picture stands in it twice"),
+        Check(table["image_id"].duplicated().to_numpy(bool), lambda _: "the picture is listed twice"),
         Check(~is_known, lambda _: "the picture is not in manifest.csv"),
         *(Check(is_known & (table[name].fillna("").to_numpy(object) != text), partial(_say_other, table[name], text))
           for name, text in expected_text.items()),

@@ -66,6 +66,12 @@ def netrc_file() -> Path:
     return Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
 
 
+def unsent(folder: Path) -> list[Path]:
+    """The runs below the wandb folder of a sweep or run that were kept offline and are not uploaded yet."""
+    logs = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    return [log.parent for log in logs if not log.with_name(f"{log.name}.synced").exists()]
+
+
 def wandb_settings(config: Config) -> WandbConfig:
     """What was configured of W&B; disabled where it is none of the loggers."""
     found = config.logger.get("wandb")

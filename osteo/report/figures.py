@@ -1,5 +1,6 @@
 """The figures of a paper, from run records and the manifest; each is returned as a matplotlib figure."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -10,7 +11,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import ScalarFormatter
 
 from osteo.evaluation.gradcam import overlay
 from osteo.evaluation.metrics import all_metrics
@@ -25,6 +28,7 @@ BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 """Okabe and Ito's colours, which most colour-blind readers tell apart."""
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 MOST = 6  # models on one figure
+NARROW = 4.2  # inches of a figure on a narrow screen
 MAP = 1.15  # width of a feature map and its gap, in inches
 GAP, LABEL, TITLE = 0.08, 0.3, 0.32  # beside a map, above it and above those of a layer, in this width
 FEWEST_COLUMNS, MOST_COLUMNS = 6, 8  # maps in a row
@@ -168,6 +172,26 @@ def grid_of_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     return figure, panels[: len(titles)]
 
 
+def narrowed(figure: Figure) -> Figure:
+    """A copy for a screen as wide as a hand: its panels one below the other, its legend in one column."""
+    copied = copy.deepcopy(figure)
+    height = float(copied.get_size_inches()[1])
+    lines = 1 if (first := copied.axes[0].get_subplotspec()) is None else first.get_gridspec().nrows
+    drawn = [axes for axes in copied.axes if axes.axison]
+    grid = GridSpec(len(drawn), 1, figure=copied)
+    for place, axes in enumerate(drawn):
+        axes.set_subplotspec(grid[place])
+        axes.tick_params(labelleft=True, labelbottom=True)
+        if not isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):  # names, not numbers
+            axes.set_yticks(
+                axes.get_yticks(), [fill(label.get_text(), 22) for label in axes.get_yticklabels()], fontsize=8
+            )
+    for legend in copied.legends:
+        legend.set_ncols(1)
+    copied.set_size_inches(NARROW, len(drawn) * min(height / lines, 1.2 * NARROW))
+    return copied
+
+
 def _draw(axes: Axes, panel: Panel) -> None:
     axes.imshow(panel.picture, cmap="gray", vmin=0, vmax=255)
     if panel.is_right is None:
@@ -179,7 +203,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
         spine.set(visible=True, color=colour, linewidth=1.8)
 
 
-def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers: Sequence[LayerMaps]) -> Figure:
+def explained(
+    picture: Grey, heat: Singles | None, facts: Sequence[str], layers: Sequence[LayerMaps], columns: int | None = None
+) -> Figure:
     """What a network sees: the picture, where the evidence lies, what is said of it, and feature maps by layer.
 
     Args:
@@ -187,8 +213,9 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
         heat: its Grad-CAM in [0, 1], (S, S); None where there is none.
         facts: lines beside it.
         layers: early to late; each map is drawn from its smallest activation to its largest.
+        columns: maps in a row; None for as many as fit a page.
     """
-    columns = max([FEWEST_COLUMNS, *(min(MOST_COLUMNS, len(layer.maps)) for layer in layers)])
+    columns = columns or max([FEWEST_COLUMNS, *(min(MOST_COLUMNS, len(layer.maps)) for layer in layers)])
     heights = [-(-len(layer.maps) // columns) * (1 + LABEL) + TITLE for layer in layers]
     side = (columns - 0.2) / 4  # of the pictures, in the width of a map, as all heights
     head = side + LABEL
@@ -208,9 +235,9 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
             left = place * (side + GAP)
             first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
         of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
-        for place, name in enumerate(("as the network sees it", of_heat)[: len(pictures)]):
-            first.text(place * (side + GAP), head - side - 0.04, name, va="top", fontsize=7.5)
-        text = "\n".join(fill(fact, 44) for fact in facts)
+        for place, name in enumerate(("network input", of_heat)[: len(pictures)]):
+            first.text(place * (side + GAP), head - side - 0.04, fill(name, 5 * columns), va="top", fontsize=7.5)
+        text = "\n".join(fill(fact, round(7.3 * columns)) for fact in facts)
         first.text(
             len(pictures) * (side + GAP) + GAP, head, text, va="top", fontsize=8, linespacing=1.4, parse_math=False
         )
@@ -218,7 +245,8 @@ def explained(picture: Grey, heat: Singles | None, facts: Sequence[str], layers:
         for number, (layer, height) in enumerate(zip(layers, heights, strict=True), 1):
             _draw_layer(figure.add_subplot(grid[number]), layer, columns, height)
         if layers:
-            figure.text(0.01, 0.004, f"{RULE}; dark is a map's smallest activation, bright its largest", fontsize=7.5)
+            note = f"{RULE}; dark is a map's smallest activation, bright its largest"
+            figure.text(0.01, 0.004, fill(note, 18 * columns), fontsize=7.5)
         return figure
 
 

@@ -14,10 +14,9 @@ from omegaconf import OmegaConf
 from osteo.checks import check
 from osteo.command_settings import ReportConfig
 from osteo.config import Config
-from osteo.data.manifest import DELIBERATE, copies, originals
-from osteo.data.prepare import decodable
-from osteo.data.splits import by_split, flow, leaks
-from osteo.errors import UserError, counted, unknown
+from osteo.data.manifest import DELIBERATE, originals
+from osteo.data.splits import by_split, flow
+from osteo.errors import UserError, counted, listed, unknown
 from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
@@ -33,8 +32,9 @@ from osteo.report.html import inline, render
 from osteo.report.radiographs import FEATURE_MAPS, RADIOGRAPHS, PictureFindings, inspect_pictures
 from osteo.report.results import Results, compute
 from osteo.report.sections import added_value, ladder, record
+from osteo.report.sections.data import PHANTOM, data_findings, limits_of
 from osteo.report.sections.task import POINTS, TaskSection, task_section
-from osteo.report.tables import write_tables
+from osteo.report.tables import without_zeros, write_tables
 from osteo.report.verdict import verdict
 from osteo.task import BINARY, PREVALENCE
 from osteo.training.augment import make_augmentation
@@ -43,11 +43,11 @@ from osteo.training.hardware import present_accelerator
 log = logging.getLogger(__name__)
 
 CAPTIONS = {
-    "forest": "AUROC and accuracy with 95 % intervals: models blue, ensembles green, the shortcut red{paper}.",
+    "forest": "AUROC and accuracy with 95 % intervals: models in blue, ensembles in green, the shortcut in red{paper}.",
     "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
-    "training": "Loss and AUROC by epoch, the mean over the runs of a model and their range.",
-    "reliability": "Share of cases among pictures of like probability with 95 % intervals; calibrated is the diagonal.",
-    "decision": "Net benefit by decision curve analysis, with the best model's 95 % band, at the share of cases here.",
+    "training": "Loss and AUROC by epoch: the mean over the runs of each model, and their range.",
+    "reliability": "Observed share of cases by predicted probability, with 95 % intervals; the diagonal is perfect.",
+    "decision": "Decision curves: net benefit with the best model's 95 % band, at the share of cases in this data.",
     added_value.FIGURE: added_value.CAPTION,
     ladder.FIGURE: ladder.CAPTION,
     **FEATURE_MAPS,
@@ -57,20 +57,7 @@ SECTIONS = {
     "calibration": "Calibration", "decisions": "Thresholds", "subgroups": "Subgroups", "added": "Added value",
     "mistakes": "Mistakes", "data": "Data", "record": "Record", "limits": "Limits",
 }  # fmt: skip
-LIMITS = [
-    "Few pictures: intervals say what other test pictures of the same kind might have given. Other training pictures"
-    " would change the networks too; the range over repeats shows a part of that.",
-    "Networks of different folds need not put their probabilities on one scale: AUROC, average precision and curves"
-    " compare the pictures of one network and are averaged, those of a mean over repeats within each repeat's folds;"
-    " counts are of all pictures, each called by its own network.",
-    "The Mendeley labels follow T-scores of quantitative ultrasound, not of DXA; how the Kaggle labels came about is"
-    " not published.",
-    "Archives are not a population: the share of cases, ages, devices and hospitals differ from those of any clinic.",
-    "Grad-CAM shows a few cells of the last feature map, enlarged: it points to regions, not to structures.",
-    "Research use only; not a medical device.",
-]  # fmt: skip
 NO_LADDER = ladder.Findings()
-PHANTOM = "The pictures are phantoms: their figures say nothing about patients."
 
 
 @dataclass(frozen=True)
@@ -105,6 +92,8 @@ class Report:
         configuration = OmegaConf.to_container(OmegaConf.structured(self.setting))
         return {
             "title": self.title,
+            "facts": self.facts,
+            "heat_caption": self.heat_caption,
             "results": self.results,
             "tables": self.tables,
             "pictures": self.pictures,
@@ -126,6 +115,24 @@ class Report:
             },
         }
 
+    @property
+    def facts(self) -> str:
+        """Where the page comes from, below its title."""
+        experiment = f"Experiment {self.setting.experiment}" if self.setting.experiment else "No experiment"
+        group = group_of(wandb_settings(self.setting), self.directory)
+        version = self.results.best.system.best_run.read_environment()["osteo"]
+        return f"{experiment}, {group}, {counted(len(self.board), 'run')}, osteo {version}"
+
+    @property
+    def heat_caption(self) -> str:
+        """What the maps beside the mistakes are; empty where there are none."""
+        if not any(mistake.overlay for mistake in self.pictures.mistakes):
+            return ""
+        finding = self.results.experiment.task.sides[1]
+        if self.pictures.sanity is None or self.pictures.sanity.passed:
+            return f"where the evidence for {finding} lies, by Grad-CAM of the network that tested it"
+        return "Grad-CAM, which did not pass its sanity check here and is no evidence of what was learnt"
+
     def html(self) -> str:
         """One HTML file with everything in it."""
         drawn, titles = {**self.figures, **self.pictures.figures}, list(SECTIONS.items())
@@ -134,10 +141,19 @@ class Report:
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
-        absent = {name for name, has in (("added", self.added), ("ladder", ladder.TABLE in self.tables)) if not has}
+        present = {
+            "added": self.added,
+            "ladder": ladder.TABLE in self.tables,
+            "subgroups": len(self.tables["subgroups"]),
+        }
+        absent = {name for name, has in present.items() if not has}
         return render(
             "report.html.jinja",
-            figures={name: inline(drawn[name], name, text) for name, text in captions.items() if name in drawn},
+            figures={
+                name: inline(drawn[name], name, text, self.pictures.narrow.get(name))
+                for name, text in captions.items()
+                if name in drawn
+            },
             captions=captions,
             sections=[(id_, name) for id_, name in titles if id_ not in absent],
             **self.context(),
@@ -225,7 +241,10 @@ def read_report(config: ReportConfig) -> Report:
     experiments = ladder.read_by_protocol(runs, sensitivity=config.sensitivity)
     experiment = experiments[ladder.main_protocol(experiments)]
     experiment = replace(experiment, notes=[*left_out, *changes(runs), *experiment.notes])
-    log.info("%d systems on %d pictures, %d draws", len(experiment.systems), len(experiment.pictures), config.draws)
+    log.info(
+        "measuring %s on %s with %s of the bootstrap", counted(len(experiment.systems), "system"),
+        counted(len(experiment.pictures), "picture"), counted(config.draws, "draw"),
+    )  # fmt: skip
     results = compute(
         experiment, draws=config.draws, seed=config.seed, sensitivity=config.sensitivity, primary=config.primary,
         prevalence=config.prevalence or PREVALENCE[experiment.task.class_names[-1]],
@@ -233,7 +252,9 @@ def read_report(config: ReportConfig) -> Report:
     setting = results.best.system.best_run.read_settings()
     climbed = ladder.find(experiments, draws=config.draws, seed=config.seed)
     if setting.data.split.variants_first:
-        pictures = PictureFindings(note="What needs the pictures is left out: their variants are in no file.")
+        pictures = PictureFindings(
+            note="Sections that need the pictures are left out: the variants that were tested are in no file."
+        )
     else:
         pictures = inspect_pictures(setting, results, config)
     return compose(directory, setting, board, results, pictures, climbed)
@@ -266,7 +287,7 @@ def compose(
     is_phantom = setting.data.name == "phantom"
     return Report(
         directory=directory,
-        title=f"{setting.experiment or 'train'}: {group_of(wandb_settings(setting), directory)}",
+        title=title_of(results, setting),
         setting=setting,
         board=board,
         results=results,
@@ -295,9 +316,21 @@ def compose(
             *([PHANTOM] if is_phantom else []),
         ],
         audit=audit,
-        limits=[PHANTOM, *LIMITS] if is_phantom else LIMITS,
+        limits=limits_of(results, manifest, is_phantom=is_phantom),
         section=section,
     )
+
+
+def title_of(results: Results, setting: Config) -> str:
+    """Models, what they detect, and in which data."""
+    names = [result.system.name for result in results.models]
+    models = counted(len(names), "model") if len(names) > 3 else listed(names)
+    data = (
+        "phantom radiographs"
+        if setting.data.name == "phantom"
+        else listed(sorted(results.experiment.pictures["source"].unique()))
+    )
+    return f"{models}: {results.experiment.task.contrast} in {data}"
 
 
 def _paper_tables(
@@ -329,8 +362,9 @@ def _tables(
         "calibration": rows.calibration_table(results),
         "thresholds": rows.thresholds_table(results),
         "subgroups": rows.subgroup_table(results, results.best, clinical),
-        "flow": flow(originals(manifest), DELIBERATE),
-        "by_split": by_split(manifest, None),
+        "costs": paper.costs(board, results.models),
+        "flow": without_zeros(flow(originals(manifest), DELIBERATE)),
+        "by_split": without_zeros(by_split(manifest, None).query("pictures > 0")),
         "runs": record.runs_table(board, results.experiment.task),
         "versions": record.versions_table(runs),
         "hashes": record.hashes_table(results, manifest),
@@ -344,24 +378,6 @@ def trials_of(directory: Path) -> str:
     runs = runs_of(directory)
     done, _ = trained(directory, Run.read_environment)
     pruned = sum(bool(run.read_environment().get("pruned")) for run in done)
-    return f"a search of {counted(len(runs), 'trial')}, {pruned} ended early, {len(runs) - len(done)} without a result"
-
-
-def data_findings(runs: Sequence[Run], manifest: pd.DataFrame) -> tuple[int, int, list[str]]:
-    """Sets that leak in the worst of the runs, sets of used files with contradictory labels, and lines on both."""
-    most = {"clusters": 0, "patients": 0, "pictures": 0}
-    for run in runs:
-        of_run = leaks(run.read_manifest())
-        most = {name: max(most[name], len(of_run[name])) for name in most}
-    manifest = originals(manifest)
-    exact, contradictory = copies(decodable(manifest))
-    used = manifest[manifest["split"] != "excluded"]
-    used_exact, used_contradictory = copies(used)
-    lines = [
-        f"{len(exact)} sets of identical files came with the data, {len(contradictory)} of them under contradictory"
-        f" labels; among the pictures used are {len(used_exact)}, and {len(used_contradictory)} contradictory.",
-        f"{used['group'].nunique()} groups (patients, or copies of one exposure) among {len(used)} pictures used.",
-        f"Splits: {most['pictures']} sets of identical files, {most['clusters']} sets of one exposure or patient and"
-        f" {most['patients']} patients stand on more than one side of a run's split, at most.",
-    ]
-    return most["clusters"], len(used_contradictory), lines
+    return (
+        f"a search of {counted(len(runs), 'trial')}: {pruned} stopped early, {len(runs) - len(done)} without a result"
+    )

@@ -70,9 +70,7 @@ def roc_and_pr(results: Results) -> Figure:
         roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
         pr.axhline(float(labels.mean()), color=SOFT, lw=0.8, ls=":")
         roc.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", xlim=(0, 1), ylim=(0, 1.02))
-        pr.set(
-            xlabel="sensitivity (recall)", ylabel="precision", title="precision and recall", xlim=(0, 1), ylim=(0, 1.02)
-        )
+        pr.set(xlabel="sensitivity (recall)", ylabel="precision", title="precision-recall", xlim=(0, 1), ylim=(0, 1.02))
         roc.legend(frameon=False, loc="lower right")
         return figure
 
@@ -107,7 +105,7 @@ def decision(results: Results) -> Figure:
     labels, drawn = results.experiment.labels, results.models[:MOST]
     share = float(labels.mean())
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for number, result in enumerate(drawn):
             value, low, high = _bands(results, curves.net_benefit(labels, result.system.calibrated, LIMITS))
@@ -134,7 +132,7 @@ def training(histories: dict[str, Sequence[pd.DataFrame]]) -> Figure:
                 band = column != "train/loss" and len(runs) > 1
                 line(axes, table.index, table.mean(axis=1), low, high, COLOURS[number], label, band=band, style=style)
         for axes in (loss, area):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         loss.set(xlabel="epoch", ylabel="loss", title="loss: validation (solid), training (dashed)")
         top = np.nanquantile(
             [float(run["val/loss"].quantile(0.95)) for runs in histories.values() for run in runs], 0.9

@@ -18,7 +18,7 @@ from osteo.data.datamodule import unit
 from osteo.data.prepare import prepare, read_sources, reader
 from osteo.data.sources import Source, clinical_rows
 from osteo.data.store import Store
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.probes import probe_on_folds
@@ -46,15 +46,15 @@ COMPARED = 4  # pictures of each run with which that is done
 RANDOM_SEED = 1_000_000  # of the first of them: no run starts from the weights that one of these seeds draws
 BATCH = 32
 FEATURE_MAPS = {
-    "feature_maps_right": "The right call of which the best run was most confident, as its network sees it: Grad-CAM,"
-    " and the most active channels of layers, early to late, each from its smallest activation (dark) to its largest.",
-    "feature_maps_wrong": "The same for the wrong call of which it was most confident.",
+    "feature_maps_right": "The correct call of which the best run was most confident.",
+    "feature_maps_wrong": "The wrong call of which the best run was most confident.",
 }
 """Figures of feature maps, with their captions."""
 PANELS = ("samples", "augmentations", "predictions")
 """Figures of pictures alone."""
 RADIOGRAPHS = (*PANELS, *FEATURE_MAPS)
 """Names of the figures that show pictures."""
+NARROW_COLUMNS = 3  # maps in a row on a narrow screen
 LAYERS, CHANNELS = 3, 6  # of a network whose feature maps are shown, at most
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ class PictureFindings:
     """What the pictures themselves show, as far as they can be read."""
 
     figures: dict[str, Figure] = field(default_factory=dict)
+    narrow: dict[str, Figure] = field(default_factory=dict)
+    """those whose parts cannot be stacked, drawn for a narrow screen"""
     mistakes: list[Mistake] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
     """where the networks look"""
@@ -128,27 +130,30 @@ def _explain(
     wrong = mistakes(results, results.best, config.mistakes)
     sha256 = {str(i): str(sha) for i, sha in zip(pictures["image_id"], pictures["sha256"], strict=True)}
     if gone := sorted(image_id for image_id, sha in sha256.items() if sha not in store.rows):
-        raise UserError(f"{len(gone)} pictures are no longer what they were, {gone[0]} first")
+        raise UserError(f"{counted(len(gone), 'picture')} changed since the training, {gone[0]} first")
     stored = {image_id: np.asarray(store.pictures[0, store.rows[sha]]) for image_id, sha in sha256.items()}
-    log.info("measuring what is seen without bone")
+    log.info("measuring what can be predicted without seeing bone")
     used = manifest[manifest["sha256"].isin(store.rows.keys())]
     fitted = {str(i): store.pictures[0, store.rows[s]] for i, s in zip(used["image_id"], used["sha256"], strict=True)}
     probes = probe_on_folds(system, pictures, fitted | stored, draws=results.draws, seed=results.seed)
     note = ""
     try:
-        log.info("computing where %s looks", system.name)
+        log.info("computing the Grad-CAM maps of %s", system.name)
         maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store, accelerator=config.accelerator)
     except UserError as error:
-        log.warning("where %s looks is left out: %s", system.name, error)
+        log.warning("the Grad-CAM maps of %s are left out: %s", system.name, error)
         maps, sanity, note = {}, None, str(error)
     if not config.pictures:
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
+    narrow: dict[str, Figure] = {}
     if config.pictures:
-        figures |= feature_map_figures(system.best_run, stored, results.experiment.task, config.accelerator)
+        drawn = feature_map_figures(system.best_run, stored, results.experiment.task, config.accelerator)
+        figures |= {name: wide for name, (wide, _) in drawn.items()}
+        narrow = {name: of_phone for name, (_, of_phone) in drawn.items()}
     shown = _mistakes(wrong, system.best_run.read_manifest(), stored, maps, results.experiment.task)
-    return PictureFindings(figures, shown, sentences, sanity, probes, note, clinical)
+    return PictureFindings(figures, narrow, shown, sentences, sanity, probes, note, clinical)
 
 
 def _mistakes(
@@ -258,7 +263,7 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
     for _, row in chosen.iterrows():
         called, why = called_by(task, row)
         true = task.class_names[int(row["label"])]
-        told = f"{called} {why}" + (f"\nin truth {true}" if task.has_many_classes and called != true else "")
+        told = f"{called} {why}" + (f"\ntrue class {true}" if task.has_many_classes and called != true else "")
         predicted.append(Panel(picture(str(row["image_id"])), told, called == true))
     rows = [("", predicted[start : start + 6]) for start in range(0, len(predicted), 6)]
     return dict(zip(PANELS, (panels(samples), panels([("", variants)]), panels(rows)), strict=True))
@@ -266,8 +271,10 @@ def picture_figures(setting: Config, read: ReadFile, best: Run) -> dict[str, Fig
 
 def feature_map_figures(
     best: Run, stored: Mapping[str, Grey], task: Task, accelerator: str = "auto"
-) -> dict[str, Figure]:
-    """What the best run's network sees of its most confident right call and wrong call; none where it gives no map.
+) -> dict[str, tuple[Figure, Figure]]:
+    """What the best run's network sees of its most confident right and wrong calls, for a wide and a narrow screen.
+
+    None where it gives no map.
 
     Args:
         best: the run.
@@ -278,7 +285,7 @@ def feature_map_figures(
     predictions = best.read_predictions()
     test = predictions[predictions["split"] == "test"]
     test = test.iloc[np.argsort(-(test["probability"] - THRESHOLD).abs(), kind="stable")]
-    figures: dict[str, Figure] = {}
+    figures: dict[str, tuple[Figure, Figure]] = {}
     try:
         model = load_model(best.best_checkpoint, accelerator)
         layers = explain.stage_layers(model.network, LAYERS)
@@ -298,8 +305,9 @@ def feature_map_figures(
             heat = None
         maps = explain.feature_maps(model.network, batch, layers)
         shown = [explain.most_active(layer, of_layer, CHANNELS) for layer, of_layer in maps.items()]
-        facts = [f"{model.card.backbone}, run {best.name}", f"in truth {true}", f"called {called}, {why}"]
-        figures[name] = explained(stored[image_id], heat, facts, shown)
+        facts = [f"{model.card.backbone}, run {best.name}", f"true class {true}", f"called {called}, {why}"]
+        wide, narrow = (explained(stored[image_id], heat, facts, shown, columns) for columns in (None, NARROW_COLUMNS))
+        figures[name] = wide, narrow
         if len(figures) == len(FEATURE_MAPS):
             break
     return figures

@@ -13,6 +13,7 @@ from osteo.evaluation.metrics import all_metrics, measure, metric_intervals
 from osteo.evaluation.selection import Selected, best_on_test
 from osteo.evaluation.systems import Experiment, System
 from osteo.evaluation.tests import compare, delong_test, drawn_for_pair, holm, mcnemar
+from osteo.progress import followed
 from osteo.types import Floats, Mask
 
 PAIRWISE = 10  # models that are all compared with each other; of more, the chosen one with each
@@ -119,7 +120,8 @@ def compute(
         return ["model", "ensemble", "shortcut"].index(system.kind), -value if np.isfinite(value) else np.inf
 
     systems = sorted(experiment.systems, key=place)
-    ranked = [_result(experiment, system, draws, seed) for system in systems]
+    measured = (_result(experiment, system, draws, seed) for system in systems)
+    ranked = list(followed(measured, len(systems), "measuring", "system"))
     models, shortcut = [system for system in systems if system.kind == "model"], systems[-1]
     pairs = _Pairs(experiment, draws, seed)
     few = len(models) <= PAIRWISE

@@ -21,9 +21,9 @@ MAIN = ("accuracy", "auroc", "sensitivity", "specificity")  # metrics of a subgr
 
 
 def probe_table(results: Results, probes: Mapping[str, Mapping[str, Interval]], fit: str) -> pd.DataFrame:
-    """What is told without bone, one row per forest: of the file, and of what the network sees after `data.fit`."""
+    """What is predicted without seeing bone, by forests that see the file, or the picture after `data.fit`."""
     seen: list[tuple[str, str, Mapping[str, Interval]]] = [("width and height", "file", results.shortcut.intervals)]
-    seen += [(PROBES[name], f"picture after fit={fit}", intervals) for name, intervals in probes.items()]
+    seen += [(PROBES[name], f"picture after data.fit={fit}", intervals) for name, intervals in probes.items()]
     return pd.DataFrame(
         {
             "sees only": title,
@@ -43,8 +43,10 @@ def p_value(p: float) -> str:
 
 
 def comparison_table(results: Results) -> pd.DataFrame:
-    """One row per system: metrics with intervals of the cluster bootstrap, the primary endpoint first."""
-    metrics = sorted(all_metrics().values(), key=lambda metric: metric.name != results.primary)
+    """One row per system: metrics with bootstrap intervals, the primary endpoint and the main ones first."""
+    metrics = sorted(
+        all_metrics().values(), key=lambda metric: (metric.name != results.primary, metric.name not in MAIN)
+    )
     return pd.DataFrame(
         {
             "system": result.system.name,

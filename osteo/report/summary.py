@@ -1,20 +1,19 @@
 """What the terminal shows at the end of a run or a sweep."""
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.markup import escape
-from rich.table import Table
 
 from osteo.files import display_path, write_table
 from osteo.records.content import DamagedError
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained
-from osteo.report.tables import as_table, terminal
+from osteo.report.tables import terminal
 from osteo.task import BINARY, T_SCORE_CUTS, TASKS, THRESHOLD, Task
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 BEYOND = ("balanced_accuracy", "quadratic_weighted_kappa", "auroc_macro", "mean_absolute_error", "bias", "pearson_r")
 """Metrics on the board of tasks that say more than of two classes."""
-FACTS = ("backbone", "protocol", "seed", "fold", "parameters", "epochs")
+FIRST = ("sensitivity", "specificity", "accuracy")
+"""Metrics that follow the AUROC on the board."""
 
 
 def show_runs(directory: Path) -> bool:
@@ -41,18 +41,23 @@ def show_runs(directory: Path) -> bool:
     if is_sweep and has_board:
         write_table(directory / "leaderboard.csv", board)
     if len(board):
-        console.print(results_table(board))
-        console.print(
-            "one row per run, the best AUROC on validation first; the other metrics are of its test pictures"
+        models = models_table(board, usable)
+        console.table(models)
+        console.say(
+            "one row per model"
+            + (", the mean over its runs (lowest to highest)" if "runs" in models else "")
+            + ("; * the best by AUROC on validation" if len(models) > 1 else "")
+            + "; metrics are of the test pictures"
             + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
     if failed:
-        table = Table("run", "state", "error", title="not done", title_justify="left")
+        console.say("not done:", style="bold")
         for name, status in failed.items():
-            table.add_row(escape(name), status["state"], escape(status["error"] or ""))
-        console.print(table)
+            console.say(
+                f"{name} {status['state']}{': ' if status['error'] else ''}{status['error'] or ''}", bullet="- "
+            )
     place = display_path(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
@@ -68,7 +73,7 @@ def show_runs(directory: Path) -> bool:
         lines += [f"upload       wandb sync {place}/wandb/offline-run-*"]
     if failed:
         lines.append(f"go on        osteo {runs_of(directory)[0].verb} resume={shlex.quote(place)}")
-    console.print("\n".join(lines), soft_wrap=True)
+    console.name(*lines)
     return bool(statuses) and not failed and not damaged
 
 
@@ -78,53 +83,69 @@ def show_report(report: "Report") -> None:
     from osteo.report.rows import MAIN
 
     console, tables = terminal(), report.files
-    console.print(as_table(tables["table1"], title="Table 1: pictures"))
+    console.table(tables["table1"], title="Table 1: pictures")
     task = report.results.experiment.task
     of_paper = ", the paper's, and the difference" if task == BINARY else f", {task.contrast}"
-    console.print(as_table(tables["table2"], title=f"Table 2: ours{of_paper}"))
-    console.print(as_table(tables["costs"], title="cost"))
+    console.table(tables["table2"], title=f"Table 2: ours{of_paper}")
+    console.table(tables["costs"], title="cost")
     main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
-    console.print(as_table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals"))
+    chosen = report.results.best.system.name
+    main = main.assign(system=[f"{name} *" if name == chosen else name for name in main["system"]])
+    console.table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals")
+    console.say("* the best by AUROC on validation", style="dim")
     if "ladder" in tables:
-        console.print(as_table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals"))
+        console.table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals")
     if report.section:
-        console.print(as_table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals"))
-    for line in [*report.verdict, *report.pictures.sentences, *report.results.experiment.notes]:
-        console.print(f"- {line}", soft_wrap=True)
-    console.print(f"report       {display_path(report.directory)}/report.html", soft_wrap=True)
+        console.table(report.section.by_metric, title=f"{report.section.title}, with 95 % intervals")
+    console.say(*report.verdict, *report.pictures.sentences, *report.results.experiment.notes, bullet="- ")
+    console.name(f"report       {display_path(report.directory)}/report.html")
 
 
-def results_table(board: pd.DataFrame) -> Table:
-    """The leaderboard as a terminal table: facts, metrics, time; a seed or fold that all runs share is left out.
+def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """The leaderboard for a terminal: one row per model, the best on validation first, each value the mean of its runs.
 
     Where a task says more than of two classes, the metrics are the main ones, so that they stand side by side.
+
+    Args:
+        board: of these runs.
+        runs: finished.
     """
-    from osteo.evaluation.agreement import AGREEMENT  # with SciPy, which `osteo status` need not wait for
-    from osteo.evaluation.metrics import all_metrics
-    from osteo.evaluation.multiclass import class_metrics
+    from osteo.evaluation.outcomes import without_fold  # with SciPy, which `osteo status` need not wait for
+    from osteo.evaluation.systems import flatten, model_names
     from osteo.report.rows import MAIN
 
-    titles = {metric.name: metric.title for metric in AGREEMENT}
-    titles |= {name: metric.title for name, metric in class_metrics().items()}
-    titles = {name: fill(title, 12) for name, title in titles.items()}
-    titles |= {name: metric.title for name, metric in all_metrics().items()}
-    is_beyond = any(f"test/{name}" in board for name in BEYOND)
-    columns = {key: key for key in FACTS if key in board}
-    columns |= {"val/auroc": "val AUROC"} if "val/auroc" in board else {}
-    for key in board:
-        kind, _, name = str(key).partition("/")
+    names = model_names([without_fold(flatten(asdict(run.read_settings()))) for run in runs])
+    models = board.assign(model=board["run"].map({run.name: name for run, name in zip(runs, names, strict=True)}))
+    order = models.groupby("model", sort=False)["val/auroc"].mean().sort_values(ascending=False, kind="stable").index
+    is_beyond, by_name = any(f"test/{name}" in board for name in BEYOND), titles()
+    columns = {"test/auroc": "AUROC", **{f"test/{name}": by_name[name] for name in FIRST}}
+    for key in map(str, board):
+        kind, _, name = key.partition("/")
         if kind == "test" and (not is_beyond or name in (*BEYOND, *MAIN)):
-            columns[str(key)] = titles.get(name, name)  # else of a plugin that is not here
-    columns["seconds"] = "seconds"
-    for key in ("seed", "fold"):
-        if key in columns and board[key].nunique(dropna=False) == 1:
-            del columns[key]
-    table = Table()
-    for title in columns.values():
-        table.add_column(title, justify="left" if title in ("backbone", "protocol") else "right", no_wrap=True)
-    for _, row in board.iterrows():
-        table.add_row(*(_cell(key, row[key]) for key in columns))
-    return table
+            columns[key] = by_name.get(name, name)  # else of a plugin that is not here
+    columns |= {
+        "val/auroc": "validation AUROC",
+        **{key: key for key in ("protocol", "epochs", "parameters", "seconds")},
+    }
+    columns = {key: title for key, title in columns.items() if key in board}
+    rows = []
+    for place, name in enumerate(order):
+        of_model = models[models["model"] == name]
+        row = {"model": name if place or len(order) == 1 else f"{name} *"}
+        row |= {title: _summarised(key, of_model[key]) for key, title in columns.items()}
+        rows.append(row | {"runs": len(of_model)})
+    return pd.DataFrame(rows).drop(columns=[] if len(board) > len(order) else "runs")
+
+
+def titles() -> dict[str, str]:
+    """Every metric as a table calls it, by its name."""
+    from osteo.evaluation.agreement import AGREEMENT
+    from osteo.evaluation.metrics import all_metrics
+    from osteo.evaluation.multiclass import class_metrics
+
+    found = {metric.name: metric.title for metric in AGREEMENT}
+    found |= {name: metric.title for name, metric in class_metrics().items()}
+    return found | {name: metric.title for name, metric in all_metrics().items()}
 
 
 def _footnote(task: Task) -> str:
@@ -141,16 +162,18 @@ def _footnote(task: Task) -> str:
     return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
 
 
-def _cell(key: str, value: object) -> str:
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+def _summarised(key: str, values: "pd.Series[Any]") -> str:
+    """The mean over runs of a metric, with the lowest and the highest; of a fact, its values or their sum."""
+    known = values.dropna()
+    if known.empty:
         return "-"
     if key.startswith(("test/", "val/")):
-        return f"{value:.3f}"
-    if key == "parameters":
-        return f"{float(str(value)) / 1e6:.1f} M"
+        span = f" ({known.min():.2f} to {known.max():.2f})" if len(known) > 1 else ""
+        return f"{known.mean():.3f}{span}"
     if key == "seconds":
-        return f"{value:.0f}"
-    return str(int(value)) if isinstance(value, float) else str(value)
+        return str(round(known.sum()))
+    shown = [f"{value / 1e6:.1f} M" if key == "parameters" else str(value) for value in sorted(set(known))]
+    return " to ".join(dict.fromkeys((shown[0], shown[-1])))
 
 
 def status_of(run: Run) -> dict[str, Any]:
@@ -175,8 +198,11 @@ def row(run: Run) -> dict[str, Any]:
         return values | {"state": "damaged", "error": str(damage)}
 
 
-def _progress(run: Run, state: str) -> dict[str, str]:
-    """What is trained, epochs done of all, and time left; of a training that has begun."""
+def _progress(run: Run, state: str) -> dict[str, Any]:
+    """What is trained, epochs done of all, and time left; of a training that has begun.
+
+    The AUROC is that on validation, of the best epoch of a run that is done, else of its last.
+    """
     if state != "done" and not (run.directory / "config.yaml").exists():
         return {}
     if not (run.is_training or run.is_pretraining):
@@ -188,7 +214,12 @@ def _progress(run: Run, state: str) -> dict[str, str]:
     epochs, done = settings.trainer.max_epochs, len(history)
     is_timed = state == "running" and "seconds" in history
     left = str(timedelta(seconds=round(float(history["seconds"].median()) * (epochs - done)))) if is_timed else "-"
+    score = None
+    if run.is_training and len(history):
+        reached = run.read_metrics() if state == "done" else {"val/auroc": history["val/auroc"].iloc[-1]}
+        score = reached["val/auroc"]
     return {
+        "AUROC": score,
         "backbone": settings.model.backbone,
         "fold": "-" if fold is None else str(fold),
         "seed": str(settings.seed),

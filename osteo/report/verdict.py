@@ -1,10 +1,10 @@
 """A report's results in words, as a careful reader would sum them up."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from osteo.errors import counted
+from osteo.errors import counted, is_or_are, listed
 from osteo.evaluation.bootstrap import FEWEST, Interval, clusters_of, format_interval, number_clusters, proportion
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.probes import PROBES
@@ -13,6 +13,7 @@ from osteo.report.results import PrimaryTest, Result, Results
 from osteo.report.rows import p_value
 from osteo.task import BINARY, THRESHOLD
 
+MOST_NAMED = 4  # models that are compared in a sentence each
 APART = 0.01  # from this difference on, an AUROC that is pooled over networks is named beside the other
 
 
@@ -45,13 +46,13 @@ def verdict(
         lines.append(sanity)
     if leaks:
         lines.append(
-            f"The split leaks: {leaks} sets of pictures of one exposure or one patient stand on more than one side, so"
-            " every figure here is too good."
+            f"The split leaks: {counted(leaks, 'set')} of pictures of one exposure or one patient"
+            f" {is_or_are(leaks)} on more than one side, so every result here is too good."
         )
     if contradictions:
         lines.append(
-            f"{contradictions} sets of identical files are used under two different labels; no model can be right on"
-            " both."
+            f"{counted(contradictions, 'set')} of identical files {is_or_are(contradictions)} used with two different"
+            " labels; no model can be right on both."
         )
     return lines
 
@@ -61,27 +62,29 @@ def _headline(results: Results, trials: str) -> list[str]:
     parts = [_reached(best, name) for name in _leading(results)]
     asked = "" if experiment.task == BINARY else f" for {experiment.task.contrast}"
     lines = [
-        f"{best.system.name} reaches {' and '.join(parts)}{asked} on {best.system.tested} test pictures"
-        f" ({experiment.design}); 95 % intervals."
+        f"{best.system.name}{_chosen(results)} reaches {' and '.join(parts)}{asked} on"
+        f" {counted(best.system.tested, 'test picture')} ({experiment.design}); 95 % intervals in brackets."
     ]
     tests = len(results.family)
-    chosen = f"It was chosen among {len(results.models)} models" if len(results.models) > 1 else "It is the only model"
-    chosen += trials and f" ({trials})"
-    chosen += f" by its {primary.title} on validation; " if len(results.models) > 1 else "; "
-    lines.append(
-        f"{chosen}the primary endpoint is the {primary.title}, whose {counted(tests, 'test')} are corrected together"
-        " (Holm); everything else is exploratory."
-        if tests > 1
-        else f"{chosen}the primary endpoint is the {primary.title}; everything else is exploratory."
-    )
+    corrected = f", whose {tests} tests are corrected together (Holm)" if tests > 1 else ""
+    lines.append(f"The primary endpoint is the {primary.title}{corrected}; everything else is exploratory.")
+    if trials:
+        lines.append(f"The model comes from {trials}.")
     if results.on_test is not None:
         selected = results.on_test
         lines.append(
-            f"The best {primary.title} on test is that of {results.models[selected.number].system.name},"
-            f" {format_interval(selected.naive, 2)}; corrected for its choice among {len(results.models)} by these very"
-            f" pictures it is {format_interval(selected.corrected, 2)}."
+            f"On the test pictures, {results.models[selected.number].system.name} has the best {primary.title},"
+            f" {format_interval(selected.naive, 2)}; corrected for having been picked from {len(results.models)} models"
+            f" on these same pictures, it is {format_interval(selected.corrected, 2)}."
         )
     return lines
+
+
+def _chosen(results: Results) -> str:
+    number = len(results.models)
+    if number < 2:
+        return ""
+    return f", the best of {number} models by its {all_metrics()[results.primary].title} on validation,"
 
 
 def _leading(results: Results) -> tuple[str, str]:
@@ -101,30 +104,31 @@ def _doubts(results: Results) -> list[str]:
     auroc, accuracy = best.intervals["auroc"], best.intervals["accuracy"]
     lines = []
     if experiment.notes:
-        lines.append("The experiment is incomplete: these figures are of what was tested so far.")
+        lines.append("The experiment is incomplete: these results cover only what has been tested so far.")
     if unknown := _too_few(results):
         lines.append(unknown)
     if best.pooled is not None and abs(best.pooled.value - auroc.value) >= APART:
         lines.append(
-            f"Over all pictures, whichever network tested them, its AUROC is {format_interval(best.pooled, 2)}: the"
-            " networks' probabilities are not on one scale, so pictures are compared within a network only."
+            f"Over all pictures, whichever network tested them, its AUROC is {format_interval(best.pooled, 2)}:"
+            " the networks use different scales of probability, so only pictures tested by the same network are"
+            " compared."
         )
     if auroc.low <= 0.5 <= auroc.high:
-        lines.append("Its AUROC is no evidence of more than chance (0.50).")
+        lines.append("Its AUROC does not differ significantly from chance (0.50).")
     elif auroc.high < 0.5:
         lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
     if min(negatives, positives) == 0.0:
         which, finding = "every" if positives > 0.0 else "no", experiment.task.class_names[-1]
-        lines.append(f"At a threshold of {THRESHOLD} it finds {finding} in {which} picture.")
+        lines.append(f"At a threshold of {THRESHOLD} it calls {which} picture {finding}.")
     share = float(best.confusion.sum(axis=1).max() / best.confusion.sum())
     if accuracy.value <= share + 0.005:
-        lines.append(f"Its accuracy is no better than always calling the larger class, which has {share:.2f}.")
+        lines.append(f"Its accuracy is no better than that of always calling the larger class, {share:.2f}.")
     elif accuracy.low <= share:
         lines.append(f"Its accuracy is not significantly above the share of the larger class, {share:.2f}.")
     if "cross-validation" in experiment.design:
         lines.append(
-            "The intervals are conditional on the trained networks: other training pictures would change those, too."
+            "The intervals take the trained networks as given: other training pictures would change those, too."
         )
     return lines
 
@@ -141,13 +145,15 @@ def _too_few(results: Results) -> str:
         return ""
     return (
         f"Too few patients or exposures were tested ({' and '.join(few)}; at least {FEWEST} are needed): what"
-        ' depends on them has no interval, which a "-" stands for.'
+        ' depends on them has no interval, and "-" stands in its place.'
     )
 
 
 def _ranking(results: Results) -> list[str]:
     family = [test for test in results.family if test.pair in results.between]
     first, title = results.best.system.name, all_metrics()[results.primary].title
+    if len(results.models) > MOST_NAMED:
+        return [_many(results, family)]
     lines = []
     for test in family:
         if first in (test.pair.first, test.pair.second):
@@ -160,8 +166,26 @@ def _ranking(results: Results) -> list[str]:
                 f" (paired bootstrap, {_is(test)}{', corrected' if len(results.family) > 1 else ''})."
             )
     if family and all(test.p >= 0.05 for test in family):
-        lines.append("These pictures cannot rank the models.")
+        lines.append("These test pictures are too few to rank the models.")
     return lines
+
+
+def _many(results: Results, family: Sequence[PrimaryTest]) -> str:
+    """Of many models: how many the chosen one is significantly ahead of, or behind; the table has each."""
+    first, title = results.best.system.name, all_metrics()[results.primary].title
+    ahead: list[str] = []
+    behind: list[str] = []
+    for test in family:
+        if test.p < 0.05 and first in (test.pair.first, test.pair.second):
+            difference = test.comparison.difference
+            turned = difference if first == test.pair.first else _turned(difference)
+            other = test.pair.second if first == test.pair.first else test.pair.first
+            (ahead if _is_better(results, turned.value) else behind).append(other)
+    others = len(results.models) - 1
+    found = [f"{word} {listed(names)}" for word, names in (("ahead of", ahead), ("behind", behind)) if names]
+    if not found:
+        return f"Its difference in {title} from any of the other {others} models is not significant (table in Tests)."
+    return f"In {title} it is significantly {' and '.join(found)}, of {others} other models (table in Tests)."
 
 
 def _turned(difference: Interval) -> Interval:
@@ -180,7 +204,7 @@ def _conclusion(test: PrimaryTest) -> str:
 
 def _is(test: PrimaryTest) -> str:
     if not np.isfinite(test.p):
-        return "too few pictures, or none in common"
+        return "too few pictures in common"
     text = p_value(test.p)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
@@ -189,7 +213,9 @@ def _beside_shortcut(results: Results) -> str:
     name = results.best.system.name
     test = next(t for t in results.family if t.pair in results.against_shortcut and t.pair.first == name)
     parts = [_reached(results.shortcut, metric) for metric in _leading(results)]
-    start = f"A forest that sees only a picture's width and height reaches {' and '.join(parts)} on the same folds;"
+    start = (
+        f"A random forest that sees only a picture's width and height reaches {' and '.join(parts)} on the same folds;"
+    )
     if test.p < 0.05:
         better = "better" if _is_better(results, test.comparison.difference.value) else "worse"
         return f"{start} {name} is significantly {better} ({_is(test)})."
@@ -197,7 +223,7 @@ def _beside_shortcut(results: Results) -> str:
         return f"{start} whether {name} is better could not be tested."
     behind = _is_better(results, -test.comparison.difference.value)
     better = "behind that, though not significantly" if behind else "not significantly better"
-    return f"{start} {name} is {better} ({_is(test)}), so it need not have seen any bone."
+    return f"{start} {name} is {better} ({_is(test)}), so it may not have used the bone at all."
 
 
 def _after_fit(probes: Mapping[str, Mapping[str, Interval]], fit: str) -> list[str]:
@@ -209,7 +235,7 @@ def _after_fit(probes: Mapping[str, Mapping[str, Interval]], fit: str) -> list[s
     best = max(others, key=lambda name: others[name].value)
     still = "still predicts the label" if outline.low > 0.5 else "predicts the label no better than chance"
     return [
-        f"After fit={fit} the picture's outline {still} (AUROC {format_interval(outline, 2)} on the same folds);"
+        f"After data.fit={fit}, the picture's outline {still} (AUROC {format_interval(outline, 2)} on the same folds);"
         f" {PROBES[best]} alone: {format_interval(others[best], 2)}."
     ]
 
@@ -220,6 +246,6 @@ def _beside_paper(results: Results) -> str:
     interval, ours = proportion(round(accuracy * TEST_PICTURES), TEST_PICTURES), results.best.intervals["accuracy"]
     beside = f", ours is {ours.low:.2f} to {ours.high:.2f}" if np.isfinite(ours.low) else ""
     return (
-        f"The paper reports an accuracy of {accuracy:.3f} for {reported} on {TEST_PICTURES} pictures; their 95 %"
-        f" interval is {interval.low:.2f} to {interval.high:.2f}{beside}."
+        f"The paper reports an accuracy of {accuracy:.3f} for {reported} on {TEST_PICTURES} pictures; the 95 %"
+        f" interval of that is {interval.low:.2f} to {interval.high:.2f}{beside}."
     )

@@ -38,9 +38,9 @@ def url_of(storage: str | None, sweep: Path) -> URL:
         url = make_url(storage or environ.get(STORAGE) or f"sqlite:///{sweep / 'study.db'}")
     except SQLAlchemyError:
         name = "hydra.sweeper.storage" if storage else f"${STORAGE}"
-        raise UserError(f"{name} is no URL such as postgresql://host/database or sqlite:///study.db") from None
+        raise UserError(f"{name} is not a URL such as postgresql://host/database or sqlite:///study.db") from None
     if storage and (url.password or any("pass" in key for key in url.query)):
-        raise UserError(f"hydra.sweeper.storage would be recorded with its password; set ${STORAGE} to the URL instead")
+        raise UserError(f"hydra.sweeper.storage would record the password; set ${STORAGE} to the URL instead")
     return url
 
 
@@ -91,7 +91,7 @@ def outlast(url: URL, action: Callable[[], T]) -> T:
                 raise
             if not is_told:
                 log.warning(
-                    "the study's storage %s is away (%s); trying again for %d s",
+                    "the study's storage %s cannot be reached (%s); trying again for %d s",
                     called(url), first_line(error.__cause__ or error), PATIENCE,
                 )  # fmt: skip
             is_told = True

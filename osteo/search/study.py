@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.files import display_path, write_json
 from osteo.records import content
 from osteo.records.record import Run
@@ -142,7 +142,8 @@ class Search:
                     optuna.distributions.check_distribution_compatibility(trial.distributions[key], self.space[key])
                 except ValueError:
                     raise UserError(
-                        f"study {self.study.study_name} has searched other values of {key}: {trial.distributions[key]};"
+                        f"study {self.study.study_name} was begun with other values of {key}:"
+                        f" {trial.distributions[key]};"
                         " name another hydra.sweeper.study"
                     ) from None
 
@@ -204,7 +205,7 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         counts = Counter(trial.state.name.lower().replace("fail", "failed") for trial in trials)
         lines = [
-            f"study        {self.study.study_name} in {called(self.url)}: {len(trials)} trials"
+            f"study        {self.study.study_name} in {called(self.url)}: {counted(len(trials), 'trial')}"
             f" ({', '.join(f'{count} {state}' for state, count in sorted(counts.items()))})"
         ]
         if counts["complete"]:
@@ -232,7 +233,7 @@ def trial_of(sweep: Path, number: int, epochs: int) -> tuple[Trial | None, int]:
         note = content.read_json(sweep / NOTE, {"study": (str,)})
     except content.DamagedError:
         raise UserError(
-            f"trial={number} is set by hydra/sweeper=search alone: {display_path(sweep)} is no search"
+            f"trial={number} is set by hydra/sweeper=search only: {display_path(sweep)} is not a search"
         ) from None
     url = url_of(note["storage"], sweep)
 

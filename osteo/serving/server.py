@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect
 from osteo.command_settings import ServeConfig
 from osteo.errors import UserError
 from osteo.evaluation.gradcam import overlay
-from osteo.inference.answer import Answer, answer, heat_map, threshold_of
+from osteo.inference.answer import WITHHELD, Answer, answer, heat_map, threshold_of
 from osteo.inference.card import ASKED
 from osteo.inference.model import Model, check_known, covariates_of, size_to_read
 from osteo.reading.covariates import NUMBERS, WORDS, Patient
@@ -283,7 +283,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
     if found.error:
         raise Unusable(found.error)
     heat = None
-    if settings.overlay:
+    if settings.overlay and found.call != WITHHELD:
         with suppress(UserError):  # no spatial feature map
             heat = embed(overlay(found.prepared, heat_map(models, grey)))
     return {

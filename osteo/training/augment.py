@@ -190,7 +190,9 @@ class Operation:
         before = torch.get_rng_state()
         changed = self._one_by_one(pictures, drawn)
         if not torch.equal(before, torch.get_rng_state()):
-            raise UserError(f"{self._key} draws while it is applied, so that no picture's change could be repeated")
+            raise UserError(
+                f"{self._key} draws random numbers while it is applied, so a picture's change could not be repeated"
+            )
         if changed.shape != pictures.shape:
             shape = " x ".join(map(str, changed.shape[-2:]))
             raise UserError(f"{self._key} makes {shape} pixels of {side} x {side}; pictures must keep their size")

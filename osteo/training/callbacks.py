@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from osteo.errors import UserError, diagnose
+from osteo.errors import counted, diagnose
 from osteo.networks.averages import MovingAverage
 from osteo.networks.network import Network, is_norm
-from osteo.networks.weights import first_of_other_kind
-from osteo.records.snapshots import BEST, LAST, PREVIOUS, CheckpointWriter
+from osteo.records.snapshots import CheckpointWriter
 from osteo.task import LAST_EPOCH, is_better
-from osteo.training.checkpoints import OF_TRAINING, read_checkpoint
 
 log = logging.getLogger(__name__)
-
-OF_LIGHTNING = ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
-"""Of a checkpoint, what Lightning goes on from beside `OF_TRAINING`."""
 
 
 class History(Callback):
@@ -35,13 +30,13 @@ class History(Callback):
     Args:
         write: gets all rows so far.
         level: of the line that is logged per epoch.
+        title: which job of a sweep it is of, in that line.
     """
 
-    def __init__(self, write: Callable[[Sequence[Mapping[str, float]]], None], level: int = logging.DEBUG) -> None:
+    def __init__(self, write: Callable[..., None], level: int = logging.DEBUG, title: str = "") -> None:
         self.rows: list[dict[str, float]] = []
-        self._write, self._level = write, level
-        self._since = self._trained = self._lr = 0.0
-        self._pictures = 0
+        self._write, self._level, self._start = write, level, f"{title}, " if title else ""
+        self._since = self._trained = self._lr = self._pictures = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -58,9 +53,8 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock and notes the learning rate of the epoch's first step."""
-        self._since = time.perf_counter()
+        self._since, self._pictures = time.perf_counter(), 0.0
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self._pictures = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,22 +79,35 @@ class History(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **costs}, step=trainer.global_step - 1)
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        log.log(self._level, "epoch %d: %s, %.1f s", epoch, metrics, costs["seconds"])
+        log.log(self._level, "%sepoch %d: %s, %.1f s", self._start, epoch, metrics, costs["seconds"])
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar, for a terminal; one line per epoch."""
+    """Lightning's bar, for a terminal: one line per epoch, which names the job of a sweep."""
 
-    def __init__(self) -> None:
+    BAR_FORMAT = "{desc}|{bar}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"  # short, so that AUROC fits 80 columns
+
+    def __init__(self, title: str = "") -> None:
         super().__init__(refresh_rate=5, leave=True)  # drawing it at every step costs more than a small step
+        self.start = f"{title}, " if title else ""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Names the epoch, counted from 1 as people count."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(
+            f"{self.start}epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        )
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The AUROC on validation and the loss of training, once there are any."""
+        known = super().get_metrics(trainer, pl_module)
+        return {key.rpartition("/")[2]: known[key] for key in ("val/auroc", "train/loss") if key in known}
 
     def init_validation_tqdm(self) -> Tqdm:
-        """No second bar: validation is a fraction of an epoch."""
+        """No bar: this is a fraction of an epoch."""
         return Tqdm(disable=True)
 
-    def init_predict_tqdm(self) -> Tqdm:
-        """No bar: predictions take seconds."""
-        return Tqdm(disable=True)
+    init_predict_tqdm = init_validation_tqdm
 
 
 class Checkpoints(Checkpoint):
@@ -312,7 +319,12 @@ class Unfreezing(Callback):
         self._groups = network.parameter_groups() if self.gradually else [whole_backbone]
         groups, epochs = len(self._groups), trainer.max_epochs or 1
         if (never := groups - (epochs - 1) // self.epochs) > 0:
-            log.warning("%d of %d groups of layers of the backbone are not trained in %d epochs", never, groups, epochs)
+            log.warning(
+                "%d of %d groups of layers of the backbone are not trained in %s",
+                never,
+                groups,
+                counted(epochs, "epoch"),
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the groups that wait no gradient; several processes expect it of all, and drop it."""
@@ -334,57 +346,3 @@ class Unfreezing(Callback):
         """Leaves everything as it was."""
         for parameter in self._waiting:
             parameter.requires_grad_(True)
-
-
-def newest(folder: Path, module: LightningModule) -> Path | None:
-    """The checkpoint to go on from: the last one, or where it is damaged the one before it, or the best.
-
-    Args:
-        folder: of the checkpoints.
-        module: that is to go on; a checkpoint of another network counts as damaged.
-
-    Returns:
-        None where no epoch has ended.
-
-    Raises:
-        UserError: there are checkpoints, but all of them are damaged.
-    """
-    present = [folder / name for name in (LAST, PREVIOUS, BEST) if (folder / name).is_file()]
-    damaged = []
-    for path in present:
-        try:
-            _check_resumable(read_checkpoint(path), path.name, module.state_dict())
-        except UserError as error:
-            damaged.append(str(error))
-            continue
-        if damaged:
-            log.warning("%s: going on from %s", "; ".join(damaged), path.name)
-        return path
-    if present:
-        raise UserError(f"no checkpoint can be gone on from: {'; '.join(damaged)}; begin a new run")
-    return None
-
-
-def _check_resumable(kept: Mapping[str, Any], name: str, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Refuses a checkpoint that a training cannot go on from.
-
-    Raises:
-        UserError: it lacks what the next epoch starts from, or is of another network.
-    """
-    if missing := [key for key in (*OF_LIGHTNING, *OF_TRAINING) if key not in kept]:
-        raise UserError(f"{name} is damaged (it has no {missing[0]})")
-    found = kept["state_dict"]
-    shapes = {key: getattr(value, "shape", None) for key, value in found.items()} if isinstance(found, dict) else {}
-    differing = [key for key, value in wanted.items() if shapes.get(key) != value.shape]
-    if differing := differing + sorted(set(shapes) - set(wanted)):
-        raise UserError(f"{name} is of another network ({len(differing)} tensors differ, {differing[0]} first)")
-    if (odd := first_of_other_kind(wanted, found)) is not None:
-        raise UserError(f"{name} is damaged ({odd} holds no floating-point numbers)")
-    try:
-        epochs = [row["epoch"] for row in kept["callbacks"]["History"]["rows"]]
-        has_all = epochs == list(range(kept["epoch"] + 1)) and "best" in kept["callbacks"]["Checkpoints"]
-        has_all = has_all and "fit_loop" in kept["loops"] and all("param_groups" in s for s in kept["optimizer_states"])
-    except (KeyError, TypeError):
-        has_all = False
-    if not has_all or not kept["optimizer_states"]:
-        raise UserError(f"{name} is damaged (its history, loops or optimiser are not those of {kept['epoch']} epochs)")

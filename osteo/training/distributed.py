@@ -67,7 +67,7 @@ def launch(train: Train, config: Config, job: Job) -> None:
                 ) from error
             let_go(error)
         log.warning(
-            "memory ran out with batches of %d; the run begins anew with %d, %d per step", size, size // 2, times
+            "memory ran out with batches of %d; the run starts again with %d, %d per step", size, size // 2, times
         )
         hardware.free_memory()  # of the network that did not fit
         record.clear()

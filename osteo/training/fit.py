@@ -1,11 +1,9 @@
 """Builds the parts of a training from its configuration, and collects what a trained network predicts."""
 
 import logging
-import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,34 +18,34 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from osteo.config import Config, LossConfig, WandbConfig
+from osteo.config import Config, LossConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
 from osteo.data.sources import Source, clinical_rows
 from osteo.errors import UserError, first_line
 from osteo.evaluation.metrics import check_finite
 from osteo.evaluation.outcomes import warn_of_absent
-from osteo.files import cache_dir, display_path, public
+from osteo.files import cache_dir, display_path
 from osteo.networks.features import keep_features
 from osteo.networks.network import check_single_pictures
 from osteo.networks.outputs import columns_of
 from osteo.networks.precision import ieee_float32
 from osteo.reading.covariates import Covariates, sources_without
 from osteo.records.record import Job, Run
-from osteo.records.tracked import is_wanted, place_of, wandb_settings
+from osteo.records.tracked import is_wanted, wandb_settings
 from osteo.task import BINARY, T_SCORE, Task
 from osteo.training import hardware
 from osteo.training.augment import Augmentation, Mirrored, make_cpu_twin
-from osteo.training.callbacks import Checkpoints, EpochBar, History, newest
-from osteo.training.checkpoints import read_checkpoint
+from osteo.training.callbacks import Checkpoints, EpochBar, History
+from osteo.training.checkpoints import newest, read_checkpoint
 from osteo.training.distributed import SyncBatchNorm, environment
 from osteo.training.draws import Mixup
 from osteo.training.instances import build, check_part, resolve
+from osteo.training.loggers.mode import check_environment
 from osteo.training.losses import balanced_weights, best_outputs
 from osteo.training.module import ADVICE, Classifier, Learner
 from osteo.training.optim import has_fused
 from osteo.training.ranks import rank, started
-from osteo.training.tracking import WandbLogger, check_environment
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +97,7 @@ def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
         labels = {int(label) for label in manifest.loc[manifest["split"] == split, "label"]}
         if len(labels) < len(task.class_names):
             present = " and ".join(task.class_names[label] for label in sorted(labels))
-            found = f"pictures of {present} alone" if labels else "no picture"
+            found = f"only pictures of {present}" if labels else "no picture"
             wanted = "all classes" if task.has_many_classes else "both classes"
             raise UserError(
                 f"the split {split} has {found}; {purpose} it needs {wanted}: choose another data.split.seed, or"
@@ -129,7 +127,7 @@ def learn_covariates(
     used = (manifest["split"] != "excluded").to_numpy(bool)
     if without := sources_without(config.covariates, rows[used], list(manifest["source"][used])):
         log.warning(
-            "no picture of %s has any of the covariates: by that alone the network can tell the sources apart; train on"
+            "no picture of %s has any of the covariates: which alone lets the network tell the sources apart; train on"
             " those that have them, or set data.missing_covariates=exclude", " and ".join(without),
         )  # fmt: skip
     return torch.from_numpy(learnt.features(rows))
@@ -192,7 +190,8 @@ def begin_at_share(
 
 def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
     """The curves, what was configured, and the checkpoints, in this order: a checkpoint has all that came before."""
-    limits, at_terminal = config.trainer, sys.stderr.isatty()
+    limits, is_alone = config.trainer, job.launcher == "BasicLauncher"
+    at_terminal = sys.stderr.isatty() and is_alone  # the bars of several jobs would draw over each other
     requested = [
         build(node, f"callbacks.{name}", Callback) for name, node in config.callbacks.items() if node is not None
     ]
@@ -201,9 +200,11 @@ def make_callbacks(config: Config, job: Job, record: Run) -> list[Callback]:
 
         requested.append(Pruning(job.sweep or job.directory.parent, config.trial, limits.monitor, limits.max_epochs))
     # a bar in a file is noise: there, a line per epoch is logged
-    history = History(record.write_history, logging.DEBUG if at_terminal else logging.INFO)
+    history = History(
+        record.write_history, logging.DEBUG if at_terminal else logging.INFO, "" if is_alone else job.title
+    )
     if at_terminal and not any(isinstance(callback, ProgressBar) for callback in requested):
-        requested.append(EpochBar())
+        requested.append(EpochBar(job.title))
     return [history, *requested, Checkpoints(record.checkpoints, limits.monitor, config.seed)]
 
 
@@ -227,34 +228,6 @@ def begin(record: Run, job: Job, manifest: pd.DataFrame, module: Learner) -> Pat
         record.start(job.config_yaml)
     record.write_manifest(manifest)
     return last
-
-
-@contextmanager
-def opened_loggers(config: Config, job: Job, run_id: str | None) -> Iterator[list[Logger]]:
-    """The configured loggers, which get the configuration without paths; W&B's run ends with the block.
-
-    Args:
-        config: of the run.
-        job: where it stands.
-        run_id: its id in its record; None where another process keeps the record, which has the loggers, too.
-    """
-    database = f"sqlite:///{job.sweep or job.directory}/mlflow.db"
-    context = {
-        "save_dir": str(job.directory),
-        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", database),  # not in the configuration: it may be secret
-    }
-    with ExitStack() as stack:
-        loggers: list[Logger] = []
-        for name, node in config.logger.items() if run_id is not None else ():
-            if isinstance(node, WandbConfig):
-                if not is_wanted(node):
-                    continue
-                loggers.append(stack.enter_context(WandbLogger(node, asdict(config), place_of(config, job), run_id)))
-            elif node is not None:
-                loggers.append(build(node, f"logger.{name}", Logger, **context))  # type: ignore[type-abstract]
-        for logger in loggers:
-            logger.log_hyperparams(public(asdict(config)))
-        yield loggers
 
 
 def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
@@ -294,7 +267,7 @@ def make_trainer(config: Config, job: Job, callbacks: list[Callback], loggers: l
             **settings,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refuses trainer.extra: {first_line(error)}") from error
+        raise UserError(f"Lightning's Trainer rejects trainer.extra: {first_line(error)}") from error
 
 
 def predict(trainer: Trainer, module: Classifier, datamodule: KneeDataModule) -> pd.DataFrame:
@@ -328,7 +301,7 @@ def load_best(trainer: Trainer, module: Classifier, record: Run) -> dict[str, An
     """
     trainer.strategy.barrier()  # until the first process has written the checkpoint
     if not record.best_checkpoint.is_file():
-        raise UserError(f"{module.monitor} was not finite after any epoch, so that none is the best; {ADVICE}")
+        raise UserError(f"{module.monitor} was not finite after any epoch, so there is no best epoch; {ADVICE}")
     kept = read_checkpoint(record.best_checkpoint)
     module.load_state_dict(kept["state_dict"])
     return kept
@@ -369,22 +342,3 @@ def facts_of(
 
         facts["pruned"] = any(callback.pruned for callback in callbacks if isinstance(callback, Pruning))
     return facts
-
-
-def log_result(
-    loggers: list[Logger], values: dict[str, Any], best: dict[str, float], predictions: pd.DataFrame
-) -> None:
-    """Gives every logger the final values, and those of the best epoch as best/...; W&B gets test predictions too."""
-    values = values | {f"best/{name}": value for name, value in best.items()}
-    numbers = {
-        name: float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not name.startswith("val/")  # that would be one more point of a curve
-    }
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.result(values, predictions)
-        else:
-            logger.log_metrics(numbers, step=int(best["step"]))
-            logger.save()
-            logger.finalize("success")

@@ -35,7 +35,9 @@ def find_class(path: str, key: str) -> type[Any]:
         classes = [n for n, value in vars(module).items() if inspect.isclass(value) and not n.startswith("_")]
         raise unknown(f"{key}.{TARGET}: class of {module_name}", name, classes)
     if found.__module__.partition(".")[0] not in parts.trusted_roots():
-        raise UserError(f"{key}.{TARGET}={path} is {found.__module__}.{name}, which no library or plugin here brings")
+        raise UserError(
+            f"{key}.{TARGET}={path} is {found.__module__}.{name}, which comes from no library or plugin allowed here"
+        )
     return found
 
 
@@ -47,7 +49,7 @@ def check_part(node: Mapping[str, Any], key: str, kind: type[Any]) -> type[Any]:
     """
     found = find_class(node[TARGET], key)
     if not issubclass(found, kind):
-        raise UserError(f"{key}.{TARGET}={node[TARGET]} is no {kind.__name__} of Lightning's")
+        raise UserError(f"{key}.{TARGET}={node[TARGET]} is not a {kind.__name__} of Lightning")
     check_arguments(parameters_of(found), _arguments(node), key)
     return found
 

@@ -75,7 +75,7 @@ def make_loss(name: str, arguments: Mapping[str, Any], kind: Kind = "binary") ->
     """
     known = {**{name: parts.losses[name] for name in parts.losses}, **BUILT_IN[kind]}
     if name not in known and any(name in others for others in BUILT_IN.values()):
-        raise UserError(f"loss.name={name} is of another task than this one, which takes {', '.join(known)}")
+        raise UserError(f"loss.name={name} does not fit this task, which takes {', '.join(known)}")
     if name not in known:
         raise unknown("loss.name", name, known)
     check_arguments(parameters_of(known[name]), arguments, "loss.args")

@@ -44,11 +44,11 @@ class Pruning(Callback):
                 is_last = trainer.current_epoch + 1 == trainer.max_epochs  # nothing is left to be saved
                 self.pruned = not is_last and bool(self.trial.should_prune())  # numpy has a bool of its own
             except Exception as error:  # noqa: BLE001  what a server raises depends on its driver
-                log.warning("the study cannot be reached (%s); the run goes on", type(error).__name__)
+                log.warning("the study cannot be reached (%s); the run continues", type(error).__name__)
         self.pruned = trainer.strategy.broadcast(self.pruned)
         trainer.should_stop = self.pruned
         if self.pruned:
-            log.info("stopped after epoch %d: the search's pruner says so", trainer.current_epoch)
+            log.info("stopped after epoch %d by the search's pruner", trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the run was told to end."""

@@ -41,7 +41,7 @@ class Follower(Run):
     def _leave(self, *_: Any, **__: Any) -> None:
         """The first process does it."""
 
-    start = go_on = clear = hold = release = set_status = _leave
+    start = go_on = clear = hold = release = set_status = finish = _leave
     write_manifest = write_history = write_predictions = write_metrics = write_environment = _leave
 
 

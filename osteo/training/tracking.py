@@ -6,15 +6,13 @@ path, no name of machine or user. W&B itself is imported by what uses it, so tha
 
 import logging
 import logging.config
-import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -22,10 +20,12 @@ import torch
 from lightning.pytorch import loggers
 
 from osteo.config import WandbConfig
-from osteo.errors import UserError
 from osteo.files import display_path, public
-from osteo.records.tracked import MODES, Place, may_be_online, mode_of_environment, netrc_file
-from osteo.task import BINARY, T_SCORE, TASKS, THRESHOLD, probability_columns
+from osteo.records.tracked import Place, may_be_online
+from osteo.task import BINARY, T_SCORE, TASKS
+from osteo.training.loggers.batches import LOSS
+from osteo.training.loggers.mode import choose_mode, git_commit, has_key
+from osteo.training.loggers.others import classes_of
 
 if TYPE_CHECKING:
     import wandb
@@ -33,63 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_TO_REACH = 20  # a server that does not answer in this time is out of reach
-SECONDS_TO_ASK = 10  # one request, of those that W&B waits for while a run goes on
 RETRIES = 3  # of a request for a table or file, seconds apart: W&B counts SECONDS_TO_FINISH only once they have ended
 SECONDS_TO_FINISH = 60  # what is not uploaded by then is left to `wandb sync`
-
-
-def choose_mode(mode: str) -> str:
-    """Online, offline or disabled: as configured, or where that is "auto" as the environment or W&B's own settings say.
-
-    Where these say nothing it is online if a key of W&B is found, else offline; nobody is asked for one.
-
-    Raises:
-        UserError: a variable of W&B's has a value that W&B does not know.
-    """
-    # both before W&B reads its environment, which it does once
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it reports on the machine, and logs where it cannot
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(SECONDS_TO_ASK))  # a table is asked for before it is logged
-    given = mode_of_environment()
-    os.environ.pop("WANDB_MODE", None)  # W&B refuses an empty one, and one in capitals
-    if given:
-        os.environ["WANDB_MODE"] = given
-    import wandb
-
-    try:
-        settings = wandb.setup().settings
-    except ValueError as error:  # pydantic's, of several lines
-        name, reason = [*str(error).splitlines()[1:3], "", ""][:2]
-        raise UserError(f"W&B refuses WANDB_{name.upper()}: {reason.partition(' [')[0].strip()}") from error
-    if mode != "auto":
-        return mode
-    if given or settings.mode != "online":  # the second: `wandb offline` writes it into a file
-        return given or MODES[settings.mode]
-    return "online" if has_key() else "offline"
-
-
-def check_environment(mode: str) -> None:
-    """Refuses a variable of W&B's that has a value that W&B does not know; W&B is not asked where none is set.
-
-    Raises:
-        UserError: one line with the variable.
-    """
-    if any(name.startswith("WANDB_") and name not in ("WANDB_MODE", "WANDB_DISABLED") for name in os.environ):
-        choose_mode(mode)
-
-
-def has_key() -> bool:
-    """Whether W&B would find a key without asking for one."""
-    import wandb
-
-    settings = wandb.setup().settings
-    if settings.api_key or settings.identity_token_file:
-        return True
-    try:
-        known = netrc(netrc_file()).hosts
-    except (OSError, NetrcParseError):
-        return False
-    hosts = {urlsplit(settings.base_url).hostname, "api.wandb.ai"}  # the second: what the hosted service was called
-    return bool(hosts & known.keys())
+FOLDERS = re.compile(r"(?<![\w.\-])(?:[A-Za-z]:|~|\.\.)?[/\\](?:[^\s'\",;:()]*[/\\])?")
+"""Of a path that does not begin where osteo was started, all but its last name."""
 
 
 def is_plain(value: object) -> bool:
@@ -104,6 +51,26 @@ def is_plain(value: object) -> bool:
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.ndim == 0
     return value is None or isinstance(value, int | float | str | Histogram)
+
+
+class Lines(logging.Handler):
+    """Hands on what is logged of a training, W&B's own troubles and the line per epoch aside: see `log_metrics`.
+
+    Args:
+        say: gets each line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is one of those."""
+        return record.name != log.name and not str(record.msg).startswith("epoch ")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hands on one line."""
+        self._say(f"{record.levelname} {record.getMessage()}")
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -132,6 +99,7 @@ class WandbLogger(loggers.WandbLogger):
         logging.getLogger("wandb").setLevel(logging.CRITICAL)  # its debug log, which would be removed at the end
         self._task = TASKS[configuration.get("task", BINARY.name)]
         self._settings, self._configuration, self._place = settings, configuration, place
+        self._lines = Lines(self._say)
         super().__init__(save_dir=str(place.folder), project=settings.project, id=run_id)
         if may_be_online(settings.mode):
             _ = self._run
@@ -142,6 +110,8 @@ class WandbLogger(loggers.WandbLogger):
         run = self._begin(self._settings, self._configuration, self._place, self._mode(self._settings.mode))
         self._attempt(lambda: run.define_metric("epoch"))
         self._attempt(lambda: run.define_metric("*", step_metric="epoch"))
+        self._attempt(lambda: run.define_metric(LOSS, step_metric="batch"))
+        logging.getLogger("osteo.training").addHandler(self._lines)
         return run
 
     @property
@@ -150,20 +120,37 @@ class WandbLogger(loggers.WandbLogger):
         return self._run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds a point to the curves of these metrics, by the epoch that stands among them."""
+        """Adds a point to the curves of these metrics, by the epoch that stands among them, and a line to the log."""
+        if LOSS in metrics:
+            self._attempt(lambda: self._send({**metrics, "batch": step}))
+            return
         self._attempt(lambda: self._send(metrics))
+        numbers = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)]
+        self._say(", ".join(numbers))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run has its configuration from its start, without paths."""
 
     def result(self, metrics: Mapping[str, Any], predictions: pd.DataFrame) -> None:
-        """Adds final values to the summary, and the test predictions as table, confusion matrix, ROC and PR curve.
+        """Adds final values and the test predictions to the summary, with confusion matrix, ROC and PR curve.
 
         The table names a picture by its row in predictions.csv, counted from 0: a file's name may be a patient's.
         """
         values = {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
         self._attempt(lambda: self._run.summary.update(values))
-        self._attempt(lambda: self._send(self._plots(predictions)))
+        test = predictions[predictions["split"] == "test"].reset_index(names="row")
+        test = test.drop(columns=["image_id", "group", T_SCORE], errors="ignore")  # none is anybody else's business
+        self._attempt(lambda: self._send(self._plots(test)))
+        self.tables({"test/predictions": test})
+
+    def summarise(self, values: Mapping[str, float | str]) -> None:
+        """Adds numbers and words to the summary."""
+        self._attempt(lambda: self._run.summary.update(dict(values)))
+
+    def checkpoint(self, path: Path) -> None:
+        """Uploads the best checkpoint as an artifact, where `settings.upload_checkpoint` says so."""
+        if self._settings.upload_checkpoint:
+            self._attempt(lambda: self._upload(path))
 
     def figures(self, paths: Mapping[str, Path]) -> None:
         """Adds pictures, by their names, where pictures are to be uploaded."""
@@ -174,17 +161,18 @@ class WandbLogger(loggers.WandbLogger):
             self._attempt(lambda: self._send({name: wandb.Image(path) for name, path in images.items()}))
 
     def tables(self, tables: Mapping[str, pd.DataFrame]) -> None:
-        """Adds tables, by their names."""
+        """Adds tables to the summary, by their names: they belong to no epoch."""
         import wandb
 
-        named = {f"tables/{name}": table for name, table in tables.items()}
-        self._attempt(lambda: self._send({name: wandb.Table(dataframe=table) for name, table in named.items()}))
+        made = {name: wandb.Table(dataframe=table) for name, table in tables.items()}
+        self._attempt(lambda: self._run.summary.update(made))
 
     def finalize(self, status: str) -> None:
         """Called by Lightning after each of its stages; a run has several and ends with `finish`."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Ends the W&B run, where it has begun, and sends what has not been sent."""
+        logging.getLogger("osteo.training").removeHandler(self._lines)
         if "_run" in vars(self):
             self._attempt(lambda: self._finish(exit_code))
 
@@ -192,17 +180,28 @@ class WandbLogger(loggers.WandbLogger):
         kept = {name: value for name, value in values.items() if self._upload_pictures or is_plain(value)}
         if len(kept) < len(values) and not self._has_withheld:
             log.warning(
-                "W&B gets numbers and names alone, so %s is left out; logger.wandb.upload_pictures=true sends pictures",
+                "W&B gets only numbers and names, so %s is left out; logger.wandb.upload_pictures=true sends pictures",
                 ", ".join(sorted(set(values) - set(kept))),
             )
             self._has_withheld = True
         if kept:
             self._run.log(kept)
 
+    def _say(self, line: str) -> None:
+        """Adds a line to the run's log, without the folders of any path."""
+        self._attempt(lambda: self._run.write_logs(FOLDERS.sub("", line)))
+
+    def _upload(self, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._run.id}", "model")
+        artifact.add_file(str(path), policy="immutable")
+        self._run.log_artifact(artifact, aliases=["best"])
+
     def _mode(self, configured: str) -> str:
         mode = choose_mode(configured)
         if mode == "online" and not has_key():
-            log.warning("no key of W&B is found, so the run is kept offline; `wandb login` once, or set WANDB_API_KEY")
+            log.warning("no W&B API key is found, so the run is kept offline; `wandb login` once, or set WANDB_API_KEY")
             return "offline"
         return mode
 
@@ -218,7 +217,7 @@ class WandbLogger(loggers.WandbLogger):
             wandb.teardown()
             if mode == "offline":
                 log.warning(
-                    "W&B keeps nothing of this run: %s cannot be written (%s)",
+                    "W&B records nothing of this run: %s cannot be written (%s)",
                     display_path(place.folder / "wandb"),
                     _name(error),
                 )
@@ -238,9 +237,10 @@ class WandbLogger(loggers.WandbLogger):
         import wandb
 
         settings = wandb.Settings(
-            console="off",  # the terminal may show paths
+            console="off",  # the terminal may show paths: see `Lines`
             disable_code=True,
-            disable_git=True,
+            disable_git=True,  # the difference to the commit, and where the repository comes from
+            git_commit=git_commit(),
             disable_job_creation=True,
             finish_timeout=SECONDS_TO_FINISH,
             finish_timeout_raises=True,
@@ -288,26 +288,22 @@ class WandbLogger(loggers.WandbLogger):
             call()
         except Exception as error:  # noqa: BLE001  whatever W&B raises, the training is worth more
             if not self._has_warned:
-                log.warning("W&B has failed (%s: %s); the run goes on without it", _name(error), error)
+                log.warning("W&B has failed (%s: %s); the run continues without it", _name(error), error)
             self._has_warned = True
 
-    def _plots(self, predictions: pd.DataFrame) -> dict[str, Any]:
+    def _plots(self, test: pd.DataFrame) -> dict[str, Any]:
         import wandb
 
-        test = predictions[predictions["split"] == "test"].reset_index(names="row")
-        test = test.drop(columns=["image_id", "group", T_SCORE], errors="ignore")  # none is anybody else's business
-        truth = (test["label"] == self._task.positive).astype(int).tolist()
+        truth, called, names = classes_of(test, self._task)
+        positive = (test["label"] == self._task.positive).astype(int).tolist()
         both = [[1.0 - p, p] for p in test["probability"]]
-        names, called = list(self._task.sides), [int(p > THRESHOLD) for p in test["probability"]]
-        curve: dict[str, Any] = {"y_true": truth, "y_probas": both, "labels": names, "classes_to_plot": [1]}
-        if columns := probability_columns(self._task):
-            names, truth = list(self._task.class_names), test["label"].astype(int).tolist()
-            called = test[columns].to_numpy().argmax(1).tolist()
+        curve: dict[str, Any] = {
+            "y_true": positive, "y_probas": both, "labels": list(self._task.sides), "classes_to_plot": [1],
+        }  # fmt: skip
         return {
             "test/confusion": wandb.plot.confusion_matrix(y_true=truth, preds=called, class_names=names, title="test"),
             "test/roc": wandb.plot.roc_curve(title="test ROC", **curve),
             "test/pr": wandb.plot.pr_curve(title="test precision and recall", **curve),
-            "test/predictions": wandb.Table(dataframe=test),
         }
 
     def __enter__(self) -> Self:
@@ -324,12 +320,12 @@ class WandbLogger(loggers.WandbLogger):
             self._run.finish(exit_code)
         except TimeoutError:
             log.warning(
-                "W&B has not taken all of the run within %d s; upload the rest later with: %s",
+                "W&B has not received all of the run within %d s; upload the rest later with: %s",
                 SECONDS_TO_FINISH,
                 upload(self._run),
             )
         if not self._run.disabled and not shutil.disk_usage(logs).free:
-            log.warning("the disk of %s is full: W&B has not kept all of the run", display_path(logs.parent))
+            log.warning("the disk of %s is full: W&B has kept only a part of the run", display_path(logs.parent))
         shutil.rmtree(logs, ignore_errors=True)  # W&B's own debug logs name paths
 
 

@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.special import logit
 
+from osteo.errors import listed
 from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.clinical import added_value as models
 from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedValue
@@ -23,12 +24,14 @@ from osteo.types import Mask
 
 FIGURE = "added_value"
 TABLES = ("added_value", "nested", "strata")
-CAPTION = "Net benefit of the image, of clinical data, and of both with its 95 % band, at the share of cases here."
+CAPTION = (
+    "Net benefit of the image, of clinical data, and of both (with a 95 % band), at the share of cases in this data."
+)
 THIRD = "third of age"
-BY_ABSENCE = "it can tell the sources apart by that alone, and so what is more frequent in one of them."
+BY_ABSENCE = "from that alone it can recognise the source, and so predict what is more frequent in one of them."
 ALL_FUSED = (
-    "Every model here takes {names} itself (model.fusion=late), so what the image alone adds cannot be told;"
-    " a sweep of model.fusion=none,late tells it."
+    "Every model here uses {names} itself (model.fusion=late), so what the image alone adds cannot be measured;"
+    " a sweep over model.fusion=none,late measures it."
 )
 
 
@@ -62,12 +65,12 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
     if (fused := [result.system.name for result in results.models if result.system.is_fused]) and (
         without := sources_without(names, clinical, list(results.experiment.pictures["source"]))
     ):
-        told = f"{fused[0]} takes covariates, of which no picture of {' and '.join(without)} has any: {BY_ABSENCE}"
+        told = f"{fused[0]} uses covariates, and no picture from {' and '.join(without)} has any: {BY_ABSENCE}"
         found = replace(found, verdict=[*found.verdict, told])
     if model is None or value is None:
         return replace(found, lines=[ALL_FUSED.format(names=_listed(names))])
     has_row = int(clinical["row"].notna().sum())
-    of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these count here."
+    of_whom = f"{has_row} of {len(clinical)} tested pictures have a row in a clinical sheet; only these are used here."
     lines = [of_whom, _in_words(model.name, names, value)]
     tables, figures = {"nested": _nested_table(names, value)}, {}
     if np.isfinite(value.auroc[CLINICAL].value):
@@ -75,15 +78,14 @@ def find(results: Results, names: Sequence[str], clinical: pd.DataFrame | None) 
         figures[FIGURE] = _decision(results, value)
     else:
         lines.append(
-            "Clinical models alone and both together are left out: they are fitted on other folds than they are tested"
-            " on, which need cross-validation (data.split.fold) and pictures of both classes that have a row."
+            "Models of clinical data alone and of both are left out: they are tested on folds that they were not fitted"
+            " on, which needs cross-validation (data.split.fold) and pictures of both classes with a row."
         )
     return Findings(lines, [lines[1], *found.verdict], tables | found.tables, figures)
 
 
 def _listed(names: Sequence[str]) -> str:
-    words = [name.replace("_", " ").replace("bmi", "BMI") for name in names]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return listed([name.replace("_", " ").replace("bmi", "BMI") for name in names])
 
 
 def measure(results: Results, system: System, names: Sequence[str], clinical: pd.DataFrame) -> AddedValue:
@@ -129,7 +131,7 @@ def _models_table(value: AddedValue) -> pd.DataFrame:
         row = {"model": name, "AUROC": format_interval(interval)}
         if name in value.differences:
             comparison = value.differences[name]
-            row |= {"both less this": format_interval(comparison.difference), "p": p_value(comparison.p)}
+            row |= {"both minus this": format_interval(comparison.difference), "p": p_value(comparison.p)}
         rows.append(row)
     return pd.DataFrame(rows).fillna("-")
 
@@ -158,7 +160,7 @@ def _decision(results: Results, value: AddedValue) -> Figure:
     )  # fmt: skip
     looks = dict(zip(curves, [*((colour, "-") for colour in COLOURS[:3]), (SOFT, "--"), (SOFT, "-")], strict=True))
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(9.5, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for name, intervals in curves.items():
             colour, style = looks[name]

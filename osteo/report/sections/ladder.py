@@ -24,10 +24,10 @@ from osteo.report.rows import claim_of
 
 FIGURE = TABLE = "ladder"
 CAPTION = (
-    "AUROC and accuracy of the same network, recipe and number of epochs by protocol, the loosest first, with 95 %"
-    " intervals; below, how many were tested, and of how many a copy or variant was in training. Small points are"
-    " single folds or repeats, a dashed line is what the source claims. It shows how such a number can arise, and not"
-    " how a source came to its own."
+    "AUROC and accuracy with 95 % intervals of the same network, trained in the same way, by protocol, the loosest"
+    " first. Below: how many pictures were tested, and for what share a copy or variant was in training. Small points"
+    " are single folds or repeats; a dashed line is what the publication claims. The figure shows how such a result can"
+    " arise, not how a publication arrived at its own."
 )
 PROTOCOLS = ("augmented_first", "by_picture", "no_copies", "grouped_folds", "other_source")
 """Those of conf/protocol, the loosest first."""
@@ -103,8 +103,8 @@ def find(experiments: Mapping[str, Experiment], *, draws: int, seed: int) -> Fin
     main = main_protocol(experiments)
     others = {_titled(name): experiment for name, experiment in experiments.items() if name != main}
     lines = [
-        f"Everything here is of {_titled(main)}; what {', '.join(others)} gave stands in the section Protocol ladder."
-        " Nothing is pooled or tested across protocols.",
+        f"Everything here is about {_titled(main)}; the results of {', '.join(others)} are in the section Protocol"
+        " ladder. Nothing is pooled or tested across protocols.",
         *(f"{name}: {note}." for name, other in others.items() for note in other.notes),
     ]
     return Findings(rungs, {TABLE: table(rungs)}, {FIGURE: draw(rungs)}, lines)

@@ -20,7 +20,10 @@ def runs_table(board: pd.DataFrame, task: Task) -> pd.DataFrame:
     of_system = [key for key in ("backbone", "protocol", "seed", "fold") if key in board]
     table = board[["run", *of_system, "best_epoch", own, "test/auroc", "seconds", "peak_memory_mib"]].copy()
     table["fold"] = table["fold"].astype("Int64")
-    return table.sort_values(of_system, kind="stable").rename(columns=lambda name: name.replace("_", " "))
+    names = {"test/auroc": "test AUROC", "peak_memory_mib": "peak memory (MiB)"}
+    return table.sort_values(of_system, kind="stable").rename(
+        columns=lambda name: names.get(name, name.replace("_", " ").replace("/", " "))
+    )
 
 
 def versions_table(runs: Sequence[Run]) -> pd.DataFrame:

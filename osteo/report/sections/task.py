@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from osteo.errors import listed
 from osteo.evaluation.agreement import AGREEMENT, CUT, compare_t_scores, t_score_intervals
 from osteo.evaluation.bootstrap import Comparison, Interval, format_interval
 from osteo.evaluation.metrics import all_metrics
@@ -100,14 +101,14 @@ def _classes(results: Results) -> TaskSection:
     absent = [name for label, name in enumerate(names) if label not in labels]
     return TaskSection(
         title="Three classes",
-        introduction=f"Here each picture is called the most probable of {_listed(names)}; elsewhere on this page it is"
+        introduction=f"Here each picture is called the most probable of {listed(names)}; elsewhere on this page it is"
         f" called {names[-1]} where the probability of that is above {THRESHOLD}.",
         sentences=[
-            f"No test picture is of class {' or '.join(absent)}: {best} has no AUROC over all classes; over those that"
-            f" are there it has a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted kappa of"
+            f"No test picture is of class {' or '.join(absent)}, so {best} has no AUROC over all classes; over those"
+            f" present it has a balanced accuracy of {reached['balanced_accuracy']} and a quadratic weighted kappa of"
             f" {reached['quadratic_weighted_kappa']}; 95 % intervals."
             if absent
-            else f"{best} tells {_listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the"
+            else f"{best} tells {listed(names)} apart with an AUROC of {reached['auroc_macro']}, the mean over the"
             f" classes, each against the others, a balanced accuracy of {reached['balanced_accuracy']} and a quadratic"
             f" weighted kappa of {reached['quadratic_weighted_kappa']}; 95 % intervals.",
             *_doubts(matrices[best], names, intervals[best]["accuracy"]),
@@ -117,9 +118,9 @@ def _classes(results: Results) -> TaskSection:
         numbers=numbers,
         notes=_notes(
             "classes",
-            "AUROC is among the pictures that one network tested; balanced accuracy is the macro average of recall, and"
-            " precision and F1 are macro averages, too; kappa counts a call two classes off as four times as wrong as"
-            " one class off",
+            "AUROC compares pictures tested by the same network. Balanced accuracy is the macro average of recall;"
+            " precision and F1 are macro averages, too. Kappa counts a call two classes off as four times as wrong as"
+            " a call one class off",
         )
         | {"each_class": ("One class against the others", "With 95 % intervals")},
         class_names=names,
@@ -177,27 +178,27 @@ def _t_scores(results: Results) -> TaskSection:
         f" below {CUT}.",
         sentences=[
             f"{best} predicts T-scores with a mean absolute error of {reached['mean_absolute_error']} and a bias of"
-            f" {reached['bias']}, predicted less measured; the limits of agreement are {reached['agreement_low']} and"
-            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals. The median T-score,"
-            f" given to every picture, would have a mean absolute error of {of_median:.2f}.",
+            f" {reached['bias']} (predicted minus measured); the limits of agreement are {reached['agreement_low']} and"
+            f" {reached['agreement_high']}, Pearson's r is {reached['pearson_r']}; 95 % intervals. Predicting"
+            f" the median T-score for every picture would give a mean absolute error of {of_median:.2f}.",
             _elsewhere(task, "T-scores"),
         ],
         tables=tables,
         numbers=numbers,
         notes=_notes(
             "agreement",
-            "Bias is the mean of predicted less measured, and the limits of agreement lie 1.96 standard deviations of"
-            " these differences from it (Bland and Altman 1986)",
+            "Bias is the mean of predicted minus measured; the limits of agreement lie 1.96 standard deviations of"
+            " these differences above and below it (Bland and Altman 1986)",
         )
         | {"cut": (f"The cut at {CUT}", "With 95 % intervals")},
         class_names=task.class_names,
         matrices={},
         figures={"bland_altman": bland_altman(true, drawn, intervals), "t_scores": against_measured(true, drawn)},
         captions={
-            "bland_altman": "Predicted less measured T-score against the mean of both, one point per picture and"
+            "bland_altman": "Predicted minus measured T-score against the mean of both, one point per picture and"
             " repeat: bias (solid) and limits of agreement (dashed) with their 95 % intervals.",
             "t_scores": f"Predicted against measured T-scores, one point per picture and repeat; the diagonal is"
-            f" agreement, the dotted lines are the cut at {CUT}.",
+            f" perfect agreement, the dotted lines are the cut at {CUT}.",
         },
     )
 
@@ -222,7 +223,7 @@ def bland_altman(true: Floats, predicted: Mapping[str, Floats], intervals: Mappi
                     axes.axhspan(interval.low, interval.high, color=COLOURS[1], alpha=0.18, lw=0)
             axes.axhline(0.0, color=SOFT, lw=0.8, ls=":")
             axes.set_xlabel("mean of both T-scores")
-        panels[0].set_ylabel("predicted less measured")
+        panels[0].set_ylabel("predicted minus measured")
         return figure
 
 
@@ -349,14 +350,13 @@ def _notes(name: str, note: str) -> dict[str, tuple[str, str]]:
         name: ("Every model with 95 % intervals", note),
         f"{name}_tests": (
             "Paired differences between models",
-            "First less second, on the same pictures and by the same draws; p is not corrected for the number of tests",
+            "First minus second, on the same pictures and with the same draws; p is not corrected for multiple testing",
         ),
     }
 
 
 def _elsewhere(task: Task, title: str) -> str:
-    return f'This and the section "{title}" are of the whole task; everything else on this page is of {task.contrast}.'
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return (
+        f'This sentence and the section "{title}" are about the whole task; everything else on this page is about'
+        f" {task.contrast}."
+    )

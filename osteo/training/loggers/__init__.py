@@ -1,0 +1,1 @@
+"""What loggers get beside curves, the mode of W&B, and its dashboard."""

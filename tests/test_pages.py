@@ -1,0 +1,166 @@
+"""What the pages share: the glossary, tables that fit, figures for two widths, sorting and filtering."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from osteo.report.figures import NARROW, narrowed
+from osteo.report.html import inline, make_environment, render
+from osteo.report.sections.glossary import GLOSSARY, WORDS, as_markdown, link_terms, terms
+from osteo.report.tables import without_zeros
+from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
+
+BOARD = """{% extends "base.html.jinja" %}
+{% from "macros.html.jinja" import glossary, sorting, table, unfold with context %}
+{% block title %}board{% endblock %}
+{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true) }}{{ table("Hashes", hashes) }}
+{{ glossary() }}</main>{% endblock %}
+{% block script %}{{ unfold() }}{{ sorting() }}{% endblock %}"""
+
+
+def test_every_term_of_the_glossary_is_explained_once() -> None:
+    titles = [one.title for one in terms()]
+    assert titles == sorted(set(titles), key=str.lower)
+    assert all(one.meaning.endswith(".") for one in terms())
+    assert len({one.anchor for one in terms()}) == len(GLOSSARY)
+    for title in ("Youden's index", "Holm's correction", "Net benefit", "Calibration", "T-score"):
+        assert title in titles
+    text = as_markdown()
+    assert text.startswith("# Glossary\n")
+    assert text.count("\n## ") == len(GLOSSARY)
+    assert "## Youden's index { #term-youden-s-index }\n" in text
+    assert set(WORDS.values()) <= set(GLOSSARY)
+
+
+def test_a_heading_leads_to_the_term_that_is_hardest_in_it() -> None:
+    assert link_terms("AUROC, DeLong p") == ('AUROC, <a class="term" href="#term-delong-s-test">DeLong</a> p')
+    assert link_terms("p, Holm") == 'p, <a class="term" href="#term-holm-s-correction">Holm</a>'
+    assert link_terms("<b> & pictures") == "&lt;b&gt; &amp; pictures"
+
+
+def test_columns_of_zeros_vanish() -> None:
+    frame = pd.DataFrame({"class_name": ["normal", "osteoporosis"], "unreadable": [0, 0], "kept": [0, 2]})
+    assert list(without_zeros(frame)) == ["class", "kept"]
+
+
+def test_a_figure_is_stacked_for_a_narrow_screen_and_stays_as_it_is() -> None:
+    figure = Figure(figsize=(9.5, 3.0), layout="constrained")
+    first, second = figure.subplots(1, 2, sharey=True)
+    first.plot([0, 1])
+    second.plot([1, 0])
+    narrow = narrowed(figure)
+    assert tuple(narrow.get_size_inches()) == (NARROW, 6.0)
+    assert [axes.get_subplotspec().get_geometry()[:2] for axes in narrow.axes] == [(2, 1), (2, 1)]  # type: ignore[union-attr]
+    assert tuple(figure.get_size_inches()) == (9.5, 3.0)
+    svg = inline(figure, "name", "two lines")
+    assert re.findall(r'role="img" aria-label="two lines" class="([a-z-]+)"', svg) == ["wide-only", "narrow"]
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(ids) == len(set(ids))
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a board of ten columns, a long table, and a configuration."""
+    names = ["AUROC", "accuracy", "sensitivity", "specificity", "precision", "recall", "F1", "average precision"]
+    rows = [("resnet18", 0.7), ("densenet121", 0.9), ("mean of 3 models and 2 repeats, weighted", 0.8), ("none", None)]
+    frame = pd.DataFrame(
+        {"system": name, **dict.fromkeys(names, f"{value:.3f} (0.612 to 0.912)" if value else "-")}
+        | {"pictures": 457, "repeats": 2}
+        for name, value in rows
+    )
+    hashes = pd.DataFrame({"of": [f"run {number}" for number in range(20)], "SHA-256": "0123456789abcdef" * 4})
+    path = tmp_path_factory.mktemp("board") / "board.html"
+    environment = make_environment(autoescape=True)
+    path.write_text(environment.from_string(BOARD).render(board=frame, hashes=hashes))
+    return path
+
+
+@in_browser
+@needs_chromium
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_board_fits_is_sorted_and_filtered(board: Path, size: tuple[int, int]) -> None:
+    with opened(board, size) as page:
+        assert page.locator("details").first.get_attribute("open") is None
+        specificity = page.locator("td[data-label=specificity]").first
+        box = specificity.bounding_box()
+        assert specificity.is_visible()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]
+
+        def systems() -> list[str]:
+            names = page.locator("table.sortable tbody th").all()
+            return [name.inner_text().split()[0] for name in names if name.is_visible()]
+
+        assert systems() == ["resnet18", "densenet121", "mean", "none"]
+        page.get_by_label("Sort by").select_option("specificity")
+        assert systems() == ["densenet121", "mean", "resnet18", "none"]
+        page.get_by_role("button", name="Reverse").click()
+        assert systems() == ["resnet18", "mean", "densenet121", "none"]
+        assert page.locator("th[aria-sort=ascending]").text_content() == "specificity"
+        page.get_by_label("Filter").fill("NET")
+        assert systems() == ["resnet18", "densenet121"]
+        assert page.locator("output").inner_text() == "2 of 4 rows"
+        page.get_by_label("Filter").fill("")
+        assert len(systems()) == 4
+        check_fits(page)
+
+
+@in_browser
+@needs_chromium
+def test_what_is_folded_is_printed_and_terms_open_the_glossary(board: Path) -> None:
+    with opened(board, SIZES["desktop"]) as page:
+        meaning = page.locator("#term-sensitivity")
+        assert not meaning.is_visible()
+        page.locator("th a[href='#term-sensitivity']").click()
+        assert meaning.is_visible()
+        page.reload()
+        assert not page.locator("td", has_text="0123456789abcdef").first.is_visible()
+        page.emulate_media(media="print")
+        assert (
+            page.locator("td", has_text="0123456789abcdef").first.evaluate("one => one.getBoundingClientRect().height")
+            > 5
+        )
+        assert not page.locator(".controls").first.is_visible()
+
+
+def page_of_predictions() -> str:
+    """One answer with its heat map, and one that is withheld."""
+    picture = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
+    figures = []
+    for call, flags in (("osteoporosis", ()), ("withheld", ("unlike the pictures that the model learnt from",))):
+        answer = SimpleNamespace(
+            call=call, calibrated=0.71, low=0.6, high=0.8, threshold=0.5, details={}, notes=(),
+            inspection=SimpleNamespace(flags=flags),
+        )  # fmt: skip
+        row = SimpleNamespace(name=f"{call}.png", answer=answer)
+        figures.append({"row": row, "picture": picture, "has_heat": not flags, "is_withheld": bool(flags)})
+    card = {
+        "class_names": ["normal", "osteoporosis"], "backbone": "resnet18", "image_size": 224, "fit": "pad", "seed": 0,
+        "temperature": 1.0, "trained_on": "phantom", "data_hash": "0" * 64, "osteo": "0.1", "licence": "MIT",
+    }  # fmt: skip
+    facts = {"notes": ["Research use only."], "failed": [], "models": [card]}
+    return render("predictions.html.jinja", title="2 answers by resnet18", figures=figures, **facts)
+
+
+def test_a_withheld_answer_shows_neither_a_number_nor_a_map() -> None:
+    page = page_of_predictions()
+    withheld = page[page.index("withheld.png<br>") :].split("</figure>")[0]
+    assert "No answer" in withheld
+    assert "0.71" not in withheld
+    assert 'alt="what the model saw of withheld.png"' in page
+    assert 'alt="what the model saw of osteoporosis.png, and its Grad-CAM for osteoporosis"' in page
+    assert page.count('class="legend"') == 1
+
+
+@in_browser
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_the_page_of_predictions_fits_a_screen(tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
+    (tmp_path / "predictions.html").write_text(page_of_predictions(), encoding="utf-8")
+    with opened(tmp_path / "predictions.html", size, scheme) as page:
+        check_fits(page)
