@@ -258,7 +258,7 @@ def test_a_password_is_in_no_file(
             "would record the password; set $OSTEO_STORAGE",
         ),
         (["augment=online,nope"], "augment 'nope' is unknown"),
-        (["hydra.sweeper.n_trial=3", LR], "hydra.sweeper.n_trial: Key 'n_trial' not in 'SearchSettings'"),
+        (["hydra.sweeper.n_trial=3", LR], "key 'hydra.sweeper.n_trial' is unknown; choose one of: n_trials, "),
         (["hydra.sweeper.pruner=medium", LR], "hydra.sweeper.pruner 'medium' is unknown; choose one of: median"),
         (["trainer.monitor=val/loss,val/auroc"], "cannot search trainer.monitor or trial"),
     ],
