@@ -26,9 +26,18 @@ setup: .venv/ready ## make .venv with everything in it, osteo too
 run: setup ## sweep three backbones on phantom radiographs and compare them; TASK=three_class asks another question
 	$(BIN)/osteo train -m experiment=quickstart $(if $(TASK),task=$(TASK))
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: test
-test: setup ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup ## run the tests, except those marked slow
+	$(PYTEST) -m "not slow"
+
+.PHONY: test-slow
+test-slow: setup ## run the tests marked slow: kills, clusters, many pictures, whole sweeps
+	$(PYTEST) -m slow
+
+.PHONY: test-all
+test-all: test-slow test ## run all tests
 
 .PHONY: lint
 lint: setup ## check style and types

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "peers": "a training step against timm's script, a plain Lightning one and torchvision's loop",
     "sweep": "a whole sweep, from the command to the board, against timm's script in a loop",
     "side_by_side": "two trainings side by side on the CPU against one after the other",
+    "first_day": "from a clone to a prediction: minutes and commands, task by task",
     "start": "how long a user waits before the first step",
     "gpu": "what osteo does on a CUDA GPU: numbers, waits, memory, and steps against bare loops",
     "accuracy": "whether what is fast changes what is learnt",

@@ -48,6 +48,8 @@ class SearchSweeper(Sweeper):
             import optuna  # noqa: F401
         except ImportError as error:
             raise UserError("hydra/sweeper=search needs Optuna: pip install 'osteo[search]'") from error
+        from osteo.app.hydra import SweepStart
+        from osteo.app.jobs import check_jobs
         from osteo.records.tracked import group_of
         from osteo.search import space, storage, study
 
@@ -62,7 +64,10 @@ class SearchSweeper(Sweeper):
             if not override.is_sweep_override()
         ]
         searched = space.space_of({key: override for key, override in latest.items() if override.is_sweep_override()})
-        self.validate_batch_is_legal([[*fixed, *words] for words in space.corners(searched)])
+        corners = [[*fixed, *words] for words in space.corners(searched)]
+        self.validate_batch_is_legal(corners)
+        check_jobs(self.config, corners, SweepStart.checks[1])
+        SweepStart.show(self.config, 0)
         config = loader.load_sweep_config(self.config, fixed)
         if "trial" not in config or {"trainer.monitor", "trial"} & set(searched):
             raise UserError("hydra/sweeper=search goes with osteo train, and cannot search trainer.monitor or trial")

@@ -1,43 +1,19 @@
 """The console script: finds the verb and imports that command only."""
 
+import atexit
+import gc
 import importlib
 import os
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from osteo.app.imports import importing
 from osteo.app.streams import finish_streams, keep_streams
+from osteo.command_settings import COMMANDS
+from osteo.config import field_of
 from osteo.errors import printable, unknown
-
-COMMANDS = {
-    "prepare": "read the archives, decode every picture once, and show what is used",
-    "audit": "what is wrong with the data: copies, contradictions, shortcuts, leaks",
-    "pretrain": "learn from pictures without labels; its checkpoint is a model.weights_file of train",
-    "train": "train one model, or sweep many with -m",
-    "status": "how far the runs of a sweep are, and what failed",
-    "rerun": "repeat a recorded run and compare the metrics",
-    "evaluate": "what checkpoints reach on a data set or a split",
-    "predict": "what checkpoints say of your own pictures",
-    "serve": "the same on a page of this computer, for one picture after the other",
-    "explain": "what a network sees of your own pictures: Grad-CAM and feature maps of its layers",
-    "report": "figures and tables of a sweep, beside the paper's",
-    "export": "a checkpoint as a file for onnxruntime, TorchScript or torch.export",
-}
-
-POSITIONAL = {
-    "report": ("runs",),
-    "status": ("runs",),
-    "rerun": ("run",),
-    "evaluate": ("ckpt",),
-    "predict": ("ckpt", "input"),
-    "serve": ("ckpt",),
-    "explain": ("ckpt", "input"),
-    "export": ("ckpt",),
-}
-"""The keys that a command's first arguments stand for where they have none."""
-
-BACKBONE = "model.backbone="
-"""The key whose values are names of libraries, which are completed, too."""
 
 USAGE = """osteo: experiments that detect osteoporosis in knee radiographs
 
@@ -46,15 +22,23 @@ usage: osteo COMMAND [key=value ...]
 commands:
 {commands}
 
-  osteo COMMAND --help       what can be configured
-  osteo COMMAND --cfg job    the configuration that a run would have
-  eval "$(osteo -sc install=bash)"   shell completion (or install=zsh, install=fish)"""
+examples:
+  osteo train -m experiment=quickstart      three networks on built-in phantoms
+  osteo report multirun/DATE/TIME           what they reached, as one page
+
+more:
+  osteo help train              every key of train, and its experiments
+  osteo help train optimizer    one group of keys, or one key
+  osteo train --cfg job         the configuration that a run would have
+  osteo --version
+  eval "$(osteo -sc install=bash)"    completion (or install=zsh, install=fish)"""
 
 
 def main() -> None:
     """Runs `osteo COMMAND ...`; every command is a Hydra application."""
     # two trainings side by side on a CPU: threads that spin while they wait keep the cores from each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    atexit.register(gc.freeze)  # or the interpreter looks once more for garbage among a million objects
     keep_streams()
     try:
         _main(sys.argv[1:])
@@ -66,8 +50,10 @@ def _main(arguments: list[str]) -> None:
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         _complete(arguments)
         return
+    if arguments[:1] == ["help"] and len(arguments) > 1:  # osteo help train is osteo train --help
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10} {meaning}" for name, meaning in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:10} {each.purpose}" for name, each in COMMANDS.items())))
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -85,15 +71,18 @@ def _run(command: str, arguments: list[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # Ctrl-C amid the imports ends the process, without their traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    module = importlib.import_module(f"osteo.commands.{command}")
+    with importing():
+        module = importlib.import_module(f"osteo.commands.{command}")
     signal.signal(signal.SIGINT, before)
     module.main()
 
 
 def _with_keys(command: str, arguments: list[str]) -> list[str]:
     """The arguments, the first of which get the keys that they stand for."""
-    keyed = []
-    for key, argument in zip(POSITIONAL.get(command, ()), arguments, strict=False):
+    keyed: list[str] = []
+    if {"--help", "-h"} & set(arguments):
+        return arguments
+    for key, argument in zip(COMMANDS[command].positional, arguments, strict=False):
         if not _is_path(command, argument):
             break
         from osteo.app.words import quoted
@@ -113,23 +102,21 @@ def _is_path(command: str, argument: str) -> bool:
 
 
 def _keys(command: str) -> list[str]:
-    from dataclasses import fields
-
-    from osteo import command_settings
-
-    return [entry.name for entry in fields(getattr(command_settings, f"{command.capitalize()}Config"))]
+    return [entry.name for entry in fields(COMMANDS[command].schema)]
 
 
 def _complete(arguments: list[str]) -> None:
-    """Hydra completes keys and values of the command on the line; the command itself and backbones, completed here."""
+    """Hydra completes keys and groups of the command on the line; the command itself and values, completed here."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if "query" in arguments[-1]:
+        if words[1:2] == ["help"]:
+            del words[1]
         if len(words) < 2 or words[1] not in COMMANDS:
             print("\n".join(name for name in COMMANDS if name.startswith("".join(words[1:2]))))
             return
-        if words[-1].startswith(BACKBONE) and not line[-1].isspace():
-            print("\n".join(_backbones(words[-1].removeprefix(BACKBONE))))
+        if not line[-1].isspace() and (values := _values(words[1], *words[-1].partition("=")[::2])):
+            print("\n".join(values))
             return
         shorter = line.replace(f"{words[1]} ", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -138,10 +125,23 @@ def _complete(arguments: list[str]) -> None:
     importlib.import_module(f"osteo.commands.{words[1] if len(words) > 1 else 'train'}").main()
 
 
-def _backbones(begun: str) -> list[str]:
-    """What the last of several backbones, as in resnet18,dense, may become, as words of the command line."""
-    from osteo.networks.names import known_backbones
-
+def _values(command: str, key: str, begun: str) -> list[str]:
+    """What the last of several values of a key, as in resnet18,dense, may become, as words of the command line."""
     *before, last = begun.split(",")
-    names = [name for name in known_backbones(last) if name.startswith(last)]
-    return [BACKBONE + ",".join([*before, name]) for name in names]
+    return [f"{key}=" + ",".join([*before, name]) for name in _names(command, key, last) if name.startswith(last)]
+
+
+def _names(command: str, key: str, begun: str) -> list[str]:
+    """The values that a key may have, where they are known: those of its schema, or what a library knows by name."""
+    found = field_of(COMMANDS[command].schema, key.lstrip("+"))
+    if found is None:
+        return []
+    if key in ("model.backbone", "optimizer.name", "optimizer.schedule"):
+        from osteo import libraries
+        from osteo.networks.names import known_backbones
+
+        if key == "model.backbone":
+            return known_backbones(begun)
+        return [*libraries.known("optimizers")] if key == "optimizer.name" else libraries.all_schedules()
+    choices = found.metadata.get("choices") or ((True, False) if found.type is bool else ())
+    return [str(choice).lower() if isinstance(choice, bool) else choice for choice in choices]

@@ -1,4 +1,4 @@
-"""What each command but `osteo train` can be told: one dataclass per command, on the same terms as `osteo.config`."""
+"""The commands, and what each but `osteo train` can be told: one dataclass a command, as in `osteo.config`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,20 @@ class PrepareConfig(PluginsConfig):
     task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+OF_LABELS = (
+    "covariates", "claim", "trial", "debug", "experiment", "protocol", "loss.name", "loss.args", "loss.label_smoothing",
+    "loss.class_weights", "data.missing_covariates", "model.head", "model.head_args", "model.fusion", "model.tta",
+    "model.freeze", "augment.mixup", "augment.val", "optimizer.layer_decay",
+)  # fmt: skip
+"""Keys that say something of labels, or of the classifier, which `osteo pretrain` refuses."""
+
+
+VARIANTS = "data.split.variants_first"
+"""Goes with `osteo train` alone."""
+FRAMING = ("data.task", "data.image_size", "data.fit", "data.enhance", VARIANTS)
+"""Keys of the data that the checkpoint decides in `osteo evaluate`, not the command line."""
 
 
 @dataclass
@@ -160,3 +174,58 @@ class ServeConfig(PluginsConfig):
     overlay: bool = option(True, "the picture with its Grad-CAM beside it")
     most_mib: int = option(32, "largest file that is taken, in MiB", low=1, high=512)
     a_minute: int | None = option(30, "pictures in a minute, whoever asks; null for no limit", low=1)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb of the command line."""
+
+    name: str
+    schema: type[Any]
+    """of its configuration"""
+    purpose: str
+    positional: tuple[str, ...] = ()
+    """the keys that its first arguments stand for where these have no key"""
+    refused: tuple[str, ...] = ()
+    """keys of its schema that say nothing to it"""
+
+    @property
+    def usage(self) -> str:
+        """How it is called, in one line."""
+        flag = ["[-m]"] if issubclass(self.schema, Config) else []
+        given = map(str.upper, self.positional)
+        return " ".join(["osteo", self.name, *flag, *given, "[key=value ...]"])
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "prepare",
+            PrepareConfig,
+            "read the archives, decode every picture once, show what is used",
+            (),
+            (VARIANTS,),
+        ),
+        Command(
+            "audit",
+            AuditConfig,
+            "find what is wrong with the data: copies, contradictions, shortcuts",
+            (),
+            (VARIANTS,),
+        ),
+        Command(
+            "pretrain", PretrainConfig, "learn from unlabelled pictures; train starts from the result", (), OF_LABELS
+        ),
+        Command("train", Config, "train one model, or sweep many with -m"),
+        Command("status", StatusConfig, "show how far the runs of a sweep are, and what failed", ("runs",)),
+        Command("rerun", RerunConfig, "repeat a recorded run and compare the metrics", ("run",)),
+        Command("evaluate", EvaluateConfig, "measure checkpoints on a data set or a split", ("ckpt",), FRAMING),
+        Command("predict", PredictConfig, "answer for your own pictures", ("ckpt", "input")),
+        Command("serve", ServeConfig, "answer on a web page of this computer, one picture at a time", ("ckpt",)),
+        Command("explain", ExplainConfig, "show what a network looks at: Grad-CAM and feature maps", ("ckpt", "input")),
+        Command("report", ReportConfig, "write the figures and tables of a sweep as one page", ("runs",)),
+        Command("export", ExportConfig, "save a checkpoint for ONNX Runtime, TorchScript or torch.export", ("ckpt",)),
+    )
+}
+"""Every verb, in the order of the work."""

@@ -5,7 +5,7 @@ Importing this module costs nothing: no torch, no Hydra.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from osteo.task import BINARY, LAST_EPOCH, TASKS
@@ -54,6 +54,16 @@ def option(
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=allowed)
     return field(default=default, metadata=allowed)
+
+
+def field_of(schema: Any, key: str) -> Field[Any] | None:
+    """The field of a key such as data.split.fold, with what `option` has said of it; None where there is none."""
+    *groups, name = key.split(".")
+    for group in groups:
+        schema = next((entry.default_factory for entry in fields(schema) if entry.name == group), None)
+        if not is_dataclass(schema):
+            return None
+    return next((entry for entry in fields(schema) if entry.name == name), None)
 
 
 @dataclass
@@ -122,8 +132,10 @@ class DataConfig:
     )
     clinical: str | None = option(None, "a CSV or .xlsx file that says of each patient, or picture, age, sex and more")
     clinical_columns: list[str] = option([], "what its columns hold, as in [Alter:age,Geschlecht:sex,Nr:patient]")
-    covariates: list[str] = option([], "what of it is used; in training, the key covariates sets it")
-    missing_covariates: str = option("impute", "where one of them is not known", choices=("impute", "exclude"))
+    covariates: list[str] = option([], "what of it the network is given; in training, the key `covariates` sets this")
+    missing_covariates: str = option(
+        "impute", "where a covariate is unknown: fill it in, or leave the picture out", choices=("impute", "exclude")
+    )
     clean: bool = option(False, "set contradictory copies aside and count every other picture once")
     download: bool = option(False, "fetch the archives that are not given (data=paper, clean, kaggle or mendeley)")
     strict: bool = option(False, "a file that cannot be used is an error, not a row set aside")
@@ -149,7 +161,7 @@ class DataConfig:
 class AugmentConfig:
     """What is done to a training picture; intensities are in [0, 1] here, before normalisation."""
 
-    name: str = option("online", "pipeline", choices=("online", "paper", "albumentations", "none"))
+    name: str = option("online", "one of the pipelines above", choices=("online", "paper", "albumentations", "none"))
     flip: float = option(0.5, "probability of a horizontal flip", low=0.0, high=1.0)
     rotate: float = option(10.0, "largest rotation, in degrees", low=0.0, high=180.0)
     translate: float = option(0.05, "largest shift, as a share of the side", low=0.0, high=0.5)
@@ -237,11 +249,13 @@ class LossConfig:
 class TrainerConfig:
     """Lightning's own names, and what decides the best epoch."""
 
-    max_epochs: int = option(20, "epochs", low=1)
+    max_epochs: int = option(20, "epochs to train", low=1)
     extended_from: list[int] = option(
         [], "epochs that the run was to have before `resume=RUN trainer.max_epochs=N` gave it more, which sets this"
     )
-    accelerator: str = option("auto", "device", choices=ACCELERATORS)
+    accelerator: str = option(
+        "auto", "what computes; auto takes CUDA or MPS where the machine has it", choices=ACCELERATORS
+    )
     devices: Any = option(1, "how many devices, or which, such as [0,2]; auto for all GPUs of the machine")
     num_nodes: int = option(1, "machines that train together, each with `devices`", low=1)
     precision: str = option(
@@ -287,7 +301,7 @@ class WandbConfig:
         choices=("auto", "online", "offline", "disabled"),
     )
     upload_pictures: bool = option(False, "send what may show a picture, such as a callback's log_image, too")
-    project: str = option("osteo", "project")
+    project: str = option("osteo", "project of the run")
     entity: str | None = option(None, "team or user; null for your default")
     group: str | None = option(None, "group of the run; null for the sweep's name")
     tags: list[str] = option([], "tags of the run")
@@ -306,10 +320,8 @@ class Config(PluginsConfig):
 
     seed: int = option(0, "seed of initial weights, order and augmentation", low=0, high=2**32 - 1)
     output_dir: str | None = option(None, "run or sweep directory; null for outputs/ or multirun/ by date and time")
-    experiment: str | None = option(None, "name of the overlay under conf/experiment that was chosen")
-    protocol: str | None = option(
-        None, "name of the overlay under conf/protocol that was chosen: how the pictures are cleaned, split and varied"
-    )
+    experiment: str | None = option(None, "a ready-made experiment, by its name in conf/experiment")
+    protocol: str | None = option(None, "how pictures are cleaned, split and varied, by a name in conf/protocol")
     task: str = option(BINARY.name, TASK, choices=tuple(TASKS))
     covariates: list[str] = option([], "what is known of a patient beside the picture, as in [age,sex,bmi]")
     claim: dict[str, Any] = option(
@@ -321,9 +333,16 @@ class Config(PluginsConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    callbacks: dict[str, Any] = option({}, "Lightning's callbacks by _target_, by any name; conf/callbacks has some")
-    logger: dict[str, Any] = option({}, "Lightning's loggers by _target_, by any name; conf/logger has some")
-    debug: str | None = option(None, "name of the overlay under conf/debug that was chosen")
+    callbacks: dict[str, Any] = option(
+        {}, "Lightning's callbacks: one of these, several as in [ema,lr_monitor], or your own by `_target_`"
+    )
+    logger: dict[str, Any] = option(
+        {}, "Lightning's loggers: one of these, several as in [wandb,csv], your own by `_target_`, or null"
+    )
+    debug: str | None = option(None, "settings to find a fault with, by their name in conf/debug")
+    print_config: bool = option(
+        False, "show the whole configuration as a tree, not only what differs from the defaults"
+    )
     resume: str | None = option(None, "a run or sweep directory to go on with, as it was configured")
     fail_fast: bool = option(False, "end a sweep with its first failure, instead of at its end")
     trial: int | None = option(None, "number of the trial that this run is; hydra/sweeper=search sets it", low=0)

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,12 +11,15 @@ class UserError(Exception):
     """A mistake that the user can mend: one line that says what was wrong, what is allowed and what to do."""
 
 
-def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 20) -> UserError:
-    """An error that names the bad value and the good ones, the nearest first where there are many."""
+def unknown(kind: str, name: object, choices: Iterable[str], *, most: int = 24, meant: Sequence[str] = ()) -> UserError:
+    """An error that names the bad value, the good ones, and what may have been meant; of many, the nearest alone."""
     known = list(choices)
     near = get_close_matches(str(name).lower(), known, n=5, cutoff=0.5)
     if len(known) <= most:
-        return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}")
+        nearest = meant or get_close_matches(str(name).rpartition(".")[2].lower(), known, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return UserError(f"{kind} '{name}' is unknown; choose one of: {', '.join(known)}{hint}")
+    near = [*meant, *near]
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     return UserError(f"{kind} '{name}' is unknown among {len(known)} names{hint}")
 

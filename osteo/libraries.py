@@ -177,6 +177,11 @@ def check_names(config: Config) -> None:
                 _check_part(node, f"{key}.{name}")
 
 
+def all_schedules() -> list[str]:
+    """The names of learning-rate schedules, osteo's own first."""
+    return [*OWN_SCHEDULES, *known("schedules")]
+
+
 def check_optimizer(settings: Mapping[str, Any]) -> None:
     """Refuses an optimiser, a schedule or an argument that does not exist.
 
@@ -191,7 +196,7 @@ def check_optimizer(settings: Mapping[str, Any]) -> None:
     if name not in optimizers:
         raise unknown("optimizer.name", name, optimizers)
     check_arguments(optimizers[name], settings.get("args") or {}, "optimizer.args", RESERVED_BY_OPTIMIZER)
-    if schedule not in (every := (*OWN_SCHEDULES, *schedules)):
+    if schedule not in (every := all_schedules()):
         raise unknown("optimizer.schedule", schedule, every)
     arguments = settings.get("schedule_args") or {}
     if arguments and schedule in OWN_SCHEDULES:

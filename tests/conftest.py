@@ -1,5 +1,6 @@
 """Fixtures: small phantom archives, a cache of our own, and osteo called as a user would."""
 
+import gc
 import logging
 import os
 import signal
@@ -50,6 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # every search for garbage would look at all that the tests have imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ def test_no_command_and_a_wrong_one(osteo: Callable) -> None:
     done = osteo("trian")
     assert (done.code, done.out) == (2, "")
     known = "prepare, audit, pretrain, train, status, rerun, evaluate, predict, serve, explain, report, export"
-    assert done.err == f"osteo: command 'trian' is unknown; choose one of: {known}\n"
+    assert done.err == f"osteo: command 'trian' is unknown; choose one of: {known}; did you mean train?\n"
 
 
 def test_the_configuration_can_be_looked_at(osteo: Callable) -> None:
@@ -181,7 +181,8 @@ def test_a_run_leaves_its_record(osteo: Callable, tiny: list[str], tmp_path: Pat
     test = predictions[predictions["split"] == "test"]
     right = ((test["probability"] > 0.5) == test["label"]).mean()
     assert metrics["test/accuracy"] == pytest.approx(right, abs=1e-6)
-    assert "image_size=64" in (tmp_path / "run/train.log").read_text()
+    log = (tmp_path / "run/train.log").read_text()
+    assert "configuration (all of it: print_config=true)\n  data.name=folder data.root=kaggle data.image_size=64" in log
     assert "wandb leet" not in done.out
     assert "test_resnet" in done.out
 
@@ -240,7 +241,7 @@ def test_a_path_may_have_an_equals_sign(osteo: Callable, tmp_path: Path) -> None
     [
         ("output_dir=a,b", """for one text with a comma type 'output_dir="a,b"', for a sweep -m"""),
         (
-            "data.classes=[gesund:normal,künstlich:normal]",
+            "data.classes=[[gesund:normal,künstlich:normal]",
             """and all of it for the shell: 'data.classes=["...","..."]'""",
         ),
     ],

@@ -59,6 +59,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> tuple[li
     return words, Run(folder / "one"), Run(folder / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(pair: tuple[list[str], Run, Run]) -> None:
     _, one, two = pair
     curves = [run.read_table("history.csv") for run in (one, two)]
@@ -77,6 +78,7 @@ def test_two_processes_are_one(pair: tuple[list[str], Run, Run]) -> None:
     assert len(list((two.directory / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_its_processes_end_with_it(
     osteo: Callable, pair: tuple[list[str], Run, Run], tmp_path: Path
 ) -> None:
@@ -104,6 +106,7 @@ def parent(stat: Path) -> str:
     return "" if state == "Z" else number
 
 
+@pytest.mark.slow
 def test_batch_normalisation_sees_the_whole_batch(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     """One step of a ResNet; later ones multiply float errors, since batches of a few pictures condition them badly."""
     words = [*words, "model.backbone=test_resnet", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
@@ -142,11 +145,13 @@ def check_layer() -> None:
     raise UserError(f"process {rank()} came to the end")
 
 
+@pytest.mark.slow
 def test_the_layer_and_how_a_mistake_comes_back() -> None:
     with pytest.raises(UserError, match=r"process [01] came to the end"):
         spawn(2, check_layer)
 
 
+@pytest.mark.slow
 def test_a_failure_in_every_process_is_one_line(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     words = [*words, "model.backbone=test_vit", "optimizer=sgd", "optimizer.lr=1e30", "trainer.devices=2"]
     done = osteo("train", *words, "output_dir=run")
@@ -156,6 +161,7 @@ def test_a_failure_in_every_process_is_one_line(osteo: Callable, words: list[str
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_too(words: list[str], tmp_path: Path) -> None:
     words = [*words, "model.backbone=test_vit", "trainer.max_epochs=1", "trainer.devices=2", "output_dir=run"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "osteo", "train", *words]

@@ -50,6 +50,7 @@ def used(disk: Path) -> int:
     return (state.f_blocks - state.f_bfree) * state.f_frsize
 
 
+@pytest.mark.slow
 @pytest.mark.mount
 def test_a_full_disk_at_each_write(
     osteo: Callable, tiny: list[str], tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,6 +96,7 @@ def test_a_full_disk_at_each_write(
     (tmp_path / "outcomes.txt").write_text("\n".join(outcomes).replace(str(disk), "DISK"))
 
 
+@pytest.mark.slow
 @pytest.mark.mount
 def test_a_sweep_whose_disk_fills_up_and_goes_on(osteo: Callable, tiny: list[str], disk: Path, tmp_path: Path) -> None:
     words = [*tiny, "logger.wandb.mode=disabled", "seed=0,1,2"]
@@ -116,6 +118,7 @@ def used_by(folder: Path) -> int:
     return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.mount
 def test_pictures_that_do_not_fit_on_the_disk(osteo: Callable, tiny: list[str], disk: Path, tmp_path: Path) -> None:
     for size in (PAGE * 4, PAGE * 16, PAGE * 40):

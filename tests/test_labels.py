@@ -116,7 +116,7 @@ def test_columns_and_words_of_other_names_are_mapped(sourced: Callable[..., Sour
         ("file,class\nx,normal\n", {}, r"names none of the 4 pictures, such as no_0R.png; its first row names 'x'"),
         ("file,class\nx,ill\n", {}, "1 of 1 rows have none of normal, .*osteoporosis in column 'class': ill; map it"),
         (FULL + "os_0L,normal\n", {}, "rows 2 and 6 differ in the class of os_0L.png; keep one of them"),
-        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is neither a column of data.labels=L.csv nor a pattern"),
+        (FULL + "L,normal\n", {"patient": "P"}, "data.patient=P is neither a column of data.labels=L.csv nor a"),
         (FULL, {"patient": "(x)"}, "finds no patient in any of 4 pictures, such as no_0R.png"),
         ("file,class,split\nos_0L,normal,train\nno_0R,normal,\n", {}, "has no split in 1 of 2 rows"),
     ],

@@ -220,6 +220,7 @@ def found(experiments: Mapping[str, Experiment]) -> ladder.Findings:
     return ladder.find(experiments, draws=200, seed=0)
 
 
+@pytest.mark.slow
 def test_every_protocol_is_an_experiment_of_its_own(
     runs: list[Run], experiments: Mapping[str, Experiment], found: ladder.Findings
 ) -> None:
@@ -302,6 +303,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep") / "s"
 
 
+@pytest.mark.slow
 def test_a_ladder_is_trained_and_reported(
     osteo: Callable[..., Any], sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +342,7 @@ def test_a_ladder_is_trained_and_reported(
     assert "incomplete" not in page
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_variants_is_reported_and_answers(osteo: Callable[..., Any], sweep: Path) -> None:
     report = read_report(ReportConfig(runs=str(sweep / "0"), draws=100))
     text = report.markdown()

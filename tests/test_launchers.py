@@ -46,6 +46,7 @@ def epochs(run: Path) -> int:
     return len(pd.read_csv(run / "history.csv")) if is_written else 0
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_and_one_of_them_killed(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     """The kill of a training is an error of its job only, and the sweep goes on with what was cut off."""
     names = "model.backbone=test_resnet,test_vit,test_resnut"
@@ -234,6 +235,7 @@ def test_an_extra_that_is_missing_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: list[str], tmp_path: Path) -> None:

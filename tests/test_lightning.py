@@ -70,6 +70,7 @@ def test_the_interface_is_small_and_imports_nothing() -> None:
     assert all(getattr(package, name).__doc__ for name in package.__all__)
 
 
+@pytest.mark.slow
 def test_three_loggers_at_once_have_the_same_numbers(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = osteo(
@@ -97,6 +98,7 @@ def test_three_loggers_at_once_have_the_same_numbers(osteo: Callable, tiny: list
     assert written.count(str(tmp_path).encode()) == Path("run/config.yaml").read_bytes().count(str(tmp_path).encode())
 
 
+@pytest.mark.slow
 def test_no_logger_at_all(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:
     for number, word in enumerate(("logger=null", "~logger")):
         assert osteo("train", *tiny, word, f"output_dir={number}").code == 0

@@ -94,6 +94,7 @@ def line_of(done: "subprocess.CompletedProcess[str]") -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_brings_backbone_loss_callback_and_experiment(place: Path, words: list[str], archives: Path) -> None:
     done = osteo(place, "train", *words, "output_dir=run")
     assert done.returncode == 0, done.stderr
@@ -120,6 +121,7 @@ def test_a_plugin_brings_backbone_loss_callback_and_experiment(place: Path, word
     assert "metrics are identical" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_and_a_sweep_go_on_with_plugins_that_are_named_again(place: Path, words: list[str]) -> None:
     (place / "cutting.py").write_text(CUTTING)
     long = [word for word in words if not word.startswith(("trainer.max", "plugins"))]
@@ -139,6 +141,7 @@ def test_a_run_and_a_sweep_go_on_with_plugins_that_are_named_again(place: Path, 
     assert [Run(place / "sweep" / number).state for number in "01"] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_folder_of_yaml_goes_on(place: Path, tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "yaml/experiment"
     folder.mkdir(parents=True)
@@ -161,6 +164,7 @@ def test_a_sweep_with_a_folder_of_yaml_goes_on(place: Path, tiny: list[str], tmp
     assert osteo(place, "train", "resume=s", "--config-dir", "moved").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_plugin_in_the_processes_of_a_sweep(place: Path, words: list[str]) -> None:
     done = osteo(place, "train", "-m", *words, "seed=0,1", "hydra/launcher=processes", "output_dir=s")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
@@ -169,12 +173,14 @@ def test_a_plugin_in_the_processes_of_a_sweep(place: Path, words: list[str]) -> 
     assert Run(place / "s/1").read_json("metrics.json") == Run(place / "alone").read_json("metrics.json")
 
 
+@pytest.mark.slow
 def test_a_plugin_in_the_processes_of_two_devices(place: Path, words: list[str]) -> None:
     done = osteo(place, "train", *words, "trainer.devices=2", "output_dir=run")
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr
     assert Run(place / "run").read_json("environment.json")["processes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 def test_a_plugin_in_jobs_of_a_cluster(place: Path, words: list[str], tmp_path: Path) -> None:
@@ -190,6 +196,7 @@ def test_a_plugin_in_jobs_of_a_cluster(place: Path, words: list[str], tmp_path: 
     assert set(board["backbone"]) == {"mine"}
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_a_plugin_by_its_entry_point(place: Path, words: list[str]) -> None:
     (place / "site/extra-1.0.dist-info").mkdir(parents=True)
     (place / "site/extra-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
@@ -246,6 +253,7 @@ def test_what_is_no_module_and_what_is_unknown(place: Path, tiny: list[str]) -> 
     assert not (place / "imported").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["os.system", "extra_parts.Noted", "lightning.pytorch.utilities.os.system"])
 def test_a_record_from_elsewhere_runs_no_code(place: Path, tiny: list[str], target: str) -> None:
     done = osteo(place, "train", *tiny, "output_dir=run", "logger.wandb.mode=disabled")

@@ -39,6 +39,7 @@ def trials_of(url: str, name: str) -> list[FrozenTrial]:
     return optuna.load_study(study_name=name, storage=url.replace("://", "+psycopg://")).trials
 
 
+@pytest.mark.slow
 def test_four_workers_on_a_server_that_is_restarted(words: list[str], tmp_path: Path) -> None:
     words = [*words, "hydra.sweeper.study=shared", "hydra.sweeper.n_trials=3", "logger.wandb.mode=offline"]
     with postgresql.running() as server:

@@ -83,6 +83,7 @@ def pretrained(unlabelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return run(configured(unlabelled), tmp_path_factory.mktemp("pretrained") / "run")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_record_and_a_file_of_weights(
     osteo: Callable, pretrained: Run, tmp_path: Path, unlabelled: Path
 ) -> None:
@@ -341,6 +342,7 @@ def test_a_training_refuses_weights_that_have_seen_its_test(
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_what_was_seen_is_carried_on(osteo: Callable, knees: Path, tiny: list[str], tmp_path: Path) -> None:
     data = DataConfig(name="folder", root=str(knees), image_size=64, batch_size=16, split=SplitConfig(fold=0))
     first = run(configured(knees, data=data, trainer=replace(configured(knees).trainer, max_epochs=1)), tmp_path / "p")
@@ -391,6 +393,7 @@ def test_altered_copies_are_found_by_their_descriptors(knees: Path) -> None:
     check_copies(sorted(knees.rglob("*.*"))[::2])
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not (REAL_DATA / "kaggle").is_dir(), reason="the original X-rays are not here")
 def test_altered_copies_of_radiographs_are_found() -> None:

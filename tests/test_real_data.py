@@ -44,6 +44,7 @@ def test_copies_of_real_knees_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
+@pytest.mark.slow
 def test_training_on_real_files_leaves_a_whole_record(osteo: Callable) -> None:
     done = osteo(
         "train", "data=folder", f"data.root={KAGGLE}", "model.backbone=resnet18", "data.image_size=64",

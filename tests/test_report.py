@@ -42,6 +42,7 @@ def whole_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_table_1_from_archives_of_the_real_shape(whole_archives: Path) -> None:
     config = DataConfig("paper", kaggle=str(whole_archives / "kaggle"), mendeley=str(whole_archives / "mendeley"))
     config.image_size, config.fit, config.split.grouped, config.split.stratify = 16, "resize", False, ["label"]
@@ -88,6 +89,7 @@ def test_tables_in_markdown_and_latex() -> None:
         pytest.param(
             "real",
             marks=[
+                pytest.mark.slow,
                 pytest.mark.real_data,
                 pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the original X-rays are not at hand"),
             ],

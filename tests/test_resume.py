@@ -54,6 +54,7 @@ def wait_for_epochs(run: Path, count: int, process: "subprocess.Popen[bytes]") -
     raise AssertionError(f"no {count} epochs: {process.poll()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["KILL", "TERM", "INT"])
 def test_a_killed_run_ends_as_one_that_was_not(
     osteo: Callable, words: list[str], tmp_path: Path, how: signal.Signals
@@ -105,6 +106,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert differs(Run(tmp_path / "whole"), record) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     """A good job, one whose loss is not finite, one with a backbone that is unknown, and one killed in the middle."""
     words = [word for word in words if not word.startswith("model.backbone")]
@@ -133,6 +135,7 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
 
 
+@pytest.mark.slow
 def test_what_a_job_held_is_gone_before_the_next(osteo: Callable, tiny: list[str]) -> None:
     gc.collect()  # what other tests left
     before = sum(isinstance(thing, Classifier) for thing in gc.get_objects())
@@ -186,6 +189,7 @@ def test_a_sweep_from_elsewhere_runs_no_code(osteo: Callable, tmp_path: Path, ov
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_run(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     process = start(tmp_path, *words, "trainer.max_epochs=10000", "output_dir=run")
     try:
@@ -214,6 +218,7 @@ def test_other_pictures_are_noticed(osteo: Callable, words: list[str], archives:
     assert "pictures or their splits are no longer what they were" in done.err
 
 
+@pytest.mark.slow
 def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     assert osteo("train", *words, "output_dir=run").code == 0
     same = osteo("rerun", "run", "output_dir=again")
@@ -233,6 +238,7 @@ def test_rerun_finds_the_same_metrics_or_says_what_differs(osteo: Callable, word
     assert "is not a finished run" in nothing.err
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """`python -m benchmarks faults` does it thirty times, and ten times to sweeps."""
     for row in harness(2, 1, tmp_path):
@@ -240,6 +246,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         assert row["kills"] >= 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_is_given_more_epochs(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     short = [*words, "logger.wandb.mode=disabled", "optimizer.schedule=constant"]
     assert osteo("train", *short, "trainer.max_epochs=4", "output_dir=whole").code == 0
@@ -294,6 +301,7 @@ def test_a_longer_schedule_is_entered_at_its_step(name: str) -> None:
     assert rates(longer, entered, range(10, 20)) == whole[10:]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_status_goes_on_as_it_was_configured(
     osteo: Callable, words: list[str], tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_jobs_are_launched_in_batches_of_numbers_in_a_row() -> None:
     assert list(batches([0, 2, 3, 4, 7], 2)) == [[0], [2, 3], [4], [7]]
 
 
+@pytest.mark.slow
 def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     more = ["model.backbone=test_resnet,test_resnut", LR, "model.drop_rate=range(0,0.5,0.1)"]
     done = osteo("train", *words, *more, "hydra.sweeper.n_trials=5", "output_dir=sweep")
@@ -111,6 +112,7 @@ def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], 
     assert chosen in (tmp_path / "sweep/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_poor_trial_is_stopped_early(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     study = optuna.create_study(study_name="shared", storage=f"sqlite:///{tmp_path / 'shared.db'}")
     for _ in range(5):
@@ -144,6 +146,7 @@ def test_a_poor_trial_is_stopped_early(osteo: Callable, words: list[str], tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_search_ends_as_one_that_was_not(osteo: Callable, words: list[str], tmp_path: Path) -> None:
     words = [*words, LR, "trainer.max_epochs=3", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
     assert osteo("train", *words, "output_dir=whole").code == 0
@@ -197,6 +200,7 @@ def ask(suggest: Callable, cut_off: str, trial: Trial, key: str, kind: object) -
     return suggest(trial, key, kind)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study(words: list[str], tmp_path: Path) -> None:
     shared = [f"hydra.sweeper.storage=sqlite:///{tmp_path / 'shared.db'}", "hydra.sweeper.study=both"]
     words = [*words, *shared, LR, "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
@@ -212,6 +216,7 @@ def test_two_workers_share_a_study(words: list[str], tmp_path: Path) -> None:
         assert trial.value == lowest(tmp_path / names[identity] / job)
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_file(
     osteo: Callable, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +245,7 @@ def test_a_password_is_in_no_file(
     assert "hunter2" not in broken.out + broken.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

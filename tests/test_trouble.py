@@ -71,6 +71,7 @@ def words(tiny: list[str]) -> list[str]:
     return [*(word for word in tiny if not word.startswith("model.backbone")), "logger.wandb.mode=disabled"]
 
 
+@pytest.mark.slow
 def test_a_night_of_eight_jobs(osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None) -> None:
     good = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]
     bad = ["trouble_crash", "trouble_nan", "trouble_memory", "test_resnut"]
@@ -100,6 +101,7 @@ def test_a_night_of_eight_jobs(osteo: Callable, words: list[str], tmp_path: Path
     assert stamps == {name: (records[name].directory / "metrics.json").stat().st_mtime_ns for name in good}
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_if_asked(
     osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None
 ) -> None:
@@ -118,6 +120,7 @@ def test_a_batch_that_does_not_fit_is_halved_if_asked(
     assert "metrics are identical" in again.out, again.err
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_ends_the_sweep_and_nothing_is_lost(
     osteo: Callable, words: list[str], tmp_path: Path, stand_ins: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +152,7 @@ def test_known_troubles_are_told_apart() -> None:
         assert diagnose(other) is other
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_pictures_but_no_directory(words: list[str], tmp_path: Path) -> None:
     """Begun in the same second, as two terminals or two cron jobs do."""
     cache = {**os.environ, "OSTEO_CACHE": str(tmp_path / "cache")}
@@ -258,6 +262,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_next_try_and_the_next_job_find_the_memory_free(
     osteo: Callable, words: list[str], tmp_path: Path, held: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +279,7 @@ def test_the_next_try_and_the_next_job_find_the_memory_free(
     assert emptied == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_an_answer_names_what_to_do(
     osteo: Callable, run: Path, knees: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

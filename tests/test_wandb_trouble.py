@@ -99,6 +99,7 @@ def upload(out: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["down", "wrong key"])
 def test_a_server_that_cannot_be_used_at_the_start(
     osteo: Callable, words: list[str], server: FakeWandb, undisturbed: bytes, tmp_path: Path, what: str
@@ -121,6 +122,7 @@ def test_a_server_that_cannot_be_used_at_the_start(
     assert {name: run.epochs for name, run in server.runs.items()} == {Run(tmp_path / "run").status()["id"]: [0, 1, 2]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 2], ids=["middle", "end"])
 def test_a_server_that_goes_down(
     osteo: Callable,
@@ -165,6 +167,7 @@ def test_a_server_that_comes_back_gets_everything(
     assert "wandb sync" not in done.out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run_of_the_server(
     osteo: Callable, words: list[str], server: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +223,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.mount
 @pytest.mark.parametrize("mode", ["online", "offline"])
 @pytest.mark.parametrize(
@@ -261,6 +265,7 @@ def test_a_folder_that_cannot_be_made(osteo: Callable, words: list[str], undistu
     assert "W&B records nothing of this run: run/wandb cannot be written" in done.out
 
 
+@pytest.mark.slow
 def test_an_agent_names_its_run(
     osteo: Callable, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

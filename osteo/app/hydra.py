@@ -3,8 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
@@ -16,18 +16,28 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from osteo.app import choices
+from osteo.app import choices, configuration, help_page
 from osteo.app.extras import check_extras
-from osteo.app.jobs import C, FailFast, Task, UnrecordedError, remove_empty, run_job
-from osteo.app.messages import CONF, describe_mistake
+from osteo.app.jobs import (
+    C,
+    Check,
+    FailFast,
+    Task,
+    UnrecordedError,
+    check_jobs,
+    jobs_of,
+    remove_empty,
+    run_job,
+    sweep_words,
+)
+from osteo.app.messages import CONF, choices_of, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
-from osteo.app.words import GROUPS, readable
-from osteo.errors import UserError, diagnose, printable
+from osteo.app.words import GROUPS, flags_first, readable
+from osteo.errors import UserError, diagnose, printable, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
 from osteo.records.sweep import runs_of
-from osteo.task import BINARY, LOSSES, TASKS, direction
 from osteo.training.ranks import follow, rank
 
 log = logging.getLogger(__name__)
@@ -59,41 +69,49 @@ def claimed(given: str | None, default: str) -> str:
 # null stands for a directory by date and time, and a run's differs from a sweep's; here, so that a job that a launcher
 # started in another process knows it too, and in its configuration's cache, so that a sweep has one for all jobs
 OmegaConf.register_new_resolver("either", claimed, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("direction", direction, replace=True)  # of a metric, for callbacks
-# the first of a task's losses; an unknown task is told of later
-OmegaConf.register_new_resolver("loss_of", lambda task: LOSSES[TASKS.get(task, BINARY).kind][0], replace=True)
-OmegaConf.register_new_resolver("missing", lambda value: value is None, replace=True)  # for a value in place of another
 
 
 class SweepStart(Callback):
     """Holds the directory of this process's sweep, and refuses one that holds another's."""
 
     begun: ClassVar[list[Path]] = []
+    checks: ClassVar[tuple[type[Any], Check[Any] | None]] = (object, None)
+    """the schema of the command, and what it refuses beside"""
     goes_on: ClassVar[bool] = False
     """whether the sweep is taken up; no override says so, since they name directories (hydra.job.override_dirname)"""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Called by Hydra before the first job; it drops an exception of a callback, but not an exit."""
-        directory = Path(config.hydra.sweep.dir)
+        directory, verb = Path(config.hydra.sweep.dir), config.hydra.job.name
+        schema, check_request = SweepStart.checks
         try:
+            jobs = jobs_of(config)
             if SweepStart.goes_on:
                 check_unchanged(directory, config)
-            elif runs_of(directory):
-                verb = config.hydra.job.name
-                hint = f"choose another output_dir, or go on with it: osteo {verb} resume={display_path(directory)}"
-                raise UserError(f"{display_path(directory)} holds runs already; {hint}")
+            else:
+                check_jobs(config, jobs, check_request)
+                if runs_of(directory):
+                    hint = f"choose another output_dir, or go on with it: osteo {verb} resume={display_path(directory)}"
+                    raise UserError(f"{display_path(directory)} holds runs already; {hint}")
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()
             if not SweepStart.goes_on:
                 write_json(directory / SOURCES, sources_of(config))
         except OSError as error:
-            fail(
-                config.hydra.job.name,
-                UserError(f"output_dir {display_path(directory)} cannot be written: {error.strerror}"),
-            )
+            fail(verb, UserError(f"output_dir {display_path(directory)} cannot be written: {error.strerror}"))
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(verb, UserError(describe_mistake(error, schema)))
         except UserError as error:
-            fail(config.hydra.job.name, error)
+            fail(verb, error)
         SweepStart.begun.append(directory)
+        if jobs:
+            SweepStart.show(config, len(jobs))
+
+    @staticmethod
+    def show(config: DictConfig, count: int) -> None:
+        """Logs what the jobs of a sweep have in common; `count` is 0 where a search finds them."""
+        if "print_config" in config:
+            log.info("%s", configuration.describe_sweep(config, sweep_words(config), count))
 
 
 @dataclass
@@ -101,6 +119,8 @@ class Application(Generic[C]):
     """What Hydra calls for every job, in this process or, as a copy, in one that a launcher has started."""
 
     task: Task[C]
+    check_request: Check[C] | None = None
+    """what the command refuses beside what its schema does"""
     directory: Path | None = None
     """of the last job in this process"""
     mistakes: list[UserError] = field(default_factory=list)
@@ -120,7 +140,7 @@ class Application(Generic[C]):
             follow(self.process)
         self.busy = True
         try:
-            self.outcomes.append(run_job(raw, self.task, self.directory, sweep))
+            self.outcomes.append(run_job(raw, self.task, self.directory, sweep, self.check_request))
         except UserError as error:
             self.mistakes.append(error)
             if isinstance(error, UnrecordedError) and launcher != "BasicLauncher":
@@ -128,25 +148,34 @@ class Application(Generic[C]):
         self.busy = False
 
 
-def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path], bool] | None = None) -> None:
+def run(
+    command: str,
+    schema: type[C],
+    task: Task[C],
+    *,
+    check: Check[C] | None = None,
+    finish: Callable[[Path], bool] | None = None,
+) -> None:
     """Composes the configuration, checks it and runs the task; exits non-zero after a failure.
 
     Args:
         command: name of the command and of its file under conf/.
         schema: the dataclass of its configuration.
         task: does the work of one job; a function of a module, since launchers send it to other processes.
+        check: refuses what the command cannot do, beside what its schema does, before anything slow begins.
         finish: shows what a directory of runs holds, at the end, also after a failure; returns whether all went well.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise to here, where errors are made readable
     logging.raiseExceptions = False  # a log on a full disk: what is logged is in the terminal, too
     SweepStart.begun.clear()
-    application = Application(task)
+    SweepStart.checks = (schema, check)
+    application = Application(task, check)
     code = 0
     try:
-        sys.argv[1:] = without_null_groups([argument.removeprefix(f"{command}.") for argument in sys.argv[1:]])
-        load_named(sys.argv[1:])
-        choices.register(schema)
-        sys.argv[1:] = readable(sys.argv[1:], schema)
+        sys.argv[1:] = _in_words_of_hydra(command, schema, sys.argv[1:])
+        if set(help_page.FLAGS) & set(sys.argv[1:]):
+            help_page.show(command, sys.argv[1:])
+            return
         SweepStart.goes_on = any(argument.startswith("resume=") for argument in sys.argv[1:])
         sys.argv[1:] = resumed(sys.argv[1:])
         check_processes(sys.argv[1:])
@@ -181,11 +210,33 @@ def run(command: str, schema: type[C], task: Task[C], *, finish: Callable[[Path]
     _exit(command, application, code, finish)
 
 
-def without_null_groups(arguments: list[str]) -> list[str]:
-    """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them."""
-    null_groups = [f"{group}=null" for group in (*GROUPS, "callbacks")]
-    without = [argument for argument in arguments if argument not in null_groups]
-    return ["~logger" if argument == "logger=null" else argument for argument in without]
+def _in_words_of_hydra(command: str, schema: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra reads it; plugins that it names are loaded, and choices known, from here on."""
+    words = flags_first([argument.removeprefix(f"{command}.") for argument in arguments], schema)
+    load_named(words)
+    choices.register(schema)
+    return readable(without_null_groups(words, schema), schema)
+
+
+def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
+    """The command line in Hydra's own words: it knows no GROUP=null, which is what people type for none of them.
+
+    Raises:
+        UserError: the command has no such group, or needs one of its choices.
+    """
+    keys = [entry.name for entry in fields(schema)]
+    kept = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if value != "null" or "/" in group or not choices_of(group):
+            kept.append(argument)
+        elif group not in keys:
+            raise unknown("key", group, keys)
+        elif group == "logger":
+            kept.append("~logger")
+        elif group not in (*GROUPS, "callbacks"):
+            raise unknown(group, value, choices_of(group))
+    return kept
 
 
 def _cannot_write(error: OSError, application: Application[Any]) -> UserError:

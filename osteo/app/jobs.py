@@ -3,16 +3,24 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from osteo import parts
 from osteo.app import sweeps, taking_up
+from osteo.app.configuration import defaults, without_hydra
+from osteo.app.resume import recorded_sweep
+from osteo.app.words import is_sweep
 from osteo.checks import check
 from osteo.config import Config
 from osteo.errors import LostDeviceError, MachineError, OutOfMemoryError, UserError, diagnose, let_go
@@ -20,12 +28,15 @@ from osteo.files import display_path
 from osteo.records import outputs
 from osteo.records.locks import LOCK
 from osteo.records.record import Job, Run
+from osteo.records.sweep import SWEEP
 from osteo.training.ranks import rank, record_of
 
 log = logging.getLogger(__name__)
 C = TypeVar("C")
 Task = Callable[[C, Job], bool]
 """Does the work of one job; returns whether what it was to check is as it should be."""
+Check = Callable[[C], None]
+"""Refuses, with a UserError, what a command cannot do, before anything slow begins."""
 
 
 class FailFast(BaseException):
@@ -36,7 +47,9 @@ class UnrecordedError(UserError):
     """The mistake of a job that could leave no record of its own, so that the sweep itself must end with it."""
 
 
-def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | None) -> bool:
+def run_job(
+    raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | None, check_request: Check[Any] | None = None
+) -> bool:
     """Runs one job and leaves its end in the run record.
 
     A mistake in a single run, made before it began, leaves nothing behind. A job that fails within a sweep is logged
@@ -69,8 +82,10 @@ def run_job(raw: DictConfig, task: Task[Any], directory: Path, sweep: Path | Non
             outputs.claim(directory, config)
         is_of_sweep = isinstance(config, Config) and sweep is not None and not rank()
         if is_of_sweep:
-            sweeps.begin(job, HydraConfig.get().overrides.task)
+            sweeps.begin(job)
         check(config)
+        if check_request is not None:
+            check_request(config)
         is_good = task(config, job)
         if is_of_sweep:
             sweeps.end(job)
@@ -96,8 +111,56 @@ def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
     log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
     sharing = int(settings.launcher.get("jobs_per_gpu", 1))
     text = OmegaConf.to_yaml(raw, resolve=True)
-    title = sweeps.title_of(int(settings.job.num), sweep) if sweep else ""
-    return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, title=title, log_config=log_config)
+    about: dict[str, Any] = {"swept": _swept(sweep)} if sweep else {"usual": defaults(str(settings.job.name))}
+    about |= {"title": sweeps.title_of(int(settings.job.num), sweep)} if sweep else {}
+    return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, log_config=log_config, **about)
+
+
+def _swept(sweep: Path) -> tuple[str, ...]:
+    """The overrides that this job has of its own."""
+    if not (sweep / SWEEP).exists():
+        return ()
+    keys = {word.partition("=")[0] for word in sweep_words(recorded_sweep(sweep)) if is_sweep(word)}
+    return tuple(word for word in HydraConfig.get().overrides.task if word.partition("=")[0] in keys)
+
+
+def sweep_words(config: DictConfig) -> list[str]:
+    """The overrides of a sweep: those of an experiment's file, then those of the command line."""
+    params = (config.hydra.sweeper.get("params") or {}).items()
+    return [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+
+
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them; none where another one does."""
+    if not config.hydra.sweeper["_target_"].endswith(BasicSweeper.__name__):
+        return []
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return BasicSweeper.split_arguments(parser.parse_overrides(sweep_words(config)), None)[0]
+
+
+def check_jobs(config: DictConfig, jobs: Iterable[Sequence[str]], check_request: Check[Any] | None) -> None:
+    """Refuses a sweep of which no job can run.
+
+    Args:
+        config: of the sweep, as Hydra has composed it.
+        jobs: the overrides of each.
+        check_request: the command's own.
+
+    Raises:
+        Exception: the mistake of the first job.
+    """
+    loader, mistakes = GlobalHydra.instance().config_loader(), list[Exception]()
+    for overrides in jobs:
+        try:
+            job: Any = OmegaConf.to_object(without_hydra(loader.load_sweep_config(config, list(overrides))))
+            check(job)
+            if check_request is not None:
+                check_request(job)
+            return
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            mistakes.append(error)
+    if mistakes:
+        raise mistakes[0]
 
 
 def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, is_foreign: bool) -> None:

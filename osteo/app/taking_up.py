@@ -13,7 +13,8 @@ from osteo.command_settings import PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path
-from osteo.records.record import CONFIG, STATES, STATUS, Job, Run, read_config
+from osteo.records.configuration import read_config
+from osteo.records.record import CONFIG, STATES, STATUS, Job, Run
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import logging
 import time
 
 from osteo.app import hydra as application
+from osteo.app.configuration import describe
 from osteo.app.extras import needs
 from osteo.app.imports import importing
 from osteo.command_settings import PretrainConfig
@@ -16,17 +17,24 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point; everything slow is imported once the configuration is known to be right."""
-    application.run("pretrain", PretrainConfig, pretrain, finish=show_results)
+    application.run("pretrain", PretrainConfig, pretrain, check=check_request, finish=show_results)
 
 
-def pretrain(config: PretrainConfig, job: Job) -> bool:
-    """Pretrains one network and leaves its run record."""
-    begun = time.perf_counter()
+def check_request(config: PretrainConfig) -> None:
+    """Refuses what cannot be pretrained, before any library is loaded.
+
+    Raises:
+        UserError: one line.
+    """
     check_settings(config)
     check_names(config)
     if config.method != "masked":
         needs(f"method={config.method}", "pretrain", "lightly")
 
+
+def pretrain(config: PretrainConfig, job: Job) -> bool:
+    """Pretrains one network and leaves its run record."""
+    begun = time.perf_counter()
     with importing():
         from lightning.pytorch import seed_everything
 
@@ -36,10 +44,8 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
         from osteo.training import fit, hardware
     from osteo.records.record import Run
     from osteo.training.ranks import quieten
-    from osteo.training.tracking import describe
 
     quieten()
-    log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)
     fit.check_parts(config)
     record = Run(job.directory)
@@ -56,6 +62,7 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
     hardware.reset_peak_memory(accelerator)
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
+    log.info("%s", describe(config, job))
     with fit.opened_loggers(config, job, record.status()["id"]) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)

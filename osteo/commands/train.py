@@ -6,6 +6,7 @@ from pathlib import Path
 
 from osteo import libraries
 from osteo.app import hydra as application
+from osteo.app.configuration import describe
 from osteo.app.imports import importing
 from osteo.config import Config
 from osteo.networks.names import check_backbone_name, check_head_name
@@ -16,12 +17,11 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point; everything slow is imported once the configuration is known to be right."""
-    application.run("train", Config, train_in_processes, finish=show_results)
+    application.run("train", Config, train_in_processes, check=check_names, finish=show_results)
 
 
 def train_in_processes(config: Config, job: Job) -> bool:
     """Trains in as many processes as there are devices."""
-    check_names(config)
     with importing():
         from osteo.training import hardware
 
@@ -58,11 +58,9 @@ def train(config: Config, job: Job) -> None:
     from osteo.training import fit, hardware
     from osteo.training.augment import make_augmentation
     from osteo.training.ranks import quieten, rank, record_of, started
-    from osteo.training.tracking import describe
 
     processes = started()  # Lightning forgets it at the end
     quieten()
-    log.info("%s", describe(config))
     accelerator = hardware.choose_accelerator(config.trainer)
     fit.check_parts(config)
     check_claim(config.claim)
@@ -81,6 +79,7 @@ def train(config: Config, job: Job) -> None:
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
+    log.info("%s", describe(config, job))
     run_id = record.status()["id"] if rank() == 0 else None
     with fit.opened_loggers(config, job, run_id) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)

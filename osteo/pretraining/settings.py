@@ -1,18 +1,11 @@
 """What `osteo pretrain` can be told, which is less than a training."""
 
-from osteo.command_settings import PretrainConfig
+from osteo.command_settings import OF_LABELS, PretrainConfig
 from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import check_against
 from osteo.task import LAST_EPOCH
 from osteo.training.ranks import started
-
-OF_LABELS = (
-    "covariates", "claim", "trial", "debug", "experiment", "loss.name", "loss.args", "loss.label_smoothing",
-    "loss.class_weights", "data.missing_covariates", "model.head", "model.head_args", "model.fusion", "model.tta",
-    "model.freeze", "augment.mixup", "augment.val", "optimizer.layer_decay",
-)  # fmt: skip
-"""Keys that say something of labels, or of the classifier."""
 
 
 def check_settings(config: PretrainConfig) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from osteo.command_settings import PretrainConfig
-from osteo.config import Config, WandbConfig
+from osteo.config import Config
 from osteo.errors import UserError, counted
 from osteo.files import display_path, read_table, sha256_of, write_json, write_table, write_text
 from osteo.records import content, locks
+from osteo.records.configuration import read_config, read_yaml
 from osteo.records.content import DamagedError, damaged
 from osteo.records.environment import environment
 from osteo.task import T_SCORE
@@ -317,10 +315,8 @@ class Job:
     directory: Path
     sweep: Path | None
     config_yaml: str
-    goes_on: bool = False
-    """whether the directory holds the beginning of the run"""
-    is_extended: bool = False
-    """whether it is to have more epochs than it was begun with"""
+    goes_on: bool = False  # whether the directory holds the beginning of the run
+    is_extended: bool = False  # whether it is to have more epochs than it was begun with
     launcher: str = "BasicLauncher"
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
@@ -329,48 +325,10 @@ class Job:
     """which of a sweep's it is, as in "job 2 of 30"; empty for a run alone"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
+    usual: dict[str, Any] = field(default_factory=dict)  # the settings of a run for which nothing was asked
+    swept: tuple[str, ...] = ()  # the overrides that this job of a sweep has of its own
 
     def changed(self, **settings: Any) -> "Job":
         """The same job with other settings, by group, as its record will say."""
         text = OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.create(self.config_yaml), settings))
         return replace(self, config_yaml=text)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of YAML, as plain values.
-
-    Raises:
-        DamagedError: it is gone, or none.
-    """
-    text = content.read_text(path)
-    try:
-        read = OmegaConf.to_container(OmegaConf.create(text))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise damaged(path, f"is damaged: not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(read, dict):
-        raise damaged(path, "is damaged: not a YAML mapping")
-    return {str(key): value for key, value in read.items()}
-
-
-def read_config(path: Path) -> Config:
-    """The configuration that a training, or a pretraining, has recorded; what older versions did not know is default.
-
-    Raises:
-        DamagedError: it is gone, or none of ours.
-    """
-    recorded = read_yaml(path)
-    if missing := [key for key in ("data", "model", "trainer", "seed") if key not in recorded]:
-        raise damaged(path, f"is damaged: it lacks {missing[0]}")
-    schema = OmegaConf.structured(PretrainConfig if "method" in recorded else Config)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(schema, recorded))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise damaged(path, f"is not a configuration of osteo train ({str(error).splitlines()[0]})") from error
-    assert isinstance(config, Config)
-    return replace(config, logger={name: _logger(name, node) for name, node in config.logger.items()})
-
-
-def _logger(name: str, node: Any) -> Any:
-    """A logger of a recorded configuration; that of W&B has a schema, and had no `_target_` once."""
-    is_ours = name == "wandb" and isinstance(node, dict)
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(WandbConfig), node)) if is_ours else node

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from osteo.errors import UserError, counted
 from osteo.files import display_path
+from osteo.records.configuration import read_yaml
 from osteo.records.content import COSTS, DamagedError
-from osteo.records.record import STATUS, Run, read_yaml
+from osteo.records.record import STATUS, Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from osteo.config import option
 
 @dataclass
 class SearchSettings:
-    """hydra.sweeper of hydra/sweeper=search: Optuna proposes the jobs of a sweep and may stop them early."""
+    """Optuna proposes the jobs of a sweep, and may stop them early."""
 
     _target_: str = "hydra_plugins.osteo_search.SearchSweeper"
     n_trials: int = option(20, "trials of this sweep directory", low=1)
@@ -16,7 +16,7 @@ class SearchSettings:
         None, "URL of the database, without a password; null for $OSTEO_STORAGE, else study.db in the sweep directory"
     )
     study: str | None = option(None, "name of the study, which several sweeps may share; null for the W&B group's")
-    sampler: str = option("tpe", "what proposes", choices=("tpe", "random"))
+    sampler: str = option("tpe", "what proposes the trials: Optuna's TPE, or chance", choices=("tpe", "random"))
     seed: int = option(0, "seed of the proposals", low=0, high=2**32 - 1)
     pruner: str = option("median", "what stops a trial early", choices=("median", "hyperband", "none"))
     params: dict[str, str] = option({}, "values by key, for an experiment file; the command line comes after")

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from osteo.checks import check_devices
 from osteo.config import TrainerConfig
-from osteo.errors import UserError
+from osteo.errors import UserError, counted
 from osteo.training import ranks
 
 CONTEXT = 2**29
@@ -64,7 +65,7 @@ def count_processes(limits: TrainerConfig, accelerator: str) -> int:
     """The processes that train together, one a device on every node.
 
     Raises:
-        UserError: the accelerator has one device only, or the processes that were started are not so many.
+        UserError: the accelerator has one device only, the CPU fewer cores, or other processes were started.
     """
     devices = limits.devices
     if isinstance(devices, list):
@@ -74,6 +75,11 @@ def count_processes(limits: TrainerConfig, accelerator: str) -> int:
     elif devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "cuda" else 1
     count = int(devices) * limits.num_nodes
+    if accelerator == "cpu" and int(devices) > (cores := os.cpu_count() or int(devices)):
+        raise UserError(
+            f"trainer.devices={limits.devices} asks for {devices} processes on the CPU, which has"
+            f" {counted(cores, 'core')}; use {cores} at most, or leave it out"
+        )
     if accelerator == "mps" and count > 1:
         raise UserError(f"trainer.devices={limits.devices}: there is one MPS device; use trainer.devices=1")
     if ranks.launched() and ranks.started() != count:

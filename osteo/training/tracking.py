@@ -9,7 +9,6 @@ import logging.config
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -22,7 +21,7 @@ import pandas as pd
 import torch
 from lightning.pytorch import loggers
 
-from osteo.config import Config, WandbConfig
+from osteo.config import WandbConfig
 from osteo.errors import UserError
 from osteo.files import display_path, public
 from osteo.records.tracked import MODES, Place, may_be_online, mode_of_environment, netrc_file
@@ -342,12 +341,3 @@ def upload(run: "wandb.Run") -> str:
 
 def _name(error: Exception) -> str:
     return type(error).__name__
-
-
-def describe(config: Config) -> str:
-    """The effective configuration, one line per group, without absolute paths."""
-    lines = []
-    for group, values in public(asdict(config)).items():
-        flat = values if isinstance(values, dict) else {"": values}
-        lines.append(f"  {group:9} " + " ".join(f"{key}={value}" if key else f"{value}" for key, value in flat.items()))
-    return "configuration\n" + "\n".join(lines)
