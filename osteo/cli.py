@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from osteo.app.imports import importing
+from osteo.app.extras import importing
 from osteo.app.streams import finish_streams, keep_streams
 from osteo.command_settings import COMMANDS
 from osteo.config import field_of

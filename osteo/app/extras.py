@@ -1,6 +1,8 @@
-"""What starts the jobs of a sweep, and which extra each needs."""
+"""Packages: which extra what starts the jobs of a sweep needs, and large ones imported in a shorter time."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from osteo.errors import UserError
@@ -39,3 +41,17 @@ def _is_installed(package: str) -> bool:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # of its parent
         return False
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Looks for no garbage meanwhile, nor later among what large libraries have made: a million objects that stay."""
+    was_enabled, before = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) - before > MANY:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()

@@ -5,8 +5,7 @@ import time
 
 from osteo.app import hydra as application
 from osteo.app.configuration import describe
-from osteo.app.extras import needs
-from osteo.app.imports import importing
+from osteo.app.extras import importing, needs
 from osteo.command_settings import PretrainConfig
 from osteo.commands.train import check_names, show_results
 from osteo.pretraining.settings import check_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from osteo import libraries
 from osteo.app import hydra as application
 from osteo.app.configuration import describe
-from osteo.app.imports import importing
+from osteo.app.extras import importing
 from osteo.config import Config
 from osteo.networks.names import check_backbone_name, check_head_name
 from osteo.records.record import Job
