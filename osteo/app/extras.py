@@ -1,12 +1,15 @@
 """Packages: which extra what starts the jobs of a sweep needs, and large ones imported in a shorter time."""
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 
 from osteo.errors import UserError
 
+MANY = 500
+"""So many new modules are large libraries, whose objects stay."""
 EXTRAS = {
     "hydra/launcher=processes": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
