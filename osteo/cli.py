@@ -38,7 +38,7 @@ def main() -> None:
     """Runs `osteo COMMAND ...`; every command is a Hydra application."""
     # two trainings side by side on a CPU: threads that spin while they wait keep the cores from each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    atexit.register(gc.freeze)  # or the interpreter looks once more for garbage among a million objects
+    atexit.register(gc.unfreeze)  # what `importing` has frozen: a library may count what is left of it in the end
     keep_streams()
     try:
         _main(sys.argv[1:])

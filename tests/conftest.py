@@ -57,6 +57,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # every search for garbage would look at all that the tests have imported
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing that a test decodes or draws is left on the machine, and nothing of the machine is used."""

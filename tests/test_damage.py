@@ -97,7 +97,7 @@ def at(column: str, place: int, value: object) -> Callable[[pd.DataFrame], pd.Da
         ("metrics.json", lambda m: {**m, "test/confusion_matrix": [[1, -1], [1, 1]]}, r"test/conf.* is '\[\["),
         ("metrics.json", lambda m: {**m, "test/confusion_matrix": [1]}, r"test/confusion_matrix is '\[1\]'"),
         ("metrics.json", lambda m: {k: v for k, v in m.items() if k != "val/auroc"}, "it lacks val/auroc"),
-        ("metrics.json", lambda m: {**m, "val/auroc": float("nan")}, r"no JSON \(NaN is not a number in JSON\)"),
+        ("metrics.json", lambda m: {**m, "val/auroc": float("nan")}, r"not JSON \(NaN is not a number in JSON\)"),
         ("environment.json", lambda _: [1], "not a JSON object"),
         ("environment.json", lambda e: {**e, "epochs": True}, "epochs is 'True'"),
         ("environment.json", lambda e: {**e, "peak_memory_mib": [1]}, r"peak_memory_mib is '\[1\]'"),

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 from osteo.errors import UserError
 
+MANY = 500
+"""So many new modules are large libraries, whose objects stay."""
 EXTRAS = {
     "hydra/launcher=processes": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "hydra/launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -42,10 +44,6 @@ def _is_installed(package: str) -> bool:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # of its parent
         return False
-
-
-MANY = 500
-"""So many new modules are large libraries, whose objects stay."""
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def run_job(
             outputs.claim(directory, config)
         is_of_sweep = isinstance(config, Config) and sweep is not None and not rank()
         if is_of_sweep:
-            sweeps.begin(job, HydraConfig.get().overrides.task)
+            sweeps.begin(job)
         check(config)
         if check_request is not None:
             check_request(config)

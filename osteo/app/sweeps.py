@@ -9,15 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
 from osteo.errors import counted
 from osteo.files import display_path, name_of_file, portable
-from osteo.records.configuration import read_yaml
 from osteo.records.content import DamagedError
 from osteo.records.record import Job, Run
-from osteo.records.sweep import BY_NAME, SWEEP, planned_jobs, seconds_left
+from osteo.records.sweep import BY_NAME, planned_jobs, seconds_left
 
 log = logging.getLogger(__name__)
 FIRST, LAST = "model.backbone", ("data.split.fold", "seed")
@@ -30,15 +27,10 @@ def title_of(number: int, sweep: Path) -> str:
     return f"job {number + 1} of {planned}" if planned > number else f"job {number + 1}"
 
 
-def begin(job: Job, overrides: Sequence[str]) -> None:
-    """Gives a job its name in the sweep, where it is called by a number, and says that it begins.
-
-    Args:
-        job: of a sweep.
-        overrides: of this job, as Hydra has them.
-    """
+def begin(job: Job) -> None:
+    """Gives a job its name in the sweep, where it is called by a number, and says that it begins."""
     assert job.sweep is not None
-    name = name_of(overrides, swept_keys(job.sweep))
+    name = name_of(job.swept)
     if name and job.directory.resolve().parent == job.sweep.resolve() and job.directory.name.isdecimal():
         link(job.directory, job.sweep / BY_NAME, name)
     left = seconds_left(job.sweep)
@@ -71,30 +63,14 @@ def log_ended(sweep: Path, ended: int, jobs: int) -> None:
     log.info("%d of %s ended%s", ended, counted(jobs, "job"), in_words(seconds_left(sweep)))
 
 
-def swept_keys(sweep: Path) -> list[str]:
-    """The keys that have several values in a sweep; none where its multirun.yaml does not say so."""
-    try:
-        recorded = read_yaml(sweep / SWEEP)["hydra"]
-        params = recorded["sweeper"].get("params") or {}
-        given = [*(f"{key}={value}" for key, value in params.items()), *recorded["overrides"]["task"]]
-    except (DamagedError, LookupError, TypeError, AttributeError):
-        return []
-    latest = {override.get_key_element().lstrip("+~"): override for override in map(_parsed, given) if override}
-    return [key for key, override in latest.items() if override.is_sweep_override()]
-
-
-def name_of(overrides: Sequence[str], keys: Sequence[str]) -> str:
+def name_of(overrides: Sequence[str]) -> str:
     """What tells a job from the others of its sweep, as a file name: densenet121-lr0.001-fold0-seed1.
 
     Args:
-        overrides: of the job.
-        keys: that have several values in the sweep.
+        overrides: that the job has of its own.
     """
-    values = {}
-    for override in filter(None, map(_parsed, overrides)):
-        key = override.get_key_element().lstrip("+~")
-        if key in keys:
-            values[key] = override.value()
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = {override.get_key_element().lstrip("+~"): override.value() for override in parsed}
     ordered = sorted(values, key=lambda key: (key in LAST and LAST.index(key) + 1, key != FIRST))
     words = [_word(key, values[key]) for key in ordered]
     return name_of_file(portable("-".join(words)), "") if words else ""
@@ -107,13 +83,6 @@ def _word(key: str, value: object) -> str:
         return text
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{key.rpartition('.')[2]}{'' if is_number else '-'}{text}"
-
-
-def _parsed(override: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException:
-        return None
 
 
 def link(directory: Path, folder: Path, name: str) -> None:
