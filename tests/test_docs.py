@@ -131,7 +131,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "labels.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "label", "patient"])
-        rows.writerows([path.name, path.parent.name, path.stem] for path in sorted((root / "kaggle").glob("*/*")))
+        for path in sorted((root / "kaggle").glob("*/*")):
+            name = path.relative_to(root / "kaggle").as_posix()
+            rows.writerow([name, path.parent.name, name.replace("/", "_")])
     return root
 
 
