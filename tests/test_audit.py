@@ -336,8 +336,11 @@ def test_intervals_on_known_values() -> None:
 def test_prepare_shows_the_flow(osteo: Callable, planted: Path, tmp_path: Path) -> None:
     done = osteo("prepare", *arguments(planted, "clean"), "data.image_size=32")
     assert done.code == 0, done.err
-    assert "copies with contradictory labels".split() == [
-        word for word in done.out.split() if word in ("copies", "with", "contradictory", "labels")
+    assert [word for word in done.out.split() if word in ("copies", "with", "contradictory", "labels")] == [
+        "copies",
+        "with",
+        "contradictory",
+        "labels",
     ]  # a heading of three lines
     assert "mendeley: 1 row without a picture: N20" in done.out
     assert "set aside kaggle/normal/torn.png" in done.out
