@@ -293,11 +293,11 @@ def test_a_backbone_that_does_not_fit_the_size_is_one_line() -> None:
         (
             "train",
             0,
-            "the split train has pictures of normal alone; to learn from it needs both classes: choose another",
+            "the split train has only pictures of normal; to learn from it needs both classes: choose another",
         ),
-        ("train", 1, "the split train has pictures of osteoporosis alone"),
-        ("val", 1, "the split val has pictures of osteoporosis alone; to choose thresholds by it needs both classes"),
-        ("val", None, "the split val has no pictures"),
+        ("train", 1, "the split train has only pictures of osteoporosis"),
+        ("val", 1, "the split val has only pictures of osteoporosis; to choose thresholds by it needs both classes"),
+        ("val", None, "the split val has no picture"),
     ],
 )
 def test_a_split_of_one_class_is_refused(split: str, label: int | None, message: str) -> None:

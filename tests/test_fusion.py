@@ -171,7 +171,7 @@ def test_covariates_that_one_source_has_alone_are_told_of(run: Run, caplog: pyte
     features = fit.learn_covariates(config, manifest, known, Classifier("test_resnet", image_size=32))
     assert features is not None
     assert features.shape == (90, 4), "age, BMI, and whether either is missing"
-    assert "no picture of a has any of the covariates: by that alone" in caplog.text
+    assert "no picture of a has any of the covariates: which alone" in caplog.text
 
 
 def test_mixed_pictures_have_mixed_covariates(run: Run) -> None:
@@ -258,7 +258,7 @@ def test_predict_reads_a_sheet_by_picture_or_by_patient(
     note = "not known of the patient: age, sex, bmi; typical values from training are used"
     assert [flag.endswith(note) for flag in told["flag"]] == [False, True]
     for patients, message in [
-        ([{}], "there are 2 pictures and 1 patients"),
+        ([{}], "there are 2 pictures and 1 patient;"),
         ([{}, {"ag": 3}], "'ag' is not a covariate of this model; it takes: age, sex, bmi, height, weight"),
         ([{}, {"age": 300}], "covariate age is not a number from 0 to 120"),
     ]:

@@ -149,7 +149,7 @@ def test_numbers_other_than_0_and_1_stand_for_nothing_until_somebody_says_what(
     with pytest.raises(UserError, match="has 6 different numbers; say"):
         sourced("file,label\n" + "".join(f"f{i},{i}\n" for i in range(6)))
     sourced(GRADED, classes=["0:normal", "2:osteoporosis"])
-    assert "1 of 4 rows have none of normal, osteopenia, osteoporosis in column 'label': 1; map it" in caplog.text
+    assert "1 of 4 rows has none of normal, osteopenia, osteoporosis in column 'label': 1; map it" in caplog.text
 
 
 def test_a_path_as_it_is_written_wins_before_one_in_another_case(
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_counted_in_a_warning(
     assert [name for name, *_ in labels(found)] == ["no_0R.png", "normal/folder.png", "os_0L.png", "os_1L.png"]
     assert found.strays == ["no_1R.png"]
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        "data.labels=L.csv: 1 of 6 rows have none of normal, osteopenia, osteoporosis in column 'Class': ?;"
+        "data.labels=L.csv: 1 of 6 rows has none of normal, osteopenia, osteoporosis in column 'Class': ?;"
         " map it with data.classes=[WORD:CLASS]",
         "data.labels=L.csv has 1 row (gone.png first) without a picture",
         "data.labels=L.csv has no row with a class for 1 picture (no_1R.png first): left out",
@@ -219,7 +219,7 @@ def test_a_pattern_finds_patients_and_keeps_their_pictures_together(
         ({"patient": "(a)(b)"}, r"has 2 groups"),
         ({"columns": ["a:picture"]}, "data.columns goes with data.labels=FILE"),
         ({"labels": "nowhere.csv"}, "data.labels=nowhere.csv: no such file"),
-        ({"classes": ["a:well"]}, "data.classes: 'a:well' is no FOLDER:CLASS with a class of normal, osteopenia, "),
+        ({"classes": ["a:well"]}, "data.classes: 'a:well' is not a FOLDER:CLASS with a class of normal, osteopenia, "),
         ({"classes": ["A:normal", "a:osteoporosis"]}, "data.classes: 'a' stands for normal and for osteoporosis"),
         ({"split": SplitConfig(test_source="folder")}, "leaves nothing to train on: data=folder is a single source"),
     ],

@@ -171,7 +171,7 @@ def test_weights_of_torchvision_are_loaded_and_their_classifier_is_not(tmp_path:
     assert inner.fc.weight.shape == (1, 512)
     short = {name: value for name, value in donor.state_dict().items() if not name.startswith("layer4")}
     torch.save(short, tmp_path / "short.pth")
-    with pytest.raises(UserError, match=r"short.pth does not fit .*: 25 of its 100 tensors are missing"):
+    with pytest.raises(UserError, match=r"short.pth does not fit .*: 25 of 100 tensors are missing"):
         Network("torchvision/resnet18", image_size=64, weights_file=str(tmp_path / "short.pth"))
 
 

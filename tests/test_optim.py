@@ -205,7 +205,7 @@ def test_weights_and_smoothing_reach_the_loss_of_training(
         ("callbacks.x._target_=os.system", "callbacks.x._target_=os.system is none of lightning, torch"),
         ("callbacks.x._target_=lightning.pytorch.callbacks.callback.os.system", "there is no module"),
         ("callbacks.x._target_=torch.nn.Linear", "callbacks.x"),
-        ("logger.x._target_=lightning.pytorch.callbacks.Timer", "is no Logger of Lightning's"),
+        ("logger.x._target_=lightning.pytorch.callbacks.Timer", "is not a Logger of Lightning"),
         ("callbacks.x=3", "callbacks.x=3 is not a part: it needs a _target_"),
         ("logger=[wandb,csvv]", "logger 'csvv' is unknown; choose one of: csv, mlflow, tensorboard, wandb"),
         ("callbacks.x={_target_: lightning.pytorch.callbacks.EarlyStopping, monitr: a}", "callbacks.x 'monitr' is"),
