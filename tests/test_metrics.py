@@ -165,7 +165,7 @@ def test_a_metric_of_a_plugin_stands_everywhere(
     assert numbers["balanced_error"].to_numpy() == pytest.approx(1.0 - numbers["recall_macro"].to_numpy())
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert re.search(r"<th [^>]*>balanced error</th>", page)
-    assert "lower is better for Brier score, balanced error" in page
+    assert "Lower is better for Brier score, balanced error" in page
 
 
 @pytest.mark.parametrize(

@@ -484,7 +484,8 @@ def test_an_unknown_source_is_answered_with_all_names(registered: Callable[[obje
     with pytest.raises(UserError) as caught:
         check(PrepareConfig(data=DataConfig(name="your_source")))
     assert str(caught.value) == (
-        "data.name 'your_source' is unknown; choose one of: phantom, paper, clean, kaggle, mendeley, folder, my_source"
+        "data.name 'your_source' is unknown; choose one of: phantom, paper, clean, kaggle, mendeley, folder, my_source;"
+        " did you mean my_source?"
     )
 
 

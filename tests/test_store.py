@@ -316,7 +316,7 @@ def test_a_damaged_picture_without_its_file_is_one_line(tmp_path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", image_id)
 
     store = open_store(table, gone, tmp_path, image_size=16, fit="pad")
-    with pytest.raises(UserError, match=r"s/2 first, cannot be mended .*not read \(no such file or directory\)"):
+    with pytest.raises(UserError, match=r"s/2 first, cannot be decoded again .*not read \(no such file or directory\)"):
         store.confirm()
     store = open_store(table, gone, tmp_path, image_size=16, fit="pad")
     assert store.unreadable == {table.loc[2, "sha256"]: "not read (no such file or directory)"}  # set aside from now on

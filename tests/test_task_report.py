@@ -100,8 +100,8 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Repor
     def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         return saved(figure, folder, name) if name in OF_TASK else figures.files_of(folder, name)
 
-    def drawn(figure: Figure, name: str, description: str) -> Markup:
-        return inline(figure, name, description) if name in OF_TASK else Markup("<svg></svg>")
+    def drawn(figure: Figure, name: str, description: str, narrow: Figure | None = None) -> Markup:
+        return inline(figure, name, description, narrow) if name in OF_TASK else Markup("<svg></svg>")
 
     def report(task: str) -> Report:
         if task not in kept:
