@@ -12,7 +12,7 @@ from osteo.command_settings import RerunConfig
 from osteo.errors import UserError, counted, printable
 from osteo.records.environment import environment, environment_changes
 from osteo.records.record import Job, Run
-from osteo.records.sweep import changes
+from osteo.records.sweep import best_of, changes
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     record = Run(Path(config.run).expanduser())
     if record.is_pretraining:
         raise UserError(f"run={config.run} is a pretraining run, which has no predictions to compare")
+    best_of(record.directory)  # or it is a sweep
     if not (record.directory / "metrics.json").exists():
         raise UserError(
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"

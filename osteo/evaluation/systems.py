@@ -302,10 +302,12 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def model_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The backbone, and every other key in which the systems differ; the source in their place, where that will do."""
+    """The backbone, and the other keys that tell the systems apart; the source in their place, where that will do."""
     recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
-    keys = [key for key in recipes[0] if len({recipe.get(key) for recipe in recipes}) > 1 and key != "model.backbone"]
-    names = [" ".join([recipe["model.backbone"], *(f"{key}={recipe[key]}" for key in keys)]) for recipe in recipes]
+    names = [recipe["model.backbone"] for recipe in recipes]
+    for key in sorted(recipes[0], key=lambda key: not key.endswith(".name")):  # optimizer.name before what it brings
+        finer = [f"{name} {key}={recipe.get(key)}" for name, recipe in zip(names, recipes, strict=True)]
+        names = finer if len(set(finer)) > len(set(names)) else names
     of_sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
     has_all = all("claim.source" in run for run in settings)
     is_enough = has_all and len(set(zip(of_sources, names, strict=True))) == len(set(of_sources))

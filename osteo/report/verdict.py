@@ -38,7 +38,7 @@ def verdict(
         probes: what forests reach on what the network sees after `data.fit`; none where pictures were out of reach.
         fit: as `data.fit`.
     """
-    lines = [*_headline(results, trials), *_doubts(results), *_ranking(results)]
+    lines = [*_headline(results, trials), *_doubts(results), *_ranking(results), *_best_on_test(results)]
     lines += [_beside_shortcut(results), *_after_fit(probes or {}, fit)]
     if results.experiment.task == BINARY:  # the only one that the paper has
         lines.append(_beside_paper(results))
@@ -70,14 +70,20 @@ def _headline(results: Results, trials: str) -> list[str]:
     lines.append(f"The primary endpoint is the {primary.title}{corrected}; everything else is exploratory.")
     if trials:
         lines.append(f"The model comes from {trials}.")
-    if results.on_test is not None:
-        selected = results.on_test
-        lines.append(
-            f"On the test pictures, {results.models[selected.number].system.name} has the best {primary.title},"
-            f" {format_interval(selected.naive, 2)}; corrected for having been picked from {len(results.models)} models"
-            f" on these same pictures, it is {format_interval(selected.corrected, 2)}."
-        )
     return lines
+
+
+def _best_on_test(results: Results) -> list[str]:
+    """What the model that leads on test would be worth; after all that is said of the one that validation chose."""
+    selected = results.on_test
+    if selected is None:
+        return []
+    return [
+        f"On the test pictures, {results.models[selected.number].system.name} has the best"
+        f" {all_metrics()[results.primary].title}, {format_interval(selected.naive, 2)}; corrected for having been"
+        f" picked from {len(results.models)} models on these same pictures, it is"
+        f" {format_interval(selected.corrected, 2)}."
+    ]
 
 
 def _chosen(results: Results) -> str:
