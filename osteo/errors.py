@@ -130,7 +130,9 @@ def diagnose(error: BaseException) -> BaseException:
         if isinstance(known, MemoryError) or (isinstance(known, RuntimeError) and lines):
             return OutOfMemoryError((lines or str(known).splitlines() or ["out of memory"])[0])
     if isinstance(error, OSError) and error.errno in DISK:
-        name = Path(error.filename).name if isinstance(error.filename, str | Path) else "a file"
+        from osteo.files import display_path  # which imports this file
+
+        name = display_path(Path(error.filename)) if isinstance(error.filename, str | Path) else "a file"
         return MachineError(f"{name} {DISK[error.errno]}")
     if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in text:
         name = text.partition(NOT_DETERMINISTIC)[0]
