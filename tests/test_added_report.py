@@ -178,7 +178,7 @@ def test_of_models_that_take_covariates_themselves_nothing_is_said(of_age: bench
     assert set(found.tables) == {"strata"}
     assert not any("tell the sources apart" in line for line in found.verdict)
     clinical[NAMES] = clinical[NAMES].where(results.experiment.pictures["source"] == "mendeley")
-    said = f"resnet50, late takes covariates, of which no picture of kaggle has any: {section.BY_ABSENCE}"
+    said = f"resnet50, late uses covariates, and no picture from kaggle has any: {section.BY_ABSENCE}"
     assert section.find(results, NAMES, clinical).verdict[-1] == said
 
 

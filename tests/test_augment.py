@@ -305,8 +305,8 @@ def test_operations_on_colours_are_refused(name: str) -> None:
         ({"RandomAffine": {}}, "cannot be made of {}: missing a required argument: 'degrees'"),
         ({"RandomAffine": {"degrees": "ten"}}, "RandomAffine cannot be made of {'degrees': 'ten'}: "),
         ({"RandomGaussianBlur": {"kernel_size": [4, 4], "sigma": [0.1, 2.0]}}, "Kernel size must be an odd integer"),
-        ({"RandomInvert": {"p": 7}}, "augment.ops[0].RandomInvert.p=7 is no probability"),
-        ({"RandomInvert": {"p": "often"}}, "augment.ops[0].RandomInvert.p=often is no probability"),
+        ({"RandomInvert": {"p": 7}}, "augment.ops[0].RandomInvert.p=7 is not a probability"),
+        ({"RandomInvert": {"p": "often"}}, "augment.ops[0].RandomInvert.p=often is not a probability"),
         (
             {"RandomInvert": {"same_on_batch": True}},
             "same_on_batch is not possible: every picture is augmented on its own",

@@ -293,7 +293,7 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers(tmp_path: Path) -> None:
 def test_the_answers_to_any_name_are_written(tmp_path: Path) -> None:
     facts = dict.fromkeys(("backbone", "fit", "trained_on", "seed", "data_hash", "osteo", "licence"), "-")
     facts |= {"image_size": 8, "temperature": 1.0}
-    card = SimpleNamespace(intended_use="research", trained_on=8, facts=lambda: facts)
+    card = SimpleNamespace(intended_use="research", trained_on=8, backbone="test_resnet", facts=lambda: facts)
     model: Any = SimpleNamespace(card=card, guard=None, network=SimpleNamespace(task=BINARY))
     folder, names = tmp_path / "out [1]", list(EVIL.values())
     write(folder, [Row(name, "empty file", None, None) for name in names], [model], PredictConfig(interval=False))

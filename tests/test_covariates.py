@@ -185,7 +185,7 @@ def test_a_picture_of_two_names_is_refused(tmp_path: Path) -> None:
         ),
         ({"covariates": ["age", "age"]}, "covariates names age twice"),
         ({"clinical_columns": ["Alter:age"]}, "data.clinical_columns goes with data.clinical=FILE"),
-        ({"clinical_columns": ["age"]}, "'age' is no COLUMN:MEANING with a meaning of patient, picture, age, sex"),
+        ({"clinical_columns": ["age"]}, "'age' is not a COLUMN:MEANING with a meaning of patient, picture, age, sex"),
         ({"clinical": "none.csv"}, "data.clinical=none.csv: no such file"),
         ({"missing_covariates": "drop"}, "data.missing_covariates 'drop' is unknown; choose one of: impute, exclude"),
     ],

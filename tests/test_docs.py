@@ -31,7 +31,8 @@ PAGES = {
 }
 """Pages whose commands stand alone; docs/extending.md has a test of its own."""
 ELSEWHERE = {
-    "osteo serve": "test_serve_live.py", "slurm": "test_launchers.py", "torchrun": "test_distributed.py",
+    "osteo serve": "test_serve_live.py", "osteo dashboard": "test_dashboard.py",
+    "slurm": "test_launchers.py", "torchrun": "test_distributed.py",
     "resume=RUN": "test_resume.py", "osteo pretrain": "test_pretrain.py", "weights_file=phase1": "test_pretrain.py",
     "task=three_class 'experiment/literature": "test_literature.py", "experiment=literature": "test_literature.py",
     "experiment=ladder": "test_ladder.py",

@@ -161,9 +161,9 @@ def test_the_sanity_rule_has_the_spread_in_it() -> None:
     assert sanity.outcome == "passed"
     assert sanity.passed
     assert sanity.describe() == (
-        "The maps of 3 networks with random weights in place of the trained ones correlate with these by 0.07 on"
-        " average (Spearman, 8 pictures), from -0.20 to 0.30 by network. Whatever its sign, the correlation is 0.20"
-        " strong (95 % interval -0.05 to 0.45; the limit is 0.5): they depend on what was learnt."
+        "Sanity check: these maps were compared with those of 3 networks with random weights on 8 pictures."
+        " Spearman's correlation is 0.07 on average, from -0.20 to 0.30 by network; its mean absolute value is 0.20"
+        " (95 % interval -0.05 to 0.45; the limit is 0.5): they depend on what was learnt."
     )
     for correlations in ((-0.32, -0.75), (0.1, 0.9, -0.5), (0.1,), ()):
         unclear = Sanity(correlations, 8)

@@ -321,7 +321,7 @@ def test_the_page_asks_for_the_patient_and_the_header_tells(model: Model, archiv
         (Config(model=ModelConfig(fusion="early")), "model.fusion 'early' is unknown; choose one of: none, late"),
         (PredictConfig(clinical="gone.csv"), "clinical=gone.csv: no such file"),
         (PredictConfig(clinical_columns=["a:age"]), "clinical_columns goes with clinical=FILE"),
-        (PredictConfig(clinical="x", clinical_columns=["a:ag"]), "clinical_columns: 'a:ag' is no COLUMN:MEANING"),
+        (PredictConfig(clinical="x", clinical_columns=["a:ag"]), "clinical_columns: 'a:ag' is not a COLUMN:MEANING"),
     ],
 )
 def test_what_cannot_be_is_one_line(config: Config | PredictConfig, message: str) -> None:

@@ -132,8 +132,8 @@ def config(**split: Any) -> Config:
         (config(fold=None, test_source="kaggle"), "goes with data.split.grouped=false, and not with a given split"),
         (replace(config(), augment=AugmentConfig()), "it needs augment=paper"),
         (replace(config(), augment=replace(PAPER, val=True)), "goes neither with augment.val=true nor with covariates"),
-        (PrepareConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
-        (EvaluateConfig(data=config().data), "data.split.variants_first=true goes with osteo train alone"),
+        (PrepareConfig(data=config().data), "data.split.variants_first=true works with osteo train only"),
+        (EvaluateConfig(data=config().data), "data.split.variants_first=true works with osteo train only"),
         (config(variants_first=False, ready_made=True), "with a test_source, the fold is the number of the repeat"),
     ],
 )
@@ -255,8 +255,8 @@ def test_copies_in_training_are_counted(found: ladder.Findings) -> None:
     assert table["accuracy, claimed"].tolist() == [0.97] * 4
     assert "AUROC, claimed" not in table
     assert found.verdict == [
-        "Everything here is of protocol=grouped_folds; what protocol=by_picture gave stands in the section Protocol"
-        " ladder. Nothing is pooled or tested across protocols."
+        "Everything here is about protocol=grouped_folds; the results of protocol=by_picture are in the section"
+        " Protocol ladder. Nothing is pooled or tested across protocols."
     ]
 
 

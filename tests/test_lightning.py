@@ -49,9 +49,7 @@ def test_a_plain_script_fits_validates_tests_and_predicts(knees: Path) -> None:
 
 
 def test_a_script_s_mistakes_are_one_line(knees: Path) -> None:
-    with pytest.raises(
-        UserError, match="setting 'image_sise' is unknown among 23 names; the nearest are: image_size, "
-    ):
+    with pytest.raises(UserError, match=r"setting 'image_sise' is unknown; .*, image_size, .*mean image_size\?$"):
         KneeDataModule(knees, image_sise=64)
     with pytest.raises(UserError, match=r"data.root=nowhere: no such file or folder"):
         KneeDataModule("nowhere")

@@ -217,7 +217,7 @@ def test_other_pictures_are_noticed(osteo: Callable, words: list[str], archives:
     first.unlink()
     done = osteo("train", "resume=run")
     assert done.code == 2
-    assert "pictures or their splits are no longer what they were" in done.err
+    assert "2 pictures changed, or moved to another split, since the run began" in done.err
 
 
 @pytest.mark.slow

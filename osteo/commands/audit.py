@@ -3,6 +3,7 @@
 import sys
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import AuditConfig
 from osteo.records.record import Job
 
@@ -14,11 +15,12 @@ def main() -> None:
 
 def audit(config: AuditConfig, job: Job) -> bool:
     """Audits the data; returns whether the split of `against`, if one is given, does not leak."""
-    from osteo.audit.findings import audit_dataset
-    from osteo.audit.page import print_audit, render_page
-    from osteo.files import display_path, write_json, write_text
-    from osteo.records.outputs import AUDIT, replaced
-    from osteo.report.tables import terminal
+    with importing():
+        from osteo.audit.findings import audit_dataset
+        from osteo.audit.page import print_audit, render_page
+        from osteo.files import display_path, write_json, write_text
+        from osteo.records.outputs import AUDIT, replaced
+        from osteo.report.tables import terminal
 
     found = audit_dataset(config.data, seed=config.seed, against=config.against)
     with replaced(job.directory, AUDIT) as folder:

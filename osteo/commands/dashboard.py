@@ -1,7 +1,7 @@
 """osteo dashboard: a report of a sweep on the server of Weights & Biases."""
 
 from osteo.app import hydra as application
-from osteo.app.extras import needs
+from osteo.app.extras import importing, needs
 from osteo.command_settings import DashboardConfig
 from osteo.errors import UserError, counted
 from osteo.files import display_path
@@ -36,7 +36,8 @@ def dashboard(config: DashboardConfig, job: Job) -> bool:
         )
     needs("osteo dashboard", "dashboard", "wandb_workspaces")
 
-    from osteo.training.loggers.dashboard import publish
+    with importing():
+        from osteo.training.loggers.dashboard import publish
 
     print(publish(runs, leaderboard(runs), settings, directory))
     return True

@@ -4,6 +4,7 @@ import logging
 import time
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import EvaluateConfig
 from osteo.errors import counted
 from osteo.records.named import existing_checkpoints
@@ -22,17 +23,19 @@ def evaluate(config: EvaluateConfig, job: Job) -> bool:
     """Asks about every picture of a split and leaves a run record; prints metrics with their intervals."""
     begun = time.perf_counter()
     names = existing_checkpoints(config.ckpt)
-    from osteo.training.hardware import present_accelerator
+    with importing():
+        from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    from osteo.evaluation.outcomes import against_rest, evaluate_task
-    from osteo.files import display_path, write_table
-    from osteo.inference.answer import combine
-    from osteo.inference.evaluate import ask, intervals, intervals_of_task, name_of
-    from osteo.inference.model import load_models
-    from osteo.records.record import Run
-    from osteo.report.summary import titles
-    from osteo.report.tables import terminal
+    with importing():
+        from osteo.evaluation.outcomes import against_rest, evaluate_task
+        from osteo.files import display_path, write_table
+        from osteo.inference.answer import combine
+        from osteo.inference.evaluate import ask, intervals, intervals_of_task, name_of
+        from osteo.inference.model import load_models
+        from osteo.records.record import Run
+        from osteo.report.summary import titles
+        from osteo.report.tables import terminal
 
     models = load_models(names, config.accelerator)
     manifest, logits, details = ask(models, config)

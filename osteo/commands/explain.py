@@ -1,6 +1,7 @@
 """osteo explain: what a network sees of pictures: where its evidence lies, and the feature maps of its layers."""
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import LIST, ExplainConfig
 from osteo.errors import UserError
 from osteo.progress import followed
@@ -23,14 +24,16 @@ def explain(config: ExplainConfig, job: Job) -> bool:
         )
     names = existing_checkpoints(config.ckpt)
     check_input(config.input)
-    from osteo.training.hardware import present_accelerator
+    with importing():
+        from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    from osteo.inference.explain import chosen_layers, describe_layers, layers_of
-    from osteo.inference.model import load_models
-    from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
-    from osteo.records.outputs import EXPLANATIONS, replaced
-    from osteo.report.predictions import show_explanations, write_explanations
+    with importing():
+        from osteo.inference.explain import chosen_layers, describe_layers, layers_of
+        from osteo.inference.model import load_models
+        from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
+        from osteo.records.outputs import EXPLANATIONS, replaced
+        from osteo.report.predictions import show_explanations, write_explanations
 
     models = load_models(names, config.accelerator)
     network = models[0].network

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import ExportConfig
 from osteo.errors import counted, printable
 from osteo.inference.formats import SUFFIXES, check_choices, output_path
@@ -27,10 +28,11 @@ def export(config: ExportConfig, job: Job) -> bool:
     checkpoint = checkpoint_of(*existing_checkpoints(config.ckpt))
     output = output_path(config, checkpoint)
 
-    from osteo.files import whole
-    from osteo.inference import export as formats
-    from osteo.inference.model import load_model
-    from osteo.reading.covariates import described
+    with importing():
+        from osteo.files import whole
+        from osteo.inference import export as formats
+        from osteo.inference.model import load_model
+        from osteo.reading.covariates import described
 
     model = load_model(checkpoint)
     outputs = formats.outputs_of(model.network.task)

@@ -1,6 +1,7 @@
 """osteo predict: answers to pictures, as predictions.csv and .json, overlays and an HTML sheet."""
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import PredictConfig
 from osteo.errors import UserError
 from osteo.progress import followed
@@ -19,13 +20,15 @@ def predict(config: PredictConfig, job: Job) -> bool:
         raise UserError("name the pictures: osteo predict RUN PICTURE, or a folder or zip of them")
     names = existing_checkpoints(config.ckpt)
     check_input(config.input)
-    from osteo.training.hardware import present_accelerator
+    with importing():
+        from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
-    from osteo.inference.model import load_models
-    from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
-    from osteo.records.outputs import PREDICTIONS, replaced
-    from osteo.report.predictions import show, write
+    with importing():
+        from osteo.inference.model import load_models
+        from osteo.inference.predictions import answer_pictures, list_pictures, open_pictures, read_patients
+        from osteo.records.outputs import PREDICTIONS, replaced
+        from osteo.report.predictions import show, write
 
     models = load_models(names, config.accelerator)
     archive, entries = list_pictures(config.input)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import PrepareConfig
 from osteo.errors import UserError, counted
 from osteo.records.record import Job
@@ -18,14 +19,15 @@ def prepare(config: PrepareConfig, job: Job) -> bool:
     if config.export_augmented and Path(config.export_augmented).expanduser().exists():
         raise UserError(f"export_augmented={config.export_augmented} exists already; name a new folder")
 
-    import pandas as pd
+    with importing():
+        import pandas as pd
 
-    from osteo.data import prepare as preparing
-    from osteo.data.manifest import DELIBERATE, SPLITS
-    from osteo.data.sources import sheet_mismatches
-    from osteo.data.splits import flow
-    from osteo.files import cache_dir, display_path
-    from osteo.report.tables import terminal
+        from osteo.data import prepare as preparing
+        from osteo.data.manifest import DELIBERATE, SPLITS
+        from osteo.data.sources import sheet_mismatches
+        from osteo.data.splits import flow
+        from osteo.files import cache_dir, display_path
+        from osteo.report.tables import terminal
 
     console = terminal()
     sources = preparing.read_sources(config.data, cache_dir(config.data.cache))

@@ -1,6 +1,7 @@
 """osteo report: what the records of a sweep say, as one page, beside the paper's figures and tables."""
 
 from osteo.app import hydra as application
+from osteo.app.extras import importing
 from osteo.command_settings import ReportConfig
 from osteo.errors import unknown
 from osteo.records.named import FINISHED, directory_of
@@ -20,7 +21,8 @@ def check_request(config: ReportConfig) -> None:
     """
     directory_of(config.runs, "report", FINISHED)
 
-    from osteo.evaluation.metrics import all_metrics
+    with importing():
+        from osteo.evaluation.metrics import all_metrics
 
     if config.primary not in all_metrics():
         raise unknown("primary", config.primary, all_metrics())
@@ -30,13 +32,14 @@ def report(config: ReportConfig, job: Job) -> bool:
     """Writes report.html, report.md, model cards, figures/ and tables/ beside the runs, and logs tables to W&B."""
     check_request(config)
 
-    from dataclasses import replace
+    with importing():
+        from dataclasses import replace
 
-    from osteo.records import locks
-    from osteo.records.tracked import Place, group_of, is_wanted, wandb_settings
-    from osteo.report.page import read_report
-    from osteo.report.rows import numbers_table
-    from osteo.report.summary import show_report
+        from osteo.records import locks
+        from osteo.records.tracked import Place, group_of, is_wanted, wandb_settings
+        from osteo.report.page import read_report
+        from osteo.report.rows import numbers_table
+        from osteo.report.summary import show_report
 
     composed = read_report(config)
     locks.hold(composed.directory / "figures", seconds=60)  # the sweep's own lock is that of its runs

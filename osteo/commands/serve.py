@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from osteo.app import hydra as application
-from osteo.app.extras import needs
+from osteo.app.extras import importing, needs
 from osteo.command_settings import ServeConfig
 from osteo.records.named import existing_checkpoints
 from osteo.records.record import Job
@@ -18,12 +18,14 @@ def serve(config: ServeConfig, job: Job) -> bool:
     """Prints the address and answers until Ctrl-C."""
     needs("osteo serve", "serve", "fastapi", "uvicorn")
     names = existing_checkpoints(config.ckpt)
-    from osteo.training.hardware import present_accelerator
+    with importing():
+        from osteo.training.hardware import present_accelerator
 
     present_accelerator(config.accelerator)
 
-    from osteo.inference.model import load_models
-    from osteo.serving import server
+    with importing():
+        from osteo.inference.model import load_models
+        from osteo.serving import server
 
     models = load_models(names, config.accelerator)
     app = server.make_app(models, config)

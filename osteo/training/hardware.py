@@ -75,11 +75,6 @@ def count_processes(limits: TrainerConfig, accelerator: str) -> int:
     elif devices == "auto":
         devices = torch.cuda.device_count() if accelerator == "cuda" else 1
     count = int(devices) * limits.num_nodes
-    if accelerator == "cpu" and int(devices) > (cores := os.cpu_count() or int(devices)):
-        raise UserError(
-            f"trainer.devices={limits.devices} asks for {devices} processes on the CPU, which has"
-            f" {counted(cores, 'core')}; use {cores} at most, or leave it out"
-        )
     if accelerator == "mps" and count > 1:
         raise UserError(f"trainer.devices={limits.devices}: there is one MPS device; use trainer.devices=1")
     if ranks.launched() and ranks.started() != count:
@@ -91,6 +86,11 @@ def count_processes(limits: TrainerConfig, accelerator: str) -> int:
         raise UserError(
             f"trainer.num_nodes={limits.num_nodes} needs a process for every device on every node:"
             " start it by srun or torchrun"
+        )
+    if accelerator == "cpu" and int(devices) > (cores := os.cpu_count() or int(devices)):
+        raise UserError(
+            f"trainer.devices={limits.devices} asks for {devices} processes on the CPU, which has"
+            f" {counted(cores, 'core')}; use {cores} at most, or leave it out"
         )
     return count
 
