@@ -193,7 +193,7 @@ def test_variants_and_means_are_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda kept: kept.pop(KEY), "carries no preprocessing"),
+        (lambda kept: kept.pop(KEY), "holds no preprocessing"),
         (lambda kept: kept[KEY].update(version=99), "does not know"),
         (lambda kept: kept[KEY].update(temperature=-1.0), "makes no sense"),
         (lambda kept: kept[KEY].update(extra=1), "does not know"),
@@ -240,7 +240,10 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
         (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
         (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
         (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
-        (["evaluate", "{run}", "data=folder", "data.root=.", "data.classes=[a:b]"], "data.classes: 'a:b' is no FOLDER"),
+        (
+            ["evaluate", "{run}", "data=folder", "data.root=.", "data.classes=[a:b]"],
+            "data.classes: 'a:b' is not a FOLDER",
+        ),
         (["report", "{evaluation}"], "holds no finished run of training"),
     ],
 )
