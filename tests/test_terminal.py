@@ -24,7 +24,6 @@ from osteo.evaluation.systems import read_experiment
 from osteo.inference.answer import WITHHELD, answer
 from osteo.inference.model import Model
 from osteo.inference.predictions import Row
-from osteo.records.record import Run
 from osteo.records.sweep import best_of, runs_of
 from osteo.report import predictions, rows, summary
 from osteo.report.results import Results, compute
@@ -113,7 +112,7 @@ def test_a_job_says_which_it_is_and_how_long_the_rest_takes(trained: Trained) ->
     assert ended == [(str(n + 1), f"{row['val/auroc']:.3f}", f"{row['test/auroc']:.3f}") for n, row in board.iterrows()]
 
 
-def test_runs_have_names_beside_their_numbers(trained: Trained, osteo: Callable) -> None:
+def test_runs_have_names_beside_their_numbers(trained: Trained, osteo: Callable, archives: Path) -> None:
     folder = trained.sweep / "by_name"
     links = {path.name: str(path.readlink()) for path in folder.iterdir()}
     assert links == {
@@ -128,11 +127,11 @@ def test_runs_have_names_beside_their_numbers(trained: Trained, osteo: Callable)
     (block,) = blocks(told.out)
     assert block.headings == ["run", "AUROC", "state", "backbone", "fold", "seed", "epochs", "left"]
     assert sum("*" in row for row in block.rows) == 1
-    named = osteo("evaluate", str(folder / "test_vit-seed1"), "output_dir=e")
-    assert named.code == 0, named.err
-    assert blocks(named.out)[0].rows[0].startswith("AUROC")
-    ours, theirs = Run(Path("e")).read_metrics(), Run(trained.sweep / "3").read_metrics()
-    assert ours["test/auroc"] == theirs["test/auroc"]
+    picture = str(next(archives.glob("kaggle/normal/*")))
+    by_name = osteo("predict", str(folder / "test_vit-seed1"), picture, "interval=false", "output_dir=n")
+    assert by_name.code == 0, by_name.err
+    assert osteo("predict", str(trained.sweep / "3"), picture, "interval=false", "output_dir=3").code == 0
+    assert Path("n/predictions.csv").read_bytes() == Path("3/predictions.csv").read_bytes()
 
 
 def test_two_runs_of_one_name_get_their_numbers_too(tmp_path: Path) -> None:
