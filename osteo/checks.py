@@ -214,7 +214,7 @@ def named_pairs(given: Sequence[str], key: str, form: str, allowed: Iterable[str
 
 def _check_split(split: SplitConfig) -> None:
     if split.file and not Path(split.file).expanduser().is_file():
-        raise UserError(f"data.split.file={Path(split.file).name}: no such file")
+        raise UserError(f"data.split.file={split.file}: no such file")
     if split.fold is not None and split.fold >= split.folds:
         raise UserError(
             f"data.split.fold={split.fold} is outside its range, 0 to {split.folds - 1}"

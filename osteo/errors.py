@@ -1,6 +1,7 @@
 """The one exception that a user's mistake raises, and the words that messages share."""
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -130,7 +131,8 @@ def diagnose(error: BaseException) -> BaseException:
         if isinstance(known, MemoryError) or (isinstance(known, RuntimeError) and lines):
             return OutOfMemoryError((lines or str(known).splitlines() or ["out of memory"])[0])
     if isinstance(error, OSError) and error.errno in DISK:
-        name = Path(error.filename).name if isinstance(error.filename, str | Path) else "a file"
+        is_named = isinstance(error.filename, str | Path)
+        name = str(error.filename).removeprefix(f"{Path.cwd()}{os.sep}") if is_named else "a file"
         return MachineError(f"{name} {DISK[error.errno]}")
     if isinstance(error, RuntimeError) and NOT_DETERMINISTIC in text:
         name = text.partition(NOT_DETERMINISTIC)[0]

@@ -178,10 +178,10 @@ def check_checksums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise UserError(f"{path.name} is damaged ({type(error).__name__}); take another copy of it") from error
+        raise UserError(f"{display_path(path)} is damaged ({type(error).__name__}); take another copy of it") from error
     if entry is not None:
         part = entry.partition("/")[2] or entry
-        raise UserError(f"{path.name} is damaged (the checksum of {part} is wrong); take another copy of it")
+        raise UserError(f"{display_path(path)} is damaged (the checksum of {part} is wrong); take another copy of it")
 
 
 def write_sealed(path: Path, text: str) -> None:

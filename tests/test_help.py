@@ -184,10 +184,13 @@ def test_a_sweep_shows_what_its_jobs_share_once(osteo: Callable, tiny: list[str]
     lines = swept.out.splitlines()
     assert lines[:2] == ["sweep of 2 jobs: seed=0,1", "configuration (of all jobs; all of it: print_config=true)"]
     assert swept.out.count("image_size") == 1
-    assert [line for line in lines if "of job" in line] == [
-        "configuration of job 0: seed=0",
-        "configuration of job 1: seed=1",
+    starts = [place for place, line in enumerate(lines) if line.startswith("job ") and ": sweep/" in line]
+    assert [(lines[place].partition(";")[0], lines[place + 1]) for place in starts] == [
+        ("job 1 of 2: sweep/0", "  seed=0"),
+        ("job 2 of 2: sweep/1", "  seed=1"),
     ]
+    assert "; about 0:00:" in lines[starts[1]]  # the time left, once a job has ended
+    assert swept.out.count("configuration") == 1
     assert "Launching" not in swept.out
 
 

@@ -279,7 +279,7 @@ def test_a_card_that_is_not_its_networks_is_refused(runs: Path, tmp_path: Path, 
     kept = torch.load(runs / "1/checkpoints/best.ckpt", weights_only=True)
     kept[KEY][key] = value
     torch.save(kept, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=rf"^other.ckpt holds a card whose {key} .*; it is damaged"):
+    with pytest.raises(UserError, match=rf"other.ckpt holds a card whose {key} .*; it is damaged"):
         load_models([str(runs / "0"), str(tmp_path / "other.ckpt")])
 
 

@@ -140,9 +140,10 @@ def test_a_lost_gpu_ends_the_sweep_and_nothing_is_lost(
 
 def test_known_troubles_are_told_apart() -> None:
     assert isinstance(diagnose(OSError(28, "No space left on device", "/a/b/last.ckpt")), MachineError)
-    assert (
-        str(diagnose(OSError(28, "No space left", "/a/b/last.ckpt"))) == "last.ckpt cannot be written: the disk is full"
-    )
+    full = OSError(28, "No space left", "/a/b/last.ckpt")
+    assert str(diagnose(full)) == "/a/b/last.ckpt cannot be written: the disk is full"
+    within = OSError(28, "No space left", str(Path.cwd() / "run/last.ckpt"))
+    assert str(diagnose(within)) == "run/last.ckpt cannot be written: the disk is full"
     assert isinstance(
         diagnose(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")), OutOfMemoryError
     )

@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_a_tensor_is_always_found(checkpoint: Path, tmp_path: P
     places = [chance.choice(numbers) for numbers in tensor_bytes(checkpoint)]
     assert len(places) > 60
     for place in places:
-        with pytest.raises(UserError, match=r"^bad.ckpt is damaged \(the checksum of data/\d+ is wrong\)"):
+        with pytest.raises(UserError, match=r"bad.ckpt is damaged \(the checksum of data/\d+ is wrong\)"):
             read_checkpoint(flip(checkpoint, tmp_path / "bad.ckpt", place, chance.randrange(8)))
 
 
@@ -91,7 +91,7 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(checkpoint: Path, tm
         assert kept["hyper_parameters"] == original["hyper_parameters"]
         assert all(torch.equal(value, kept["state_dict"][name]) for name, value in original["state_dict"].items())
     assert len(found) > 100
-    assert all(line.startswith("bad.ckpt is ") and "\n" not in line for line in found)
+    assert all("bad.ckpt is " in line and "\n" not in line for line in found)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, l
     kept = content()
     kept["state_dict"]["network.backbone.layer3.0.conv2.weight"][0, 0, 0, 0] = value
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=r"^bad.ckpt holds weights that are not finite, .*layer3.0.conv2.weight first"):
+    with pytest.raises(UserError, match=r"bad.ckpt holds weights that are not finite, .*layer3.0.conv2.weight first"):
         load(tmp_path / "bad.ckpt")
 
 
@@ -124,7 +124,7 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path, change: Callable[[T
     kept = content()
     kept["state_dict"][key] = change(kept["state_dict"][key])
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=rf"^bad.ckpt holds weights that are {reason}, (state_dict.)?{key} first; use"):
+    with pytest.raises(UserError, match=rf"bad.ckpt holds weights that are {reason}, (state_dict.)?{key} first; use"):
         build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_an_impossible_dropout_is_refused(tmp_path: Path, rate: 
     kept = content()
     kept["hyper_parameters"]["network"] = {**kept["hyper_parameters"]["network"], "drop_rate": rate}
     torch.save(kept, tmp_path / "bad.ckpt")
-    with pytest.raises(UserError, match=r"^bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
+    with pytest.raises(UserError, match=r"bad.ckpt is not a checkpoint of osteo \((Value|Type)Error\)"):
         build_module(read_checkpoint(tmp_path / "bad.ckpt"), tmp_path / "bad.ckpt")
 
 
@@ -154,8 +154,7 @@ def test_an_empty_checkpoint_is_named_with_its_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_checkpoint(path)
     assert str(caught.value) == (
-        "r0/checkpoints/best.ckpt is not a checkpoint of osteo (EOFError); take another copy of it, or"
-        " train its run again"
+        f"{path} is not a checkpoint of osteo (EOFError); take another copy of it, or train its run again"
     )
 
 
@@ -178,12 +177,12 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_not_damaged(
     last, previous, best = (tmp_path / f"{name}.ckpt" for name in ("last", "previous", "best"))
     flip(checkpoint, last, place)
     with pytest.raises(
-        UserError, match=r"^no checkpoint can be resumed from: last.ckpt is damaged .*; begin a new run"
+        UserError, match=r"^no checkpoint can be resumed from: .*last.ckpt is damaged .*; begin a new run"
     ):
         newest(tmp_path, module)
     best.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == best
-    assert caplog.messages[-1].startswith("last.ckpt is damaged (the checksum of data/")
+    assert caplog.messages[-1].startswith(f"{last} is damaged (the checksum of data/")
     assert caplog.messages[-1].endswith(": resuming from best.ckpt")
     previous.write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == previous
@@ -220,7 +219,9 @@ def test_a_run_goes_on_from_no_checkpoint_that_lacks_what_the_next_epoch_needs(
     kept, module = content(), build_module(read_checkpoint(checkpoint), checkpoint)
     change(kept)
     torch.save(kept, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=rf"^no checkpoint can be resumed from: last.ckpt {reason}.*begin a new run$"):
+    with pytest.raises(
+        UserError, match=rf"^no checkpoint can be resumed from: \S*last.ckpt {reason}.*begin a new run$"
+    ):
         newest(tmp_path, module)
     (tmp_path / "previous.ckpt").write_bytes(checkpoint.read_bytes())
     assert newest(tmp_path, module) == tmp_path / "previous.ckpt"
@@ -254,7 +255,7 @@ def test_a_smaller_or_larger_network_and_a_part_are_refused_with_numbers(tmp_pat
     for name, state in (("r18", donor("resnet18")), ("r34", donor("resnet34"))):
         torch.save(state, tmp_path / f"{name}.pth")
     assert refusal(tmp_path / "r18.pth", "resnet34") == (
-        "model.weights_file=r18.pth does not fit model.backbone=resnet34: 80 of its 180 tensors are missing or have"
+        "model.weights_file=r18.pth does not fit model.backbone=resnet34: 80 of 180 tensors are missing or have"
         " another shape, layer1.2.conv1.weight, layer1.2.bn1.weight, layer1.2.bn1.bias first"
     )
     assert "it holds 96 tensors of layers that this backbone does not have, layer1.2.conv1.weight first" in refusal(
@@ -262,7 +263,7 @@ def test_a_smaller_or_larger_network_and_a_part_are_refused_with_numbers(tmp_pat
     )
     state = donor("test_resnet")
     torch.save({key: state[key] for key in list(state)[: int(0.6 * len(state))]}, tmp_path / "part.pth")
-    assert "29 of its 75 tensors are missing" in refusal(tmp_path / "part.pth", "test_resnet")
+    assert "29 of 75 tensors are missing" in refusal(tmp_path / "part.pth", "test_resnet")
 
 
 def test_files_that_are_not_finite_or_damaged_are_refused(tmp_path: Path) -> None:

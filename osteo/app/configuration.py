@@ -43,12 +43,7 @@ def defaults(command: str) -> dict[str, Any]:
 
 
 def describe(config: Config, job: Job) -> str:
-    """What is asked for, without paths: as a tree if `config.print_config` is set, else what differs, in few lines.
-
-    Of a job of a sweep, what it has of its own; `describe_sweep` has said the rest.
-    """
-    if job.sweep is not None:
-        return f"configuration of job {job.directory.name}: {' '.join(job.swept)}"
+    """What is asked for, without paths: as a tree if `config.print_config` is set, else what differs, in few lines."""
     if config.print_config:
         return as_tree(asdict(config))
     # a repetition has the defaults of its own command, which say nothing of a training

@@ -240,7 +240,7 @@ def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
 
 
 def _cannot_write(error: OSError, application: Application[Any]) -> UserError:
-    name = f"{Path(error.filename).name}: " if error.filename else ""
+    name = f"{display_path(Path(error.filename))}: " if error.filename else ""
     hint = ""
     if application.directory and SweepStart.begun:
         hint = f"; go on with it: osteo train resume={display_path(SweepStart.begun[-1])}"

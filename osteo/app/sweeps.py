@@ -28,13 +28,13 @@ def title_of(number: int, sweep: Path) -> str:
 
 
 def begin(job: Job) -> None:
-    """Gives a job its name in the sweep, where it is called by a number, and says that it begins."""
+    """Gives a job its name in the sweep, where it is called by a number, and says that it begins and with what."""
     assert job.sweep is not None
     name = name_of(job.swept)
     if name and job.directory.resolve().parent == job.sweep.resolve() and job.directory.name.isdecimal():
         link(job.directory, job.sweep / BY_NAME, name)
-    left = seconds_left(job.sweep)
-    log.info("%s%s: %s%s", job.title, f", {name}" if name else "", display_path(job.directory), in_words(left))
+    own = f"\n  {' '.join(job.swept)}" if job.swept else ""
+    log.info("%s: %s%s%s", job.title, display_path(job.directory), in_words(seconds_left(job.sweep)), own)
 
 
 def end(job: Job) -> None:

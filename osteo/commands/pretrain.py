@@ -63,7 +63,8 @@ def pretrain(config: PretrainConfig, job: Job) -> bool:
     hardware.reset_peak_memory(accelerator)
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
-    log.info("%s", describe(config, job))
+    if job.sweep is None:  # else its sweep has said it
+        log.info("%s", describe(config, job))
     with opened_loggers(config, job, record.status()["id"]) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)

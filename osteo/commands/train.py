@@ -80,7 +80,8 @@ def train(config: Config, job: Job) -> None:
     record = record_of(job.directory)
     callbacks = fit.make_callbacks(config, job, record)
     last = fit.begin(record, job, prepared.manifest, module)
-    log.info("%s", describe(config, job))
+    if job.sweep is None:  # else its sweep has said it
+        log.info("%s", describe(config, job))
     run_id = record.status()["id"] if rank() == 0 else None
     with opened_loggers(config, job, run_id) as loggers:
         trainer = fit.make_trainer(config, job, callbacks, loggers)

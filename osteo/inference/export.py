@@ -28,7 +28,7 @@ from osteo.data.sources import class_of, is_picture
 from osteo.errors import UserError, counted
 from osteo.evaluation.calibration import calibrate
 from osteo.evaluation.ties import join_ties
-from osteo.files import check_checksums, sha256_of, write_text
+from osteo.files import check_checksums, display_path, sha256_of, write_text
 from osteo.inference.card import KEY
 from osteo.inference.formats import kind_of
 from osteo.inference.model import Features, Model, size_to_read
@@ -171,7 +171,7 @@ def open_exported(path: Path) -> Exported:
     check_checksums(path)
     beside = path.with_name(f"{path.name}{CHECKSUM}")
     if beside.exists() and beside.read_text(encoding="utf-8").split()[:1] != [sha256_of(path)]:
-        raise UserError(f"{path.name} is damaged (it is not what {beside.name} says); export it again")
+        raise UserError(f"{display_path(path)} is damaged (it is not what {beside.name} says); export it again")
     card: dict[str, Any] = {KEY: ""}
     if kind_of(path) == "onnx":
         import onnxruntime

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from osteo import parts
 from osteo.errors import UserError
+from osteo.files import display_path
 from osteo.inference.card import ADVICE, Card, check_origin, read_card
 from osteo.inference.guard import Guard, from_dict
 from osteo.networks.network import Network
@@ -132,12 +133,12 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
         raise
     if card.image_size != module.network.image_size:
         raise UserError(
-            f"{checkpoint.name} holds a card whose image_size ({card.image_size}) is not that of its network"
+            f"{display_path(checkpoint)} holds a card whose image_size ({card.image_size}) is not that of its network"
             f" ({module.network.image_size}); {ADVICE}"
         )
     if card.task != module.task.name:
         raise UserError(
-            f"{checkpoint.name} holds a card whose task ({card.task}) is not that of its network"
+            f"{display_path(checkpoint)} holds a card whose task ({card.task}) is not that of its network"
             f" ({module.task.name}); {ADVICE}"
         )
     network = module.network.to(memory_format=torch.contiguous_format).float().eval().to(device)

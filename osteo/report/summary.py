@@ -92,7 +92,7 @@ def show_report(report: "Report") -> None:
     chosen = report.results.best.system.name
     main = main.assign(system=[f"{name} *" if name == chosen else name for name in main["system"]])
     console.table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals")
-    console.say("* the best by AUROC on validation", style="dim")
+    console.say(f"* the best model by {all_metrics()[report.results.primary].title} on validation", style="dim")
     if "ladder" in tables:
         console.table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals")
     if report.section:

@@ -86,7 +86,7 @@ def build_module(kept: Mapping[str, Any], checkpoint: Path) -> Classifier:
 
 
 def _bad_weights(checkpoint: Path, kind: str, name: str) -> UserError:
-    return UserError(f"{checkpoint.name} holds weights that are {kind}, {name} first; use another checkpoint")
+    return UserError(f"{display_path(checkpoint)} holds weights that are {kind}, {name} first; use another checkpoint")
 
 
 def _no_checkpoint(checkpoint: Path, error: Exception) -> UserError:
@@ -113,7 +113,7 @@ def newest(folder: Path, module: LightningModule) -> Path | None:
     damaged = []
     for path in present:
         try:
-            _check_resumable(read_checkpoint(path), path.name, module.state_dict())
+            _check_resumable(read_checkpoint(path), display_path(path), module.state_dict())
         except UserError as error:
             damaged.append(str(error))
             continue
