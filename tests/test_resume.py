@@ -133,7 +133,7 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert "not done" in resumed.out
     assert (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns == stamp
     assert (kept.directory / "metrics.json").read_bytes() == before
-    assert resumed.out.count("it begins anew") == 2
+    assert resumed.out.count("it starts again") == 2
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
 
 

@@ -307,11 +307,10 @@ def model_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [recipe["model.backbone"] for recipe in recipes]
     for key in sorted(recipes[0], key=lambda key: not key.endswith(".name")):  # optimizer.name before what it brings
         finer = [f"{name} {key}={recipe.get(key)}" for name, recipe in zip(names, recipes, strict=True)]
-        names = finer if len(set(finer)) > len(set(names)) else names
+        names = max(names, finer, key=lambda kinds: len({*kinds}))  # the first where both are alike
     of_sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
-    has_all = all("claim.source" in run for run in settings)
-    is_enough = has_all and len(set(zip(of_sources, names, strict=True))) == len(set(of_sources))
-    return of_sources if is_enough else names
+    is_enough = len({*zip(of_sources, names, strict=True)}) == len({*of_sources})
+    return of_sources if is_enough and all("claim.source" in run for run in settings) else names
 
 
 def _design(runs: Sequence[_TestedRun]) -> str:
@@ -389,8 +388,7 @@ def _shortcut(runs: Sequence[_TestedRun], repeats: Sequence[tuple[str, str]], co
             ids = list(image_ids)
             predicted = forest_scores(size.loc[train.index].to_numpy(), train["label"], size.loc[ids].to_numpy())
             scores[repeats.index(run.repeat), column[ids]] = predicted
-    limits = np.where(np.isfinite(scores), THRESHOLD, np.nan)
-    thresholds = dict.fromkeys(RULES, limits)
+    thresholds = dict.fromkeys(RULES, np.where(np.isfinite(scores), THRESHOLD, np.nan))
     return System("width and height alone", "shortcut", scores, scores, thresholds, np.zeros_like(scores), networks)
 
 
