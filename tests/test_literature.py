@@ -17,7 +17,7 @@ from osteo.errors import UserError
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.gradcam import evidence, grad_cam
 from osteo.evaluation.metrics import all_metrics, check_claim
-from osteo.evaluation.systems import System, _names, ensembles
+from osteo.evaluation.systems import System, ensembles, model_names
 from osteo.networks.backbones import create_backbone
 from osteo.networks.composites import Fused, OfSequence
 from osteo.networks.network import Network
@@ -208,9 +208,9 @@ def test_a_system_is_named_after_its_source_where_that_tells_it_from_the_others(
         {"model.backbone": "vgg19", "claim.source": "A", "optimizer.lr": 0.1, "data.split.fold": fold}
         for fold in range(2)
     ] + [{"model.backbone": "vgg19", "claim.source": "B", "optimizer.lr": 0.2, "data.split.fold": 0}]
-    assert _names(runs) == ["A: vgg19", "A: vgg19", "B: vgg19"]
+    assert model_names(runs) == ["A: vgg19", "A: vgg19", "B: vgg19"]
     runs.append({**runs[-1], "optimizer.lr": 0.3})
-    assert _names(runs)[-1] == "vgg19 optimizer.lr=0.3"
+    assert model_names(runs)[-1] == "vgg19 optimizer.lr=0.3"
 
 
 def test_the_literature_is_trained_and_reported(osteo: Callable[..., Any], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from osteo.data.duplicates import find_pairs
 from osteo.data.manifest import COPY
 from osteo.errors import UserError
 from osteo.evaluation.outcomes import without_fold
-from osteo.evaluation.systems import _names
+from osteo.evaluation.systems import model_names
 from osteo.networks import lineage
 from osteo.networks.lineage import Seen, check_unseen, describe, first_copies, likeness_to, read_seen
 from osteo.networks.network import Network
@@ -478,7 +478,7 @@ def test_a_picture_that_must_not_be_seen_and_cannot_be_read_stops_everything(
 def test_the_folds_of_a_system_have_weights_of_their_own_and_are_one_system() -> None:
     common = {"model.backbone": "resnet18", "seed": 0}
     runs = [common | {"model.weights_file": f"phase1/{fold}", "data.split.fold": fold} for fold in range(3)]
-    assert set(_names(list(map(without_fold, runs)))) == {"resnet18"}
+    assert set(model_names(list(map(without_fold, runs)))) == {"resnet18"}
     other = common | {"model.weights_file": "2/weights.pt", "data.split.fold": 2}
     assert without_fold(other) == other
-    assert len(set(_names(list(map(without_fold, [*runs, other]))))) == 2
+    assert len(set(model_names(list(map(without_fold, [*runs, other]))))) == 2

@@ -108,7 +108,7 @@ def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], 
 
     reported = osteo("report", "sweep", "draws=100", "pictures=false")
     assert reported.code == 0, reported.err
-    chosen = f"(a search of 5 trials, 0 ended early, {len(failed)} without a result)"
+    chosen = f"(a search of 5 trials, 0 stopped early, {len(failed)} without a result)"
     assert chosen in (tmp_path / "sweep/report.md").read_text()
 
 
@@ -241,7 +241,7 @@ def test_a_password_is_in_no_file(
     monkeypatch.setenv("OSTEO_STORAGE", "postgresql//ann:hunter2@localhost")
     broken = osteo("train", *words, "output_dir=broken")
     assert (broken.code, broken.err.count("\n")) == (2, 1)
-    assert "$OSTEO_STORAGE is no URL" in broken.err
+    assert "$OSTEO_STORAGE is not a URL" in broken.err
     assert "hunter2" not in broken.out + broken.err
 
 

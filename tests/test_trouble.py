@@ -97,7 +97,7 @@ def test_a_night_of_eight_jobs(osteo: Callable, words: list[str], tmp_path: Path
     stamps = {name: (records[name].directory / "metrics.json").stat().st_mtime_ns for name in good}
     resumed = osteo("train", "resume=night")
     assert resumed.code == 1
-    assert resumed.out.count("it begins anew") == 3  # what never began has nothing to begin anew
+    assert resumed.out.count("it starts again") == 3  # what never began has nothing to begin anew
     assert stamps == {name: (records[name].directory / "metrics.json").stat().st_mtime_ns for name in good}
 
 
