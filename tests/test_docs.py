@@ -111,6 +111,7 @@ class Typist:
         if words[0] in ("train", "prepare") and "resume=" not in command and not {"--help", "--cfg"} & set(words):
             if words[0] == "train":
                 kept = asked - {"data.image_size", "trainer.max_epochs", "model.pretrained"}
+                kept |= {"logger.wandb.mode"} if "logger=null" in words else set()
                 words += [word for word in SMALL if word.partition("=")[0] not in kept]
                 words += [] if "model.backbone" in asked else ["model.backbone=test_resnet"]
             words += [] if {"data.kaggle", "data.root"} & asked else PHANTOMS
