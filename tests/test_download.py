@@ -121,7 +121,7 @@ def test_a_download_that_was_complete_but_not_renamed_is_used(serve: Callable[..
 
 def test_damage_is_found_by_the_checksums_of_the_zip(serve: Callable[..., Server], tmp_path: Path) -> None:
     serve().damage = True
-    with pytest.raises(UserError, match=r"came broken \(checksum of normal/a.png\) and was removed"):
+    with pytest.raises(UserError, match=r"arrived damaged \(checksum of normal/a.png\) and was removed"):
         download.mendeley(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
