@@ -59,7 +59,9 @@ def test_four_workers_on_a_server_that_is_restarted(words: list[str], tmp_path: 
         workers[0].wait()
         server.stop()
         slurm.wait_until(
-            lambda: any("trying again for" in (tmp_path / f"{name}.out").read_text() for name in "bcd"), 300, "a worker's wait"
+            lambda: any("trying again for" in (tmp_path / f"{name}.out").read_text() for name in "bcd"),
+            300,
+            "a worker's wait",
         )
         server.start()
         for process, name in zip(workers[1:], "bcd", strict=True):

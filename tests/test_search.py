@@ -108,7 +108,7 @@ def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], 
 
     reported = osteo("report", "sweep", "draws=100", "pictures=false")
     assert reported.code == 0, reported.err
-    chosen = f"(a search of 5 trials, 0 stopped early, {len(failed)} without a result)"
+    chosen = f"a search of 5 trials: 0 stopped early, {len(failed)} without a result"
     assert chosen in (tmp_path / "sweep/report.md").read_text()
 
 
