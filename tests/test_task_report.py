@@ -169,7 +169,7 @@ def test_a_report_of_three_classes(report_of: Callable[[str], Report]) -> None:
     for text in (html, markdown):
         assert "Three classes" in text
         assert "densenet121 tells normal, osteopenia and osteoporosis apart with an AUROC of " in text
-        assert text.count("everything else on this page is of osteoporosis against the rest") == 1
+        assert text.count("everything else on this page is about osteoporosis against the rest") == 1
         assert " for osteoporosis against the rest on 72 test pictures" in text
         assert 'is about osteoporosis against the rest, except the section "Three classes".' in text
         assert "called osteoporosis where the probability of that is above 0.5." in text
@@ -251,7 +251,7 @@ def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: p
     html, markdown, card = page_of(report)
     for text in (html, markdown):
         assert f"predicts T-scores with a mean absolute error of {expected['mean_absolute_error'].value:.2f}" in text
-        assert text.count("everything else on this page is of osteoporosis against the rest") == 1
+        assert text.count("everything else on this page is about osteoporosis against the rest") == 1
         baseline = np.abs(experiment.truth - np.median(experiment.truth)).mean()
         assert f"given to every picture, would have a mean absolute error of {baseline:.2f}." in text
         assert "folder/" not in text
@@ -286,7 +286,7 @@ def test_a_report_of_osteopenia_or_worse(report_of: Callable[[str], Report]) -> 
     [
         ("three_class", "each called the most probable of 3 classes"),
         ("t_score", "errors and bias are in T-scores, and what tells two classes apart is of their cut at -2.5"),
-        ("osteopenia_or_worse", "of its test pictures at a threshold of 0.5; precision"),
+        ("osteopenia_or_worse", "of the test pictures at a threshold of 0.5; precision"),
     ],
 )
 def test_the_board_says_what_its_metrics_are_of(
@@ -347,7 +347,10 @@ def test_wandb_gets_the_classes_of_the_task_and_no_measured_t_score(
 ) -> None:
     run = report_of(task).results.best.system.best_run
     predictions = run.read_predictions()
-    plots = WandbLogger._plots(SimpleNamespace(_task=TASKS[task]), predictions)  # type: ignore[arg-type]
+    plots: dict[str, Any] = {}
+    logger = WandbLogger.__new__(WandbLogger)
+    logger.__dict__ |= {"_task": TASKS[task], "_run": SimpleNamespace(summary=plots), "_send": plots.update}
+    logger.result({}, predictions)
     table = plots["test/predictions"]
     assert T_SCORE not in table.columns
     assert (PREDICTED_T_SCORE in table.columns) == (task == "t_score")
