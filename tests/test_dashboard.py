@@ -119,7 +119,7 @@ def test_an_aggregate_has_mean_and_range_per_model() -> None:
         {"run": list("0123"), "backbone": ["a", "a", "a", "b"], "test/auroc": [0.5, 0.7, 0.9, 0.6],
          "test/accuracy": [0.25, 0.75, None, 1.0]}
     )  # fmt: skip
-    table = aggregate(board).set_index(["model", "metric"])
+    table = aggregate(board, board["backbone"]).set_index(["model", "metric"])
     assert table.loc[("a", "test/auroc")].tolist() == pytest.approx([0.7, 0.5, 0.9, 3])
     assert table.loc[("a", "test/accuracy")].tolist() == pytest.approx([0.5, 0.25, 0.75, 2])
     assert table.loc[("b", "test/auroc")].tolist() == pytest.approx([0.6, 0.6, 0.6, 1])

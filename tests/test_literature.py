@@ -17,7 +17,8 @@ from osteo.errors import UserError
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.gradcam import evidence, grad_cam
 from osteo.evaluation.metrics import all_metrics, check_claim
-from osteo.evaluation.systems import System, ensembles, model_names
+from osteo.evaluation.outcomes import model_names
+from osteo.evaluation.systems import System, ensembles
 from osteo.networks.backbones import create_backbone
 from osteo.networks.composites import Fused, OfSequence
 from osteo.networks.network import Network

@@ -19,8 +19,7 @@ from osteo.config import AugmentConfig, Config, DataConfig, ModelConfig, Optimiz
 from osteo.data.duplicates import find_pairs
 from osteo.data.manifest import COPY
 from osteo.errors import UserError
-from osteo.evaluation.outcomes import without_fold
-from osteo.evaluation.systems import model_names
+from osteo.evaluation.outcomes import model_names, without_fold
 from osteo.networks import lineage
 from osteo.networks.lineage import Seen, check_unseen, describe, first_copies, likeness_to, read_seen
 from osteo.networks.network import Network

@@ -1,7 +1,8 @@
 """What a record says of predictions, whatever the task."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from osteo.task import BINARY, PREDICTED_T_SCORE, T_SCORE, TASKS, Task, probabil
 
 log = logging.getLogger(__name__)
 
+REPEATED = ("seed", "output_dir", "experiment", "logger", "claim", "keep", "print_config", "data.cache",
+            "data.split.seed", "data.split.fold", "data.split.test_source")  # fmt: skip
+"""Keys that may differ between runs of one system."""
+
 
 def against_rest(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     """A manifest or predictions with the label 1 for the positive class and 0 for the rest, as two classes have it."""
@@ -33,6 +38,37 @@ def without_fold(settings: Mapping[str, Any]) -> dict[str, Any]:
     if not name or fold is None or Path(str(name)).name != str(fold):
         return dict(settings)
     return {**settings, "model.weights_file": str(Path(str(name)).parent)}
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration with dotted keys."""
+    flattened: dict[str, Any] = {}
+    for key, value in settings.items():
+        flattened |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flattened
+
+
+def model_names(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The backbone, and the other keys that tell the systems apart; the source in their place, where that will do."""
+    settings = [without_fold(run) for run in runs]
+    recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
+    names = [recipe["model.backbone"] for recipe in recipes]
+    for key in sorted(recipes[0], key=lambda key: not key.endswith(".name")):  # optimizer.name before what it brings
+        finer = [f"{name} {key}={recipe.get(key)}" for name, recipe in zip(names, recipes, strict=True)]
+        names = max(names, finer, key=lambda kinds: len({*kinds}))  # the first where both are alike
+    of_sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
+    is_enough = len({*zip(of_sources, names, strict=True)}) == len({*of_sources})
+    return of_sources if is_enough and all("claim.source" in run for run in settings) else names
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The settings of a training by dotted keys."""
+    return flatten(asdict(run.read_settings()))
+
+
+def models_of(runs: Sequence[Run]) -> dict[str, str]:
+    """The model that each run is one of, by the run's name: what differs in fold and seed alone is one model."""
+    return {run.name: name for run, name in zip(runs, model_names(map(settings_of, runs)), strict=True)}
 
 
 def evaluate_task(task: Task, predictions: pd.DataFrame) -> dict[str, Any]:

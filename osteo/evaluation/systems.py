@@ -1,7 +1,7 @@
 """Runs that differ only in fold and seed are one system; a repeat holds the out-of-fold predictions of its runs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from osteo.data.splits import copied_to_training
 from osteo.errors import UserError
 from osteo.evaluation.calibration import calibrate, choose_thresholds, fit_temperature, log_loss
 from osteo.evaluation.metrics import check_finite, measure
-from osteo.evaluation.outcomes import against_rest, without_fold
+from osteo.evaluation.outcomes import against_rest, model_names, settings_of
 from osteo.evaluation.tests import Answers
 from osteo.evaluation.ties import join_ties
 from osteo.records.record import Run
@@ -20,9 +20,6 @@ from osteo.task import BINARY, RULES, T_SCORE, TASKS, THRESHOLD, Task, details_c
 from osteo.types import Floats, Labels, Mask
 
 TREES = 100  # of the forest that a shortcut is
-REPEATED = ("seed", "output_dir", "experiment", "logger", "claim", "data.cache", "data.split.seed", "data.split.fold",
-            "data.split.test_source")  # fmt: skip
-"""Keys that may differ between runs of one system."""
 PICTURE = ["image_id", "label", "group", "source", "patient", "width", "height", "format", "mode", "sha256"]
 
 
@@ -159,7 +156,7 @@ def read_experiment(runs: Sequence[Run], *, sensitivity: float = 0.9) -> Experim
         UserError: no test picture has been predicted, or the runs are of different tasks.
     """
     tested = [_TestedRun.of(run, sensitivity) for run in runs]
-    names = model_names([without_fold(run.settings) for run in tested])
+    names = model_names([run.settings for run in tested])
     if len(tasks := {str(run.settings["task"]) for run in tested}) > 1:
         raise UserError(f"the runs are of different tasks ({', '.join(sorted(tasks))}): give a sweep of one of them")
     task = TASKS[tasks.pop()] if tasks else BINARY
@@ -226,7 +223,7 @@ class _TestedRun(NamedTuple):
 
     @staticmethod
     def of(run: Run, sensitivity: float) -> "_TestedRun":
-        settings = flatten(asdict(run.read_settings()))
+        settings = settings_of(run)
         split = {key: settings[f"data.split.{key}"] for key in ("seed", "fold", "test_source")}
         design = "sources" if split["test_source"] else "folds" if split["fold"] is not None else "hold-out"
         seed = settings["seed"]
@@ -291,26 +288,6 @@ def _model(
         name, "model", calibrate(logits, 1.0), calibrated, thresholds, skill, networks, details if columns else None,
         validation, [run.run for run in runs],
     )  # fmt: skip
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration with dotted keys."""
-    flattened: dict[str, Any] = {}
-    for key, value in settings.items():
-        flattened |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flattened
-
-
-def model_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The backbone, and the other keys that tell the systems apart; the source in their place, where that will do."""
-    recipes = [{key: str(value) for key, value in run.items() if not key.startswith(REPEATED)} for run in settings]
-    names = [recipe["model.backbone"] for recipe in recipes]
-    for key in sorted(recipes[0], key=lambda key: not key.endswith(".name")):  # optimizer.name before what it brings
-        finer = [f"{name} {key}={recipe.get(key)}" for name, recipe in zip(names, recipes, strict=True)]
-        names = max(names, finer, key=lambda kinds: len({*kinds}))  # the first where both are alike
-    of_sources = [f"{run.get('claim.source')}: {run['model.backbone']}" for run in settings]
-    is_enough = len({*zip(of_sources, names, strict=True)}) == len({*of_sources})
-    return of_sources if is_enough and all("claim.source" in run for run in settings) else names
 
 
 def _design(runs: Sequence[_TestedRun]) -> str:

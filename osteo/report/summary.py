@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,12 +109,10 @@ def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         board: of these runs.
         runs: finished.
     """
-    from osteo.evaluation.outcomes import without_fold  # with SciPy, which `osteo status` need not wait for
-    from osteo.evaluation.systems import flatten, model_names
+    from osteo.evaluation.outcomes import models_of  # with SciPy, which `osteo status` need not wait for
     from osteo.report.rows import MAIN
 
-    names = model_names([without_fold(flatten(asdict(run.read_settings()))) for run in runs])
-    models = board.assign(model=board["run"].map({run.name: name for run, name in zip(runs, names, strict=True)}))
+    models = board.assign(model=board["run"].map(models_of(runs)))
     order = models.groupby("model", sort=False)["val/auroc"].mean().sort_values(ascending=False, kind="stable").index
     is_beyond, by_name = any(f"test/{name}" in board for name in BEYOND), titles()
     columns = {"test/auroc": "AUROC", **{f"test/{name}": by_name[name] for name in FIRST}}

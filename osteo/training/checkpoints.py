@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from osteo.errors import UserError, counted
-from osteo.evaluation.systems import flatten
+from osteo.evaluation.outcomes import flatten
 from osteo.files import check_checksums, display_path, whole
 from osteo.networks.weights import first_not_dense, first_not_finite, first_of_other_kind
 from osteo.records.record import BEST, LAST, PREVIOUS

@@ -9,6 +9,7 @@ import pandas as pd
 
 from osteo.config import WandbConfig
 from osteo.errors import UserError, first_line
+from osteo.evaluation.outcomes import models_of
 from osteo.files import display_path, write_json
 from osteo.records.content import read_json
 from osteo.records.record import Run
@@ -53,7 +54,7 @@ def publish(runs: Sequence[Run], board: pd.DataFrame, settings: WandbConfig, dir
         if run.offline or run.disabled:
             raise UserError("W&B cannot be reached, so there is no dashboard; try again later")
         entity, project = str(run.entity), str(run.project)
-        table = aggregate(board)
+        table = aggregate(board, board["run"].map(models_of(runs)))
         logger.summarise(flat(table))
         logger.tables({"tables/aggregate": table})
     known = read_json(path, {}) if (path := directory / "wandb" / DASHBOARD).is_file() else {}
@@ -68,16 +69,18 @@ def publish(runs: Sequence[Run], board: pd.DataFrame, settings: WandbConfig, dir
     return address
 
 
-def aggregate(board: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and metric: its mean, lowest and highest value over folds and seeds, and how many there are."""
-    model = board["backbone"]
-    if "protocol" in board:
-        model = model + board["protocol"].map(lambda name: f" {name}" if isinstance(name, str) else "")
+def aggregate(board: pd.DataFrame, models: "pd.Series[str]") -> pd.DataFrame:
+    """One row per model and metric: its mean, lowest and highest value over folds and seeds, and how many there are.
+
+    Args:
+        board: a row per run.
+        models: the model of each.
+    """
     metrics = [name for name in board if str(name).startswith("test/") and pd.api.types.is_numeric_dtype(board[name])]
     rows = [
         {"model": name, "metric": metric, "mean": values.mean(), "lowest": values.min(), "highest": values.max(),
          "runs": int(values.count())}
-        for name, group in board.groupby(model, sort=False)
+        for name, group in board.groupby(models, sort=False)
         for metric in metrics
         if len(values := group[metric].dropna().astype(float))
     ]  # fmt: skip
