@@ -66,7 +66,7 @@ def run_job(
     try:
         config = OmegaConf.to_object(raw)
         parts.load(getattr(config, "plugins", []))  # a launcher's process has not seen the command line
-        job = _job_of(raw, directory, sweep)
+        job = _job_of(raw, directory, sweep, shows_differences=isinstance(config, Config) and not config.print_config)
         # the second: the sweep is taken up, or the cluster has requeued the job
         if isinstance(config, Config) and (config.resume is not None or sweep is not None):
             state = taking_up.state_of(record)
@@ -107,13 +107,13 @@ def run_job(
             free_memory()  # what one job leaves behind, the next has not
 
 
-def _job_of(raw: DictConfig, directory: Path, sweep: Path | None) -> Job:
+def _job_of(raw: DictConfig, directory: Path, sweep: Path | None, *, shows_differences: bool) -> Job:
     settings = HydraConfig.get()
     launcher = str(settings.launcher["_target_"]).rpartition(".")[2]
     log_config: Any = OmegaConf.to_container(settings.job_logging, resolve=True)
     sharing = int(settings.launcher.get("jobs_per_gpu", 1))
     text = OmegaConf.to_yaml(raw, resolve=True)
-    about: dict[str, Any] = {"usual": defaults(str(settings.job.name))}
+    about: dict[str, Any] = {"usual": defaults(str(settings.job.name))} if shows_differences and not sweep else {}
     if sweep:
         about = {"swept": _swept(sweep), "title": sweeps.title_of(int(settings.job.num), sweep)}
     return Job(directory, sweep, text, launcher=launcher, jobs_per_gpu=sharing, log_config=log_config, **about)

@@ -184,15 +184,14 @@ def next_steps(audit: Audit, words: Sequence[str]) -> list[tuple[str, str]]:
     data = shlex.join(word for word in words if word.startswith(("data=", "data.")) and word != "data.clean=true")
     train = f"osteo train -m experiment=cross_validation {data}".rstrip()
     contradictory = any(pair.contradictory for pair in audit.exposures) or bool(audit.contradictory)
-    is_clean = bool(audit.manifest["reason"].isin([REPEATED, CONTRADICTORY, COPY]).any())
     steps = []
-    if is_clean:
+    if audit.manifest["reason"].isin([REPEATED, CONTRADICTORY, COPY]).any():
         steps.append(("The data were audited as data.clean=true leaves them; train on them as they are.", train))
     elif contradictory or audit.exact or audit.exposures:
         aside = (
             "set contradictory copies aside and count every other picture once"
             if contradictory
-            else ("count every picture once")
+            else "count every picture once"
         )
         steps.append((f"Train with data.clean=true, to {aside}.", f"{train} data.clean=true"))
     if any(audit.leaks.values()):

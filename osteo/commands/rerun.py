@@ -12,7 +12,7 @@ from osteo.command_settings import RerunConfig
 from osteo.errors import UserError, counted, printable
 from osteo.records.environment import environment, environment_changes
 from osteo.records.record import Job, Run
-from osteo.records.sweep import best_of, changes
+from osteo.records.sweep import changes, run_of
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,9 @@ def rerun(config: RerunConfig, job: Job) -> bool:
     """Trains again and compares; returns whether every metric and every prediction is the same."""
     if not config.run:
         raise UserError("name a run directory: osteo rerun DIRECTORY")
-    record = Run(Path(config.run).expanduser())
+    record = run_of(Path(config.run).expanduser())
     if record.is_pretraining:
         raise UserError(f"run={config.run} is a pretraining run, which has no predictions to compare")
-    best_of(record.directory)  # or it is a sweep
     if not (record.directory / "metrics.json").exists():
         raise UserError(
             f"run={config.run} is not a finished run (it has no metrics.json); finish it first:"

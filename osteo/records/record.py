@@ -335,8 +335,10 @@ class Job:
     directory: Path
     sweep: Path | None
     config_yaml: str
-    goes_on: bool = False  # whether the directory holds the beginning of the run
-    is_extended: bool = False  # whether it is to have more epochs than it was begun with
+    goes_on: bool = False
+    """whether the directory holds the beginning of the run"""
+    is_extended: bool = False
+    """whether it is to have more epochs than it was begun with"""
     launcher: str = "BasicLauncher"
     """what started it: BasicLauncher, ProcessesLauncher or SlurmLauncher"""
     jobs_per_gpu: int = 1
@@ -345,8 +347,10 @@ class Job:
     """which of a sweep's it is, as in "job 2 of 30"; empty for a run alone"""
     log_config: dict[str, Any] = field(default_factory=dict)
     """how its processes log, as logging.config.dictConfig takes it"""
-    usual: dict[str, Any] = field(default_factory=dict)  # the settings of a run for which nothing was asked
-    swept: tuple[str, ...] = ()  # the overrides that this job of a sweep has of its own
+    usual: dict[str, Any] = field(default_factory=dict)
+    """of a run alone, the settings of one for which nothing was asked"""
+    swept: tuple[str, ...] = ()
+    """the overrides that a job of a sweep has of its own"""
 
     def changed(self, **settings: Any) -> "Job":
         """The same job with other settings, by group, as its record will say."""

@@ -50,8 +50,8 @@ def is_run(directory: Path) -> bool:
     return (directory / STATUS).exists() or all((directory / name).exists() for name in names)
 
 
-def best_of(directory: Path) -> Path:
-    """The best checkpoint of a run directory.
+def run_of(directory: Path) -> Run:
+    """The run of a directory.
 
     Raises:
         UserError: the directory holds a sweep; it names the run with the highest AUROC on validation.
@@ -61,7 +61,12 @@ def best_of(directory: Path) -> Path:
         scores = {run.name: score for run in runs if (score := _score(run)) is not None}
         best = f", or its best on validation: {place}/{max(scores, key=scores.__getitem__)}" if scores else ""
         raise UserError(f"{place} is a sweep; give one of its runs, such as {place}/{runs[0].name}{best}")
-    return Run(directory).best_checkpoint
+    return Run(directory)
+
+
+def best_of(directory: Path) -> Path:
+    """The best checkpoint of a run directory; see `run_of`."""
+    return run_of(directory).best_checkpoint
 
 
 def _score(run: Run) -> float | None:
