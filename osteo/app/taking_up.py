@@ -37,7 +37,7 @@ def state_of(record: Run) -> str | None:
         UserError: its status.json is damaged.
     """
     if not record.has_status:
-        return "done" if record.is_pruned else None
+        return "done" if record.has_best_alone else None
     try:
         if (state := record.state) in STATES:
             return state
@@ -144,7 +144,7 @@ def _extended(record: Run, requested: Config, before: Config, job: Job) -> tuple
             f"{display_path(record.directory)} was to have {planned} epochs; trainer.max_epochs={epochs} must be larger"
             " to give it more"
         )
-    if record.is_pruned:
+    if record.has_best_alone:
         raise UserError(
             f"{display_path(record.directory)} cannot be given more epochs: when it was done, {LAST} was removed, which"
             " the next epoch starts from; train with keep=all what may be given more later"

@@ -125,7 +125,7 @@ class Run:
             (self.checkpoints / name).unlink(missing_ok=True)
 
     @property
-    def is_pruned(self) -> bool:
+    def has_best_alone(self) -> bool:
         """Whether it has the best checkpoint alone, which is so only once a run is done."""
         has_all = all((self.directory / name).exists() for name in ("metrics.json", "environment.json"))
         return has_all and self.best_checkpoint.exists() and not (self.checkpoints / LAST).exists()
