@@ -5,7 +5,7 @@ from osteo.app.extras import importing, needs
 from osteo.command_settings import DashboardConfig
 from osteo.errors import UserError, counted
 from osteo.files import display_path
-from osteo.records.named import FINISHED, directory_of
+from osteo.records.named import FINISHED, directory_of, holds_none
 from osteo.records.record import Job, Run
 from osteo.records.sweep import leaderboard, trained
 from osteo.records.tracked import is_wanted, unsent, wandb_settings
@@ -25,7 +25,7 @@ def dashboard(config: DashboardConfig, job: Job) -> bool:
     directory = directory_of(config.runs, "dashboard", FINISHED)
     runs, _ = trained(directory, Run.check)
     if not runs:
-        raise UserError(f"runs={config.runs} holds no {FINISHED}; give a sweep or a run directory")
+        raise holds_none(config.runs)
     settings, place = wandb_settings(runs[0].read_settings()), display_path(directory)
     if not is_wanted(settings):
         raise UserError(f"{place} was trained without W&B; train with logger=wandb what is to have a dashboard")

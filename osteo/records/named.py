@@ -24,8 +24,13 @@ def directory_of(runs: str | None, command: str, wanted: str = "run") -> Path:
     if not directory.exists():
         raise UserError(f"{runs}: no such run or sweep; give its directory")
     if not runs_of(directory):
-        raise UserError(f"{runs} holds no {wanted}; give the directory of a sweep or a run")
+        raise holds_none(runs, wanted)
     return directory
+
+
+def holds_none(runs: str | None, wanted: str = FINISHED) -> UserError:
+    """An error that names a directory without what a command reads."""
+    return UserError(f"{runs} holds no {wanted}; give the directory of a sweep or a run")
 
 
 def names_of(ckpt: Any) -> list[str]:

@@ -21,7 +21,7 @@ from osteo.evaluation.bootstrap import FEWEST, FEWEST_IN_ALL
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.outcomes import check_run
 from osteo.files import public, write_table, write_text
-from osteo.records.named import FINISHED, directory_of
+from osteo.records.named import FINISHED, directory_of, holds_none
 from osteo.records.outputs import drop_earlier
 from osteo.records.record import Run
 from osteo.records.sweep import changes, leaderboard, runs_of, trained, unfinished
@@ -236,7 +236,7 @@ def read_report(config: ReportConfig) -> Report:
     if not runs and damaged:
         raise UserError(f"runs={config.runs} holds no run that can be read: {damaged[0]}")
     if not runs:
-        raise UserError(f"runs={config.runs} holds no {FINISHED}; give a sweep or a run directory")
+        raise holds_none(config.runs)
     board = leaderboard(runs)
     experiments = ladder.read_by_protocol(runs, sensitivity=config.sensitivity)
     experiment = experiments[ladder.main_protocol(experiments)]
