@@ -274,6 +274,11 @@ def load(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except UserError as error:
             raise UserError(f"plugins=[{module}]: {error}") from error
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:  # something that the plugin needs
+                raise UserError(f"plugins=[{module}] cannot be imported (it needs {error.name})") from error
+            hint = "name a module that is installed, or a file here without its .py"
+            raise UserError(f"plugins=[{module}] is not found; {hint}") from error
         except Exception as error:  # whatever stands in a module of the user's
             reason = str(error).splitlines()[0] if str(error) else ""
             raise UserError(f"plugins=[{module}] cannot be imported ({type(error).__name__}: {reason})") from error

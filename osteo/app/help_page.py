@@ -55,13 +55,13 @@ def _without_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _selected(found: Sequence[Section], asked: Sequence[str]) -> list[Section]:
     """The groups and keys of these names, and what lies below them."""
-    selected = []
+    selected, known = [], [s.name for s in found if s.name] + [key.name for s in found for key in s.keys]
     for name in asked:
         below = [section for section in found if f"{section.name}.".startswith(f"{name.rstrip('.')}.")]
         alone = [replace(s, keys=[key]) for s in found for key in s.keys if key.name == name]
         alone = [replace(section, choices=None) for section in alone]
         if not below and not alone:
-            raise unknown("key", name, [s.name for s in found if s.name] + [key.name for s in found for key in s.keys])
+            raise unknown("key", name, known, meant=[whole for whole in known if name in whole.split(".")])
         selected += below or alone
     return selected
 

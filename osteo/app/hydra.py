@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
@@ -33,7 +34,8 @@ from osteo.app.jobs import (
 from osteo.app.messages import CONF, choices_of, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
-from osteo.app.words import GROUPS, flags_first, readable
+from osteo.app.words import FLAGS, GROUPS, flags_first, readable
+from osteo.command_settings import COMMANDS
 from osteo.errors import UserError, diagnose, printable, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
@@ -213,9 +215,21 @@ def run(
 def _in_words_of_hydra(command: str, schema: type[Any], arguments: Sequence[str]) -> list[str]:
     """The command line as Hydra reads it; plugins that it names are loaded, and choices known, from here on."""
     words = flags_first([argument.removeprefix(f"{command}.") for argument in arguments], schema)
+    _refuse_bare(command, words)
     load_named(words)
     choices.register(schema)
     return readable(without_null_groups(words, schema), schema)
+
+
+def _refuse_bare(command: str, words: Sequence[str]) -> None:
+    """Refuses what has no key, beyond the first words of a command, which have been given theirs."""
+    bare = [
+        word
+        for before, word in pairwise(["", *words])
+        if "=" not in word and word[:1] not in ("-", "~") and not FLAGS.get(before)
+    ]
+    if bare and not set(help_page.FLAGS) & set(words):
+        raise UserError(f"'{bare[0]}' has no key; usage: {COMMANDS[command].usage}")
 
 
 def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:

@@ -5,16 +5,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
 
-from osteo.config import WandbConfig
+from osteo.config import WandbConfig, field_of
 from osteo.errors import printable_lines, unknown
 from osteo.search.settings import SearchSettings
 
 PACKAGE = Path(__file__).resolve().parents[1]
+KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", list: "list", dict: "mapping"}
+EXAMPLES = {"list": ", as in [one,two]", "mapping": ", as in {one: 1, two: 2}"}
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
 
@@ -43,7 +45,7 @@ def describe_mistake(error: Exception, schema: type[Any]) -> str:
         group, _, name = match[1].rpartition("/")
         return str(unknown(group, name, choices_of(group)))
     if match := re.match(r"Error merging override (\S+)", text):
-        return f"{match[1]}: {_first_line(cause or error)}"
+        return f"{match[1]}: {_kind_wanted(match[1], schema) or _first_line(cause or error)}"
     if isinstance(error, OverrideParseException):
         reason = _first_line(error).partition(f": {error.override}")[0]
         if reason.startswith("Lexer"):
@@ -53,6 +55,20 @@ def describe_mistake(error: Exception, schema: type[Any]) -> str:
         key, _, value = text.split("'")[1].partition("=")
         return f"{_first_line(error)}; for one text with a comma type '{key}=\"{value}\"', for a sweep -m"
     return f"{_first_line(error)}: {_first_line(cause)}" if cause else _first_line(error)
+
+
+def kind_of(annotation: Any) -> str:
+    """The values that a type stands for, such as "number or null"; empty where anything goes."""
+    options = [kind for kind in get_args(annotation) or [annotation] if get_origin(annotation) not in (list, dict)]
+    kinds = [KINDS.get(get_origin(kind) or kind, "") for kind in options or [annotation] if kind is not type(None)]
+    return " or ".join([*filter(None, kinds), *["null"] * (type(None) in options)]) if any(kinds) else ""
+
+
+def _kind_wanted(override: str, schema: type[Any]) -> str:
+    """What the value of a key has to be; empty where its type does not say."""
+    found = field_of(schema, override.partition("=")[0].lstrip("+~"))
+    kind = kind_of(found.type) if found else ""
+    return f"must be {kind if kind.startswith('true') else f'a {kind}'}{EXAMPLES.get(kind, '')}" if kind else ""
 
 
 def _describe_setting(kind: str, name: str, reason: str) -> str:

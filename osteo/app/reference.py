@@ -4,19 +4,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from osteo.app import choices
-from osteo.app.messages import CONF, choices_of
+from osteo.app.messages import CONF, choices_of, kind_of
 from osteo.app.words import as_value
 from osteo.command_settings import COMMANDS
 from osteo.config import Config
 from osteo.search.settings import SearchSettings
 
-KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", list: "list", dict: "mapping"}
 SWEEPER = "hydra.sweeper"
 
 
@@ -116,11 +115,8 @@ def _walk(name: str, schema: type[Any], config: DictConfig, groups: Sequence[str
 
 
 def _key(name: str, annotation: Any, value: Any, allowed: Mapping[str, Any]) -> Key:
-    options = [kind for kind in get_args(annotation) or [annotation] if get_origin(annotation) not in (list, dict)]
-    kinds = [KINDS.get(get_origin(kind) or kind, "") for kind in options or [annotation] if kind is not type(None)]
-    kind = " or ".join([*filter(None, kinds), *["null"] * (type(None) in options)]) if any(kinds) else ""
     plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return Key(name, kind, as_value(plain), allowed["meaning"], allowed_of(allowed))
+    return Key(name, kind_of(annotation), as_value(plain), allowed["meaning"], allowed_of(allowed))
 
 
 def allowed_of(allowed: Mapping[str, Any]) -> str:

@@ -75,14 +75,16 @@ def show(console: "Terminal", directory: Path, table: "pd.DataFrame") -> None:
     import pandas as pd
 
     from osteo.files import display_path
+    from osteo.report.summary import starred
 
     shown = table.drop(columns="error")
     if "AUROC" in shown and shown["AUROC"].notna().any():
-        best = shown["AUROC"].astype(float).idxmax()
-        marks = ["" if pd.isna(value) else f"{value:.3f}" for value in shown["AUROC"]]
-        shown["AUROC"] = [f"{text or '-'}{' *' if place == best else '  '}" for place, text in enumerate(marks)]
+        reached = shown["AUROC"].astype(float)
+        marks = ["-" if pd.isna(value) else f"{value:.3f}" for value in reached]
+        is_best = reached == reached.max()
+        shown["AUROC"] = [f"{text}{' *' if best else '  '}" for text, best in zip(marks, is_best, strict=True)]
         console.table(shown)
-        console.say("AUROC is that on validation; * the best", style="dim")
+        console.say(f"AUROC is that on validation; {starred(int(is_best.sum()))}", style="dim")
     else:
         console.table(shown.drop(columns="AUROC", errors="ignore"))
     for name, error in zip(table["run"], table["error"], strict=True):
@@ -92,7 +94,7 @@ def show(console: "Terminal", directory: Path, table: "pd.DataFrame") -> None:
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     planned = planned_jobs(directory)
     waiting = f", {planned - len(table)} not begun" if planned > len(table) else ""
-    console.say(f"{counted(len(table), 'run')}: {counts}{waiting}")
+    console.say(f"{counted(max(planned, len(table)), 'run')}: {counts}{waiting}")
     if set(states.index) & {"interrupted", "failed"}:
         verb = runs_of(directory)[0].verb
         console.name(f"go on with   osteo {verb} resume={display_path(directory)}")

@@ -92,6 +92,12 @@ class Results:
         return self.models[0]
 
     @property
+    def tied(self) -> int:
+        """How many models are as good on validation as the best, itself among them."""
+        reached = [result.system.validation.get(self.primary) for result in self.models]
+        return max(sum(value == reached[0] for value in reached), 1)
+
+    @property
     def shortcut(self) -> Result:
         """What width and height reach."""
         return self.ranked[-1]

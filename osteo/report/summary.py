@@ -42,10 +42,11 @@ def show_runs(directory: Path) -> bool:
     if len(board):
         models = models_table(board, usable)
         console.table(models)
+        tied = int(models["model"].str.endswith(" *").sum())
         console.say(
             "one row per model"
             + (", the mean over its runs (lowest to highest)" if "runs" in models else "")
-            + ("; * the best by AUROC on validation" if len(models) > 1 else "")
+            + (f"; {starred(tied)} by AUROC on validation" if len(models) > 1 else "")
             + "; metrics are of the test pictures"
             + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
             style="dim",
@@ -54,9 +55,8 @@ def show_runs(directory: Path) -> bool:
     if failed:
         console.say("not done:", style="bold")
         for name, status in failed.items():
-            console.say(
-                f"{name} {status['state']}{': ' if status['error'] else ''}{status['error'] or ''}", bullet="- "
-            )
+            reason = f": {status['error']}" if status["error"] not in (None, "", status["state"]) else ""
+            console.say(f"{name} {status['state']}{reason}", bullet="- ")
     place = display_path(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
@@ -91,7 +91,10 @@ def show_report(report: "Report") -> None:
     chosen = report.results.best.system.name
     main = main.assign(system=[f"{name} *" if name == chosen else name for name in main["system"]])
     console.table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals")
-    console.say(f"* the best model by {all_metrics()[report.results.primary].title} on validation", style="dim")
+    by = f"by {all_metrics()[report.results.primary].title} on validation"
+    console.say(
+        f"* {'the best model' if report.results.tied == 1 else 'the first of the best models'} {by}", style="dim"
+    )
     if "ladder" in tables:
         console.table(tables["ladder"], title="by protocol, the loosest first, with 95 % intervals")
     if report.section:
@@ -113,7 +116,8 @@ def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     from osteo.report.rows import MAIN
 
     models = board.assign(model=board["run"].map(models_of(runs)))
-    order = models.groupby("model", sort=False)["val/auroc"].mean().sort_values(ascending=False, kind="stable").index
+    reached = models.groupby("model", sort=False)["val/auroc"].mean().sort_values(ascending=False, kind="stable")
+    order = reached.index
     is_beyond, by_name = any(f"test/{name}" in board for name in BEYOND), titles()
     columns = {"test/auroc": "AUROC", **{f"test/{name}": by_name[name] for name in FIRST}}
     for key in map(str, board):
@@ -128,10 +132,16 @@ def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for place, name in enumerate(order):
         of_model = models[models["model"] == name]
-        row = {"model": name if place or len(order) == 1 else f"{name} *"}
+        is_best = len(order) > 1 and (not place or reached[name] == reached.max())
+        row = {"model": f"{name} *" if is_best else name}
         row |= {title: _summarised(key, of_model[key]) for key, title in columns.items()}
         rows.append(row | {"runs": len(of_model)})
     return pd.DataFrame(rows).drop(columns=[] if len(board) > len(order) else "runs")
+
+
+def starred(number: int) -> str:
+    """What a star says in a table where so many rows have one."""
+    return "* the best" if number == 1 else f"* the best, {number} that are equal"
 
 
 def titles() -> dict[str, str]:

@@ -90,7 +90,10 @@ def _chosen(results: Results) -> str:
     number = len(results.models)
     if number < 2:
         return ""
-    return f", the best of {number} models by its {all_metrics()[results.primary].title} on validation,"
+    by = f"by its {all_metrics()[results.primary].title} on validation"
+    if results.tied > 1:
+        return f", the first of {results.tied} that are equally good among {number} models {by},"
+    return f", the best of {number} models {by},"
 
 
 def _leading(results: Results) -> tuple[str, str]:
