@@ -1,5 +1,6 @@
 """One job of a Hydra application: from its composed configuration to its end in the run record."""
 
+import gc
 import logging
 import os
 import sys
@@ -105,6 +106,7 @@ def run_job(
             from osteo.training.hardware import free_memory
 
             free_memory()  # what one job leaves behind, the next has not
+            gc.freeze()  # nor does the next search all that is left, which are modules
 
 
 def _job_of(raw: DictConfig, directory: Path, sweep: Path | None, *, shows_differences: bool) -> Job:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -280,7 +281,8 @@ def check_backbone(
     usual, wanted = usual_size(backbone), logits_of(task, head)
     check_head_name(head)
     try:
-        output = _shadow_output(backbone, image_size, wanted, stages)
+        # what a plugin brings may be another network next time
+        shape = (_shadow_shape.__wrapped__ if parts.backbones else _shadow_shape)(backbone, image_size, wanted, stages)
     except MISFITS as error:
         fitting = _nearest_size(backbone, image_size, wanted, stages)
         hints = [f"the nearest size that fits is {fitting}"] if fitting else []
@@ -289,26 +291,27 @@ def check_backbone(
             f"data.image_size={image_size} does not fit model.backbone={backbone}"
             f" ({first_line(error, most=120)})" + "".join(f"; {hint}" for hint in hints)
         ) from error
-    if output.ndim != 2 or (wanted and output.shape[1] != wanted):
+    if len(shape) != 2 or (wanted and shape[1] != wanted):
         logits = "one logit" if wanted == 1 else f"{wanted} logits"
-        raise UserError(f"model.backbone={backbone} gives {tuple(output.shape)} for two pictures, not {logits} each")
-    return int(output.shape[1])
+        raise UserError(f"model.backbone={backbone} gives {shape} for two pictures, not {logits} each")
+    return shape[1]
 
 
-def _shadow_output(backbone: str, image_size: int, logits: int, stages: bool) -> Tensor:
-    """What the backbone gives for two pictures, without memory: a shape alone."""
+@lru_cache(maxsize=256)
+def _shadow_shape(backbone: str, image_size: int, logits: int, stages: bool) -> tuple[int, ...]:
+    """The shape of what the backbone gives for two pictures, without memory."""
     with torch.device("meta"):
         shape = Shape(image_size, num_classes=logits, of_stages=stages)
         shadow: Any = create_backbone(backbone, shape)
         output: Tensor = shadow.eval()(torch.empty(2, 1, image_size, image_size))
-    return output
+    return tuple(output.shape)
 
 
 def _nearest_size(backbone: str, image_size: int, logits: int, stages: bool) -> int | None:
     """The nearest of `SIZES` that a backbone accepts; None where there is none."""
     for side in sorted(SIZES, key=lambda size: abs(size - image_size)):
         with suppress(*MISFITS):
-            _shadow_output(backbone, side, logits, stages)
+            _shadow_shape(backbone, side, logits, stages)
             return side
     return None
 
