@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at the first import of timm
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes on two cores wait for each other
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as osteo sets it, so that what it starts is started warm
 
-from osteo.data.phantom import write_archives
+from osteo.config import PhantomConfig
+from osteo.data import phantom
 
 if TYPE_CHECKING:
     from osteo.data.candidates import Candidate
@@ -61,10 +63,19 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of pytest-xdist have in common: what one has drawn, the others need not."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Path]:
     """Nothing that a test decodes or draws is left on the machine, and nothing of the machine is used."""
     folder = tmp_path_factory.mktemp("cache")
+    (shared / "phantom").mkdir(exist_ok=True)
+    (folder / "phantom").symlink_to(shared / "phantom")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_RUN_GROUP"):
             patch.delenv(name, raising=False)
@@ -96,11 +107,10 @@ def level() -> None:
 
 
 @pytest.fixture(scope="session")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archives(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     """A folder with small phantom archives, kaggle/ and mendeley/."""
-    root = tmp_path_factory.mktemp("phantom") / "archives"
-    write_archives(root, seed=3, kaggle=SMALL["kaggle"], mendeley=SMALL["mendeley"])
-    return root
+    drawn = phantom.archives(PhantomConfig(3, SMALL["kaggle"], SMALL["mendeley"]), shared)
+    return shutil.copytree(drawn, tmp_path_factory.mktemp("phantom") / "archives")
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +179,11 @@ def tiny(archives: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def knees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def knees(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     """Eighty phantom knees in class folders."""
-    root = tmp_path_factory.mktemp("knees") / "archives"
-    mendeley = {"normal": 1, "osteopenia": 0, "osteoporosis": 1}
-    write_archives(root, seed=5, kaggle={"normal": 40, "osteoporosis": 40}, mendeley=mendeley)
-    return root / "kaggle"
+    config = PhantomConfig(5, {"normal": 40, "osteoporosis": 40}, {"normal": 0, "osteopenia": 0, "osteoporosis": 0})
+    drawn = phantom.archives(config, shared)
+    return shutil.copytree(drawn / "kaggle", tmp_path_factory.mktemp("knees") / "kaggle")
 
 
 @pytest.fixture(scope="session")

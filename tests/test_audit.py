@@ -185,6 +185,7 @@ def test_the_sheet_reaches_the_page_only_as_a_summary(found: tuple[dict, str], p
     assert str(planted) not in text
 
 
+@pytest.mark.slow
 def test_a_random_split_leaks_and_a_grouped_one_does_not(
     found: tuple[dict, str], planted: Path, osteo: Callable, tmp_path: Path
 ) -> None:
@@ -347,6 +348,7 @@ def test_prepare_shows_the_flow(osteo: Callable, planted: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not (REAL_DATA / "kaggle").is_dir(), reason="the original X-rays are not at hand")
 def test_the_real_archive(osteo: Callable, tmp_path: Path) -> None:

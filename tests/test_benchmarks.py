@@ -77,6 +77,7 @@ def test_pictures_and_augmentation_are_compared_with_those_of_the_cpu() -> None:
     assert rows[1].figures == "largest difference of an intensity 0.0e+00 (at most 2e-03), 0.0e+00 of them above 1e-4"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_watched_from_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OSTEO_DEVICE", "cpu")
     monkeypatch.setenv("OSTEO_CHECKS", "sweep,reckoning")

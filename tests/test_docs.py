@@ -166,6 +166,7 @@ def trained(typist: Typist, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), alone(), ids=[command for _, command in alone()])
 def test_a_command_of_a_page_runs(page: str, command: str, typist: Typist, trained: Callable[[str], None]) -> None:
     for name in ("run", "sweep"):
@@ -175,11 +176,8 @@ def test_a_command_of_a_page_runs(page: str, command: str, typist: Typist, train
     typist.type(command)
 
 
-QUICK = ("README", "first_sweep")
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STORIES]
+    "name", [pytest.param(name, marks=() if name == "first_sweep" else pytest.mark.slow) for name in STORIES]
 )
 def test_a_page_is_followed_from_top_to_bottom(name: str, typist: Typist, trained: Callable[[str], None]) -> None:
     if "RUN" in STORIES[name]:

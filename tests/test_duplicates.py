@@ -57,6 +57,7 @@ def test_many_copies_of_one_picture_are_connected(patients: list[Grey]) -> None:
     assert joined(0, pairs) == {0, *range(3, 15)}
 
 
+@pytest.mark.slow
 def test_the_papers_variants_become_one_group_per_original(patients: list[Grey], tmp_path: Path) -> None:
     exported = [square(picture, 224, "pad") for picture in patients]
     twins = paper_twins(AugmentConfig())

@@ -30,7 +30,9 @@ SMALL = [
 WHOLE = [name for name in EXPERIMENTS if name not in ("cross_validation", "external")]
 
 
-@pytest.mark.parametrize("experiment", WHOLE)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=() if name == "quickstart" else pytest.mark.slow) for name in WHOLE]
+)
 def test_an_experiment_runs_for_one_step(osteo: Callable, archives: Path, experiment: str) -> None:
     given = [f"data.kaggle={archives / 'kaggle'}", f"data.mendeley={archives / 'mendeley'}"]
     data = PHANTOMS if experiment == "quickstart" else given
@@ -50,6 +52,7 @@ def test_an_experiment_sweeps_the_paper_s_backbones(experiment: str) -> None:
     assert chosen["hydra"]["sweeper"]["params"]["model.backbone"] == "densenet201,resnet50,densenet121"
 
 
+@pytest.mark.slow
 def test_cross_validation_sweeps_folds_and_seeds(osteo: Callable, archives: Path) -> None:
     done = osteo(
         "train", "-m", "experiment=cross_validation", "output_dir=sweep", *SMALL, "model.backbone=test_resnet",
@@ -66,6 +69,7 @@ def test_cross_validation_sweeps_folds_and_seeds(osteo: Callable, archives: Path
     assert (manifests[0]["split"] != manifests[5]["split"]).any()  # another seed, other folds
 
 
+@pytest.mark.slow
 def test_external_tests_on_a_source_that_was_never_seen(osteo: Callable, archives: Path) -> None:
     done = osteo(
         "train", "-m", "experiment=external", "output_dir=sweep", *SMALL, "model.backbone=test_resnet", "seed=0",

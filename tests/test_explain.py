@@ -104,6 +104,7 @@ def labelled_phantoms(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor
     return torch.from_numpy(np.stack(drawn)).float().div(255.0)[:, None], torch.from_numpy(labels).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "epochs", "outcome"),
     [
@@ -187,6 +188,7 @@ def test_a_report_compares_its_maps_with_many_networks(run: Path, knees: Path) -
     assert len(shared.correlations) == RANDOMISED / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("correlation", "said"), [(-0.9, True), (0.1, False)])
 def test_the_verdict_says_that_maps_failed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correlation: float, said: bool

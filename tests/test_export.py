@@ -92,7 +92,16 @@ def test_a_file_answers_as_pytorch_and_carries_the_card(
         work.open_exported(path)
 
 
-@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext", "test_efficientnet", "densenet121", "resnet50"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "test_vit",
+        "test_convnext",
+        "test_efficientnet",
+        pytest.param("densenet121", marks=pytest.mark.slow),
+        pytest.param("resnet50", marks=pytest.mark.slow),
+    ],
+)
 def test_families_of_backbones(backbone: str, tmp_path: Path) -> None:
     model, path = by_hand(backbone, 96 if backbone.startswith("test") else 64), tmp_path / "model.onnx"
     work.write_exported(model, path)

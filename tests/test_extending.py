@@ -59,6 +59,7 @@ def recipe(
     return request.param, folder
 
 
+@pytest.mark.slow
 def test_a_recipe_is_short_and_runs(recipe: tuple[str, Path]) -> None:
     name, folder = recipe
     written = [*blocks(RECIPES[name], "python"), *blocks(RECIPES[name], "yaml")]

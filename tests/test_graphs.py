@@ -41,11 +41,11 @@ def trained(knees: Path, graph: Any, name: str = "online", *, mixup: float = 0.0
     ("name", "settings"),
     [
         ("online", {}),
-        ("paper", {}),
+        pytest.param("paper", {}, marks=pytest.mark.slow),
         ("none", {"mixup": 0.4}),
-        ("online", {"precision": "bf16-mixed", "gradient_clip_val": 0.1}),
-        ("online", {"callbacks": [lambda: ExponentialMovingAverage(0.9)]}),
-        ("online", {"callbacks": [lambda: Unfreezing(1)]}),
+        pytest.param("online", {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, marks=pytest.mark.slow),
+        pytest.param("online", {"callbacks": [lambda: ExponentialMovingAverage(0.9)]}, marks=pytest.mark.slow),
+        pytest.param("online", {"callbacks": [lambda: Unfreezing(1)]}, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_of_graphs_is_the_one_without(

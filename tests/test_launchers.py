@@ -195,6 +195,7 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(
 CORES = len(os.sched_getaffinity(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, str(CORES)])
 def test_jobs_side_by_side_share_the_cores_out(tmp_path: Path, given: str | None) -> None:
     """Unless the user has said how many threads there are to be."""

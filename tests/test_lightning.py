@@ -148,6 +148,7 @@ def test_a_callback_that_is_shipped_runs(osteo: Callable, tmp_path: Path, choice
     assert len(Run(tmp_path / "run").read_table("history.csv")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
 def test_a_debugging_overlay_that_is_shipped_runs(osteo: Callable, tmp_path: Path, choice: str) -> None:
     done = osteo("train", *SMALL, f"debug={choice}", "output_dir=run")
@@ -162,6 +163,7 @@ def test_a_debugging_overlay_that_is_shipped_runs(osteo: Callable, tmp_path: Pat
         assert "run_training_epoch" in (tmp_path / "run/fit-profile.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["ema", "swa", "[ema,early_stopping]"])
 def test_a_run_with_averaged_weights_goes_on_as_if_it_had_not_stopped(
     osteo: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str

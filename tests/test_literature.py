@@ -214,6 +214,7 @@ def test_a_system_is_named_after_its_source_where_that_tells_it_from_the_others(
     assert model_names(runs)[-1] == "vgg19 optimizer.lr=0.3"
 
 
+@pytest.mark.slow
 def test_the_literature_is_trained_and_reported(osteo: Callable[..., Any], tmp_path: Path) -> None:
     words = ["data=mendeley", "data.name=phantom", "data.phantom.kaggle={normal: 8, osteoporosis: 8}",
              "data.phantom.mendeley={normal: 6, osteopenia: 0, osteoporosis: 6}", "data.split.fold=0",

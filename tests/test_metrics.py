@@ -145,6 +145,7 @@ def add_balanced_error(register: Metrics) -> None:
         return (missed + alarms) / 2
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_plugin_stands_everywhere(
     osteo: Callable, tiny: list[str], tmp_path: Path, register: Metrics
 ) -> None:

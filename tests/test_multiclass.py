@@ -217,6 +217,7 @@ def test_a_model_differs_from_itself_by_nothing_and_a_swap_turns_the_sign() -> N
         assert (one.p <= 0.05) == (not one.difference.low <= 0.0 <= one.difference.high), name
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_tests_seldom_reject_it() -> None:
     """The bounds are those of a binomial with 50 data sets; `python -m benchmarks coverage_classes` takes more."""
     design = simulated.Design(60, 1.8)

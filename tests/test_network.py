@@ -139,6 +139,7 @@ def test_a_grey_picture_as_rgb_gives_what_one_summed_channel_gives() -> None:
 FAMILIES = ["alexnet", "vgg11", "resnet18", "googlenet", "inception_v3", "efficientnet_b0", "convnext_tiny", "swin_t"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_backbone_of_torchvision_is_its_network_in_two_halves(name: str) -> None:
     side = 96 if name != "inception_v3" else 128

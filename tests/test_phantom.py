@@ -122,6 +122,7 @@ def test_a_picture_has_the_size_asked_for_and_uses_its_range(both: bool) -> None
     assert picture.std() > 30
 
 
+@pytest.mark.slow
 def test_mean_and_spread_alone_do_not_solve_it(tmp_path: Path) -> None:
     write_archives(tmp_path / "p", seed=0, kaggle={"normal": 100, "osteoporosis": 100}, mendeley={})
     files = content(tmp_path / "p")

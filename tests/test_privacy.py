@@ -47,6 +47,7 @@ def patients(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_nothing_but_numbers_and_names_leaves(
     osteo: Callable, patients: Path, server: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,7 @@ def interrupt(patch: pytest.MonkeyPatch, *, after: int) -> None:
     patch.setattr(Checkpoints, "on_train_epoch_end", interrupted)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_all_of_them_goes_on_as_if_it_had_not_stopped(
     osteo: Callable, tiny: list[str], recipe: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_jpeg_is_decoded_whole_where_a_joint_may_be_small_in_it() -> None:
     assert [decoded_size(224, fit) for fit in ("crop", "bone", "clusters", "pad")] == [0, 0, 0, 224]
 
 
+@pytest.mark.slow
 def test_a_crop_is_blind_to_the_shape_of_the_file_and_padding_is_not() -> None:
     """Narrow files are of one class and wide ones of the other; texture is drawn without regard to it."""
     rng = np.random.default_rng(0)
@@ -155,6 +156,7 @@ def test_a_crop_is_blind_to_the_shape_of_the_file_and_padding_is_not() -> None:
     assert 0.35 < aurocs["crop"] < 0.65, "chance: its standard error is 0.07"
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.skipif(not (REAL_DATA / "kaggle").is_dir(), reason="the original X-rays are not at hand")
 def test_joints_are_found_in_real_pictures() -> None:

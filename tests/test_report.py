@@ -269,6 +269,7 @@ def test_a_report_without_pictures(
     assert 0 < costs["seconds_per_epoch"] <= costs["seconds"]
 
 
+@pytest.mark.slow
 def test_a_report_of_a_transformer_whose_pictures_are_gone(
     osteo: Callable, tiny: list[str], archives: Path, tmp_path: Path
 ) -> None:

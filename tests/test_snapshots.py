@@ -242,6 +242,7 @@ def reference(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run
     return Run(folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_while_the_thread_writes_loses_nothing(
     osteo: Callable[..., Any], words: list[str], reference: Run, tmp_path: Path, moment: str

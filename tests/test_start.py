@@ -95,6 +95,7 @@ def kept(cache: Path) -> Path:
     return cache / "names"
 
 
+@pytest.mark.slow
 def test_no_mistake_waits_for_a_slow_library(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     (tmp_path / "zip.ckpt").write_bytes(b"PK")  # as every file of torch's begins

@@ -308,6 +308,7 @@ def test_a_paired_difference_is_smaller_than_two_single_ones(scored: tuple) -> N
     assert 0.05 < pair.p <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", coverage.DESIGNS, ids=lambda design: design.title)
 def test_intervals_cover_the_truth_and_tests_seldom_reject_it(design: coverage.Design) -> None:
     """The bounds are those of a binomial with 120 data sets; `python -m benchmarks coverage` takes many more."""

@@ -46,6 +46,7 @@ SWEEPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", SWEEPS.values(), ids=SWEEPS)
 def test_a_sweep_that_is_taken_up_runs_what_it_asked_for(
     osteo: Callable, jobs: list[tuple[str, Config]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]

@@ -123,7 +123,9 @@ def optimizer_step(optimizer: Any, module: Any, batch: Any) -> tuple[Tensor, Ten
     return outputs, losses
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if name.startswith("literature") else ()) for name in RECIPES]
+)
 def test_no_step_of_a_recipe_waits_for_the_device(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KneeDataModule, "_fits", lambda *_: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)

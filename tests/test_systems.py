@@ -197,6 +197,7 @@ def test_the_shortcut_is_tested_on_the_same_folds(sweep: list[Run]) -> None:
         assert row[heights == 700].mean() > row[heights == 400].mean() + 0.2
 
 
+@pytest.mark.slow
 def test_what_the_network_sees_is_probed_on_the_same_folds(sweep: list[Run]) -> None:
     found = read_experiment(sweep)
     rng = np.random.default_rng(0)

@@ -226,6 +226,7 @@ def test_calls_are_averaged_over_the_repeats_that_tested_a_picture() -> None:
     assert found.tolist() == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+@pytest.mark.slow
 def test_a_report_of_t_scores(report_of: Callable[[str], Report], monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_of("t_score")
     experiment, section = report.results.experiment, report.section

@@ -113,6 +113,7 @@ def test_training_follows_the_auroc_of_the_record() -> None:
     assert float(found["accuracy"]) == pytest.approx(recorded["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("kind", ["black", "identical"])
 def test_a_run_on_pictures_that_are_all_alike(osteo: Callable, tmp_path: Path, kind: str, precision: str) -> None:

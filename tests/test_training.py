@@ -55,6 +55,7 @@ def trainer(**settings: object) -> Trainer:
     return Trainer(accelerator="cpu", **(quiet | settings))
 
 
+@pytest.mark.slow
 def test_eight_pictures_are_learned_by_heart() -> None:
     seed_everything(0, verbose=False)
     learner, fitter = module(), trainer(max_epochs=150, limit_val_batches=0)

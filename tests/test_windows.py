@@ -55,6 +55,7 @@ call("status", "run")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="takes away what Linux has")
 def test_everything_is_imported_and_a_run_is_made_without_what_windows_lacks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)

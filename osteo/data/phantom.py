@@ -253,11 +253,12 @@ def _bone(x: Map, half_width: Map, patient: Patient, spread: Map, inside: Map, t
     cortex = np.minimum(np.float32(patient.cortex) * (1.0 - 0.75 * spread), half_width * 0.6)
     depth = np.minimum(half_width, 24.0)
     hollow = half_width - cortex
-    outer = _chord(x, half_width) * depth
+    chord = _chord(x, half_width)
+    outer = chord * depth
     inner = _chord(x, hollow) * depth * hollow / half_width
     filled = np.float32(patient.density) * (0.25 + 0.75 * spread) * (1.0 + texture)
     closed = np.sqrt(np.clip(inside / 7.0, 0.0, 1.0))
-    plate = 7.0 * np.exp(-(((inside - 1.2) / 1.2) ** 2)) * (inside > 0) * _chord(x, half_width)
+    plate = 7.0 * np.exp(-(((inside - 1.2) / 1.2) ** 2)) * (inside > 0) * chord
     return np.asarray(closed * (2.1 * (outer - inner) + 0.9 * inner * filled) + plate, np.float32)
 
 
