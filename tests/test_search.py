@@ -251,7 +251,7 @@ def test_a_password_is_in_no_file(
     [
         ([], "nothing to search"),
         (["experiment=quickstart"], "nothing to search"),  # the command line's backbone replaces its three
-        (["+hydra.sweeper.params.seed='0,a'"], "seed=a: Value 'a' of type 'str' could not be converted to Integer"),
+        (["+hydra.sweeper.params.seed='0,a'"], "seed=a: must be a whole number"),
         (["hydra.sweeper.storage=sqlite:////no/study.db", LR], "storage /no/study.db cannot be used: unable to open"),
         (
             ["hydra.sweeper.storage='mysql://h/d?passwd=x'", LR],

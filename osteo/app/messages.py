@@ -44,7 +44,7 @@ def describe_mistake(error: Exception, schema: type[Any]) -> str:
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         return str(unknown(group, name, choices_of(group)))
-    if match := re.match(r"Error merging override (\S+)", text):
+    if match := re.match(r"Error merging override (.+)", text):
         return f"{match[1]}: {_kind_wanted(match[1], schema) or _first_line(cause or error)}"
     if isinstance(error, OverrideParseException):
         reason = _first_line(error).partition(f": {error.override}")[0]
