@@ -1,17 +1,22 @@
 """What the pages share: the glossary, tables that fit, figures for two widths, sorting and filtering."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from osteo.report.figures import NARROW, narrowed
+from osteo.evaluation.bootstrap import Interval
+from osteo.report import plots
+from osteo.report.figures import NARROW, legend, narrowed
 from osteo.report.html import inline, make_environment, render
 from osteo.report.sections.glossary import GLOSSARY, WORDS, as_markdown, link_terms, terms
 from osteo.report.tables import without_zeros
+from osteo.task import BINARY
 from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 
 BOARD = """{% extends "base.html.jinja" %}
@@ -60,6 +65,42 @@ def test_a_figure_is_stacked_for_a_narrow_screen_and_stays_as_it_is() -> None:
     assert re.findall(r'role="img" aria-label="two lines" class="([a-z-]+)"', svg) == ["wide-only", "narrow"]
     ids = re.findall(r'\bid="([^"]+)"', svg)
     assert len(ids) == len(set(ids))
+
+
+LONG = [f"densenet201 optimizer.name={name} optimizer.schedule_args.warmup_epochs=5" for name in ("sgd", "adamw")]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # as of a layout that leaves no room for a panel
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_long_names_neither_overprint_nor_squeeze_a_figure(is_narrow: bool) -> None:
+    curves = Figure(figsize=(9.5, 3.0), layout="constrained")
+    for axes in curves.subplots(1, 2):
+        for name in LONG:
+            axes.plot([0, 1], label=name)
+    legend(curves)
+    curves = narrowed(curves) if is_narrow else curves
+    FigureCanvasAgg(curves).draw()
+    inside = curves.legends[0].get_window_extent().transformed(curves.transFigure.inverted())
+    assert 0.0 <= inside.x0 <= inside.x1 <= 1.0
+    assert all(axes.get_position().height * curves.get_size_inches()[1] > 2.0 for axes in curves.axes)
+    assert all(axes.get_position().y0 > inside.y1 for axes in curves.axes)
+    intervals = dict.fromkeys(("auroc", "accuracy"), Interval(0.7, 0.6, 0.8))
+    ranked = [SimpleNamespace(system=SimpleNamespace(name=name, kind="model"), intervals=intervals) for name in LONG]
+    results = SimpleNamespace(ranked=ranked, experiment=SimpleNamespace(task=BINARY))
+    forest = plots.forest(results, is_narrow=is_narrow)  # type: ignore[arg-type]
+    FigureCanvasAgg(forest).draw()
+    names = [label.get_window_extent() for label in forest.axes[0].get_yticklabels()]
+    assert len(names) == 5
+    assert not any(first.overlaps(second) for first, second in pairwise(names))
+
+
+def test_a_training_of_one_epoch_is_drawn_as_points() -> None:
+    run = pd.DataFrame({"epoch": [0], "train/loss": [0.7], "val/loss": [0.6], "val/auroc": [0.8]})
+    _, area = plots.training({"resnet18": [run, run.assign(**{"val/auroc": 0.6})]}).axes
+    (point,) = area.lines
+    assert (point.get_marker(), point.get_ydata()[0]) == ("o", pytest.approx(0.7))  # type: ignore[index]
+    ((low, high),) = (segment[:, 1] for segment in area.collections[0].get_segments())  # type: ignore[attr-defined]
+    assert (low, high) == (0.6, 0.8)
 
 
 @pytest.fixture(scope="module")

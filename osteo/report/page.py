@@ -147,10 +147,11 @@ class Report:
             "subgroups": len(self.tables["subgroups"]),
         }
         absent = {name for name, has in present.items() if not has}
+        narrow = {**self.pictures.narrow, "forest": plots.forest(self.results, is_narrow=True)}
         return render(
             "report.html.jinja",
             figures={
-                name: inline(drawn[name], name, text, self.pictures.narrow.get(name))
+                name: inline(drawn[name], name, text, narrow.get(name))
                 for name, text in captions.items()
                 if name in drawn
             },
