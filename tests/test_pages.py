@@ -168,7 +168,7 @@ def test_what_is_folded_is_printed_and_terms_open_the_glossary(board: Path) -> N
         assert not page.locator(".controls").first.is_visible()
 
 
-def page_of_predictions() -> str:
+def page_of_predictions(*, with_maps: bool = False) -> str:
     """One answer with its heat map, and one that is withheld."""
     picture = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
     figures = []
@@ -178,7 +178,11 @@ def page_of_predictions() -> str:
             inspection=SimpleNamespace(flags=flags),
         )  # fmt: skip
         row = SimpleNamespace(name=f"{call}.png", answer=answer)
-        figures.append({"row": row, "picture": picture, "has_heat": not flags, "is_withheld": bool(flags)})
+        of_map = "The heat map is withheld, as the answer is." if flags else ""
+        figures.append(
+            {"row": row, "picture": picture, "has_heat": not flags, "is_withheld": bool(flags), "call": call}
+            | {"of_map": of_map, "maps": "maps/a.png" if with_maps else ""}
+        )
     card = {
         "class_names": ["normal", "osteoporosis"], "backbone": "resnet18", "image_size": 224, "fit": "pad", "seed": 0,
         "temperature": 1.0, "trained_on": "phantom", "data_hash": "0" * 64, "osteo": "0.1", "licence": "MIT",

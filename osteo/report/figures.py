@@ -249,7 +249,7 @@ def explained(
         for place, seen in enumerate(pictures):
             left = place * (side + GAP)
             first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
-        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
+        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: no colour"
         for place, name in enumerate(("network input", of_heat)[: len(pictures)]):
             first.text(place * (side + GAP), head - side - 0.04, fill(name, 5 * columns), va="top", fontsize=7.5)
         text = "\n".join(fill(fact, round(7.3 * columns)) for fact in facts)
