@@ -22,7 +22,7 @@ from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 BOARD = """{% extends "base.html.jinja" %}
 {% from "macros.html.jinja" import glossary, sorting, table, unfold with context %}
 {% block title %}board{% endblock %}
-{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true) }}{{ table("Hashes", hashes) }}
+{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true, unfolded=true) }}{{ table("Hashes", hashes) }}
 {{ glossary() }}</main>{% endblock %}
 {% block script %}{{ unfold() }}{{ sorting() }}{% endblock %}"""
 
@@ -152,6 +152,28 @@ def test_a_board_fits_is_sorted_and_filtered(board: Path, size: tuple[int, int])
 
 @in_browser
 @needs_chromium
+def test_what_takes_much_room_is_folded_on_a_phone_and_the_board_is_short(tmp_path: Path) -> None:
+    template = BOARD.replace("hashes)", "values)")
+    columns = [f"metric {number}" for number in range(9)]
+    frames = {"board": pd.DataFrame(1.0, range(4), columns), "values": pd.DataFrame(2.0, range(4), columns)}
+    path = tmp_path / "page.html"
+    path.write_text(make_environment(autoescape=True).from_string(template).render(**frames))
+    for name, size in SIZES.items():
+        with opened(path, size) as page:
+            is_wide = name == "desktop"
+            assert page.get_by_role("table", name="All systems").is_visible()
+            assert page.get_by_role("table", name="Hashes").is_visible() is is_wide
+            last = page.locator("td[data-label='metric 8']").first
+            assert last.is_visible() is is_wide
+            button = page.get_by_role("button", name="All columns")
+            assert button.is_visible() is not is_wide
+            if not is_wide:
+                button.click()
+                assert last.is_visible()
+
+
+@in_browser
+@needs_chromium
 def test_what_is_folded_is_printed_and_terms_open_the_glossary(board: Path) -> None:
     with opened(board, SIZES["desktop"]) as page:
         meaning = page.locator("#term-sensitivity")
@@ -205,7 +227,10 @@ def test_a_withheld_answer_shows_neither_a_number_nor_a_map() -> None:
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_page_of_predictions_fits_a_screen(tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
-    (tmp_path / "predictions.html").write_text(page_of_predictions(), encoding="utf-8")
+@pytest.mark.parametrize("with_maps", [False, True], ids=["predict", "explain"])
+def test_the_page_of_predictions_fits_a_screen(
+    tmp_path: Path, size: tuple[int, int], scheme: str, with_maps: bool
+) -> None:
+    (tmp_path / "predictions.html").write_text(page_of_predictions(with_maps=with_maps), encoding="utf-8")
     with opened(tmp_path / "predictions.html", size, scheme) as page:
         check_fits(page)

@@ -73,7 +73,9 @@ def write(folder: Path, rows: Sequence[Row], models: Sequence[Model], config: Pr
         if row.answer is not None and heat_of(row) is not None:
             write_png(path_of(folder / "overlays", row.name), seen(row, row.answer))
     figures = [on_page(row, row.answer, models[0].network.task) for row in rows if row.answer is not None]
-    title = f"Answers of {listed(sorted({model.card.backbone for model in models}))} to"
+    answered_by = listed(sorted({model.card.backbone for model in models}))
+    title = title_of(f"Answers of {answered_by} to", rows, config.input, models[0].network.task)
+    notes = [*outcome(rows, figures, with_maps=config.overlay), *notes]
     write_text(folder / "predictions.html", page(title, rows, figures, models, notes))
 
 
@@ -83,20 +85,32 @@ def page(
     """The sheet of pictures, and what was said of each.
 
     Args:
-        title: its beginning, before the number of pictures.
-        rows: all of them.
+        title: of the page.
+        rows: all pictures.
         figures: those with an answer, as `on_page` gives them.
         models: that answered together.
         notes: what a reader must know.
     """
     return render(
         "predictions.html.jinja",
-        title=f"{title} {counted(len(rows), 'picture')}: {models[0].network.task.contrast}",
+        title=title,
         figures=figures,
         failed=[row for row in rows if row.reason],
-        notes=[f"{describe_rows(rows)}.", *notes],
+        notes=notes,
         models=[model.card.facts() for model in models],
     )
+
+
+def title_of(start: str, rows: Sequence[Row], given: object, task: Task) -> str:
+    """The title of the sheet: models, pictures and what was asked; of what was given, the last part of its path."""
+    return f"{start} {counted(len(rows), 'picture')} ({Path(str(given)).resolve().name}): {task.contrast}"
+
+
+def outcome(rows: Sequence[Row], figures: Sequence[dict[str, Any]], *, with_maps: bool) -> list[str]:
+    """How many pictures were answered, and why there are no heat maps where some were asked for."""
+    has_maps = any(figure["has_heat"] or figure["of_map"] for figure in figures)
+    lacking = "There are no heat maps: Grad-CAM needs a spatial feature map, which transformers do not have."
+    return [f"{describe_rows(rows)}.", *([lacking] if with_maps and figures and not has_maps else [])]
 
 
 def on_page(row: Row, found: Answer, task: Task, maps: str = "") -> dict[str, Any]:
@@ -189,26 +203,32 @@ def write_explanations(
     }
     write_json(folder / "explain.json", content)
     write_table(folder / "explain.csv", pd.concat([table for table in tables if len(table)] or tables))
-    notes = [f"Feature maps of {counted(len(layers), 'layer')}, {listed(list(layers))}; {explain.RULE}."]
-    notes += caveats([model], config.rule, interval=False)
-    title = f"What {model.card.backbone} sees in"
+    title = title_of(f"What {model.card.backbone} sees in", answered, config.input, task)
+    notes = [
+        *outcome(answered, figures, with_maps=True),
+        f"Feature maps of {counted(len(layers), 'layer')}, {listed(list(layers))}; {explain.RULE}.",
+        *caveats([model], config.rule, interval=False),
+    ]
     write_text(folder / "index.html", page(title, answered, figures, [model], notes))
     return answered
 
 
 def facts_of(row: Row, model: Model, rule: str) -> list[str]:
-    """What stands beside an explained picture: the call, the logit, probability and threshold."""
+    """What stands beside an explained picture: the call and, unless it is withheld, its numbers; flags and notes."""
     found = row.answer
     assert found is not None
     beyond = ", ".join(
         f"{name.removeprefix('probability_').replace('_t_score', ' T-score')} {cell(value)}"
         for name, value in found.details.items()
     )
-    return [
-        f"{model.card.backbone}: {found.call}",
+    numbers = [
         f"logit {cell(found.logit)}, calibrated probability {cell(found.calibrated)}",
         f"threshold {cell(found.threshold)} ({rule}) for {model.network.task.sides[1]}",
         *([beyond] if beyond else []),
+    ]
+    return [
+        f"{model.card.backbone}: {call_of(found, model.network.task)}",
+        *([] if found.call == WITHHELD else numbers),
         *found.inspection.flags,
         *found.notes,
         *filter(None, [of_map(row, found, model.network.task)]),
@@ -258,12 +278,13 @@ def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int =
 def _shown(row: Row, answer: Answer, task: Task) -> dict[str, object]:
     """An answer as a line of the terminal's table."""
     beyond = {name: name.removeprefix("probability_").replace("_", " ") for name in answer.details}
+    is_withheld, of_variants = answer.call == WITHHELD, f"{cell(answer.low)} to {cell(answer.high)}"
     return {
         "file": row.name,
         "call": call_of(answer, task),
-        **{title: answer.details[name] for name, title in beyond.items()},
-        "probability": answer.calibrated,
-        **({} if math.isnan(answer.low) else {"range": f"{cell(answer.low)} to {cell(answer.high)}"}),
+        **{title: None if is_withheld else answer.details[name] for name, title in beyond.items()},
+        "probability": None if is_withheld else answer.calibrated,
+        **({} if math.isnan(answer.low) else {"range": None if is_withheld else of_variants}),
         "threshold": answer.threshold,
     }
 
