@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from osteo.evaluation.bootstrap import Interval
 from osteo.report import plots
-from osteo.report.figures import NARROW, legend, narrowed
+from osteo.report.figures import INK, NARROW, STYLE, legend, narrowed
 from osteo.report.html import inline, make_environment, render
 from osteo.report.sections.glossary import GLOSSARY, WORDS, as_markdown, link_terms, terms
 from osteo.report.tables import without_zeros
@@ -77,11 +78,13 @@ def test_long_names_neither_overprint_nor_squeeze_a_figure(is_narrow: bool) -> N
     for axes in curves.subplots(1, 2):
         for name in LONG:
             axes.plot([0, 1], label=name)
-    legend(curves)
+    with rc_context(STYLE):
+        legend(curves)
     curves = narrowed(curves) if is_narrow else curves
     FigureCanvasAgg(curves).draw()
     inside = curves.legends[0].get_window_extent().transformed(curves.transFigure.inverted())
     assert 0.0 <= inside.x0 <= inside.x1 <= 1.0
+    assert {text.get_color() for text in curves.legends[0].get_texts()} == {INK}  # which a dark page replaces
     assert all(axes.get_position().height * curves.get_size_inches()[1] > 2.0 for axes in curves.axes)
     assert all(axes.get_position().y0 > inside.y1 for axes in curves.axes)
     intervals = dict.fromkeys(("auroc", "accuracy"), Interval(0.7, 0.6, 0.8))

@@ -164,7 +164,7 @@ def grid_of_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """An empty panel for each model, in rows of up to three, on the same axes."""
     columns = min(3, len(titles))
     lines = -(-len(titles) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.3 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel())
     for axes in panels[len(titles) :]:
         axes.axis("off")
@@ -203,7 +203,8 @@ def narrowed(figure: Figure) -> Figure:
     copied.set_size_inches(NARROW, len(drawn) * min(height / lines, 1.2 * NARROW))
     if copied.legends:
         copied.legends.clear()
-        legend(copied)
+        with rc_context(STYLE):
+            legend(copied)
     return copied
 
 
