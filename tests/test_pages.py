@@ -23,7 +23,8 @@ from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 BOARD = """{% extends "base.html.jinja" %}
 {% from "macros.html.jinja" import glossary, sorting, table, unfold with context %}
 {% block title %}board{% endblock %}
-{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true, unfolded=true) }}{{ table("Hashes", hashes) }}
+{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true, unfolded=true) }}
+{{ table("Hashes", hashes) }}
 {{ glossary() }}</main>{% endblock %}
 {% block script %}{{ unfold() }}{{ sorting() }}{% endblock %}"""
 

@@ -242,15 +242,13 @@ def _after_fit(probes: Mapping[str, Mapping[str, Interval]], fit: str) -> list[s
     outline = probes["outline"]["auroc"]
     others = {name: of["auroc"] for name, of in probes.items() if name != "outline"}
     best = max(others, key=lambda name: others[name].value)
-    reached = f"with an AUROC of {format_interval(outline, 2)} on the same folds"
-    still = (
-        f"still predicts the label, {reached}"
-        if outline.low > 0.5
-        else f"does not predict the label significantly better than chance: {reached}, the interval is not above 0.50"
-    )
+    is_above = outline.low > 0.5
+    still = "still predicts the label" if is_above else "does not predict the label significantly better than chance"
+    reached = f"AUROC {format_interval(outline, 2)} on the same folds"
     return [
-        f"After data.fit={fit}, the picture's outline {still}; {PROBES[best]} alone:"
-        f" {format_interval(others[best], 2)}."
+        f"After data.fit={fit}, the picture's outline {still} ({reached}"
+        f"{'' if is_above else ', an interval that is not above 0.50'});"
+        f" {PROBES[best]} alone: {format_interval(others[best], 2)}."
     ]
 
 
