@@ -282,12 +282,12 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
     """
     if found.error:
         raise Unusable(found.error)
-    heat, remarks = None, list(found.notes)
+    heat, pale = None, ""
     if settings.overlay and found.call != WITHHELD:
         with suppress(UserError):  # no spatial feature map
             cam = heat_map(models, grey)
             heat = embed(overlay(found.prepared, cam))
-            remarks += filter(None, [without_colour(cam, models[0].network.task.sides[1])])
+            pale = without_colour(cam, models[0].network.task.sides[1])
     return {
         "call": found.call,
         "calibrated": found.calibrated,
@@ -298,9 +298,10 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "details": found.details,
         "rule": settings.rule,
         "flags": list(found.inspection.flags),
-        "remarks": remarks,
+        "remarks": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
+        "without_colour": pale,
     }
 
 
