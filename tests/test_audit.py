@@ -290,7 +290,7 @@ def test_a_shortcut_is_found_where_there_is_one_and_only_there() -> None:
     assert measured["width_height"].accuracy.value == 1.0
     assert measured["width_height"].works
     assert not measured["border"].works
-    assert "no better than chance" in measured["border"].sentence()
+    assert "Neither is significantly better than chance" in measured["border"].sentence()
 
 
 def test_padding_shows_the_network_what_shape_a_file_has_and_stretching_does_not() -> None:

@@ -1,6 +1,7 @@
 """Feature maps: of layers whose output is known, in every layout, and what `osteo explain` leaves of them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def test_a_figure_says_which_channels_it_shows() -> None:
     assert "a_$b: 3 of 64 channels, each 2 x 2" in texts
     assert "channel 7\n1 to 1" in texts
     assert "$x_{" in texts
-    assert any(text.startswith("Grad-CAM: empty") for text in texts)
+    assert any(text == "Grad-CAM: no colour" for text in texts)
     figure.draw_without_rendering()
     assert explain.RULE in figure.texts[0].get_text()
 
@@ -238,7 +239,14 @@ def test_explain_leaves_figures_and_numbers(osteo: Callable[..., Result], run: P
     assert done.code == 1, done.err
     assert "cut.png: " in done.out
     assert "2 figures of 2 layers: layer1, layer4" in done.out
-    assert sorted(path.name for path in Path("e").iterdir()) == ["explain.csv", "explain.json", "maps"]
+    assert sorted(path.name for path in Path("e").iterdir()) == ["explain.csv", "explain.json", "index.html", "maps"]
+    html = Path("e/index.html").read_text()
+    assert "<h1>What test_resnet sees in 3 pictures (in): osteoporosis against normal</h1>" in html
+    assert re.search(
+        "<li>3 pictures: (2 answered|1 answered, 1 withheld|0 answered, 2 withheld), 1 unusable.</li>", html
+    )
+    assert re.findall('<a href="([^"#]+)">', html) == ["maps/deep/knee.png.png", "maps/good.dcm.png"]
+    assert html.count("The heat map is withheld, as the answer is.") == html.count("<strong>No answer</strong>")
     table = pd.read_csv("e/explain.csv")
     assert list(table.columns) == list(explain.COLUMNS)
     assert table.groupby(["image", "layer"]).size().to_dict() == {

@@ -1,23 +1,30 @@
 """What the pages share: the glossary, tables that fit, figures for two widths, sorting and filtering."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from osteo.report.figures import NARROW, narrowed
+from osteo.evaluation.bootstrap import Interval
+from osteo.report import plots
+from osteo.report.figures import INK, NARROW, STYLE, legend, narrowed
 from osteo.report.html import inline, make_environment, render
 from osteo.report.sections.glossary import GLOSSARY, WORDS, as_markdown, link_terms, terms
 from osteo.report.tables import without_zeros
+from osteo.task import BINARY
 from tests.browser import SIZES, check_fits, in_browser, needs_chromium, opened
 
 BOARD = """{% extends "base.html.jinja" %}
 {% from "macros.html.jinja" import glossary, sorting, table, unfold with context %}
 {% block title %}board{% endblock %}
-{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true) }}{{ table("Hashes", hashes) }}
+{% block body %}<main><h1>board</h1>{{ table("All systems", board, sortable=true, unfolded=true) }}
+{{ table("Hashes", hashes) }}
 {{ glossary() }}</main>{% endblock %}
 {% block script %}{{ unfold() }}{{ sorting() }}{% endblock %}"""
 
@@ -60,6 +67,44 @@ def test_a_figure_is_stacked_for_a_narrow_screen_and_stays_as_it_is() -> None:
     assert re.findall(r'role="img" aria-label="two lines" class="([a-z-]+)"', svg) == ["wide-only", "narrow"]
     ids = re.findall(r'\bid="([^"]+)"', svg)
     assert len(ids) == len(set(ids))
+
+
+LONG = [f"densenet201 optimizer.name={name} optimizer.schedule_args.warmup_epochs=5" for name in ("sgd", "adamw")]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # as of a layout that leaves no room for a panel
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_long_names_neither_overprint_nor_squeeze_a_figure(is_narrow: bool) -> None:
+    curves = Figure(figsize=(9.5, 3.0), layout="constrained")
+    for axes in curves.subplots(1, 2):
+        for name in LONG:
+            axes.plot([0, 1], label=name)
+    with rc_context(STYLE):
+        legend(curves)
+    curves = narrowed(curves) if is_narrow else curves
+    FigureCanvasAgg(curves).draw()
+    inside = curves.legends[0].get_window_extent().transformed(curves.transFigure.inverted())
+    assert 0.0 <= inside.x0 <= inside.x1 <= 1.0
+    assert {text.get_color() for text in curves.legends[0].get_texts()} == {INK}  # which a dark page replaces
+    assert all(axes.get_position().height * curves.get_size_inches()[1] > 2.0 for axes in curves.axes)
+    assert all(axes.get_position().y0 > inside.y1 for axes in curves.axes)
+    intervals = dict.fromkeys(("auroc", "accuracy"), Interval(0.7, 0.6, 0.8))
+    ranked = [SimpleNamespace(system=SimpleNamespace(name=name, kind="model"), intervals=intervals) for name in LONG]
+    results = SimpleNamespace(ranked=ranked, experiment=SimpleNamespace(task=BINARY))
+    forest = plots.forest(results, is_narrow=is_narrow)  # type: ignore[arg-type]
+    FigureCanvasAgg(forest).draw()
+    names = [label.get_window_extent() for label in forest.axes[0].get_yticklabels()]
+    assert len(names) == 5
+    assert not any(first.overlaps(second) for first, second in pairwise(names))
+
+
+def test_a_training_of_one_epoch_is_drawn_as_points() -> None:
+    run = pd.DataFrame({"epoch": [0], "train/loss": [0.7], "val/loss": [0.6], "val/auroc": [0.8]})
+    _, area = plots.training({"resnet18": [run, run.assign(**{"val/auroc": 0.6})]}).axes
+    (point,) = area.lines
+    assert (point.get_marker(), point.get_ydata()[0]) == ("o", pytest.approx(0.7))  # type: ignore[index]
+    ((low, high),) = (segment[:, 1] for segment in area.collections[0].get_segments())  # type: ignore[attr-defined]
+    assert (low, high) == (0.6, 0.8)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +156,29 @@ def test_a_board_fits_is_sorted_and_filtered(board: Path, size: tuple[int, int])
 
 @in_browser
 @needs_chromium
+def test_what_takes_much_room_is_folded_on_a_phone_and_the_board_is_short(tmp_path: Path) -> None:
+    template = BOARD.replace('"Hashes", hashes', '"Results by threshold", values')
+    columns = [f"metric {number}" for number in range(9)]
+    frames = {"board": pd.DataFrame(1.0, range(4), columns), "values": pd.DataFrame(2.0, range(4), columns)}
+    path = tmp_path / "page.html"
+    path.write_text(make_environment(autoescape=True).from_string(template).render(**frames))
+    for name, size in SIZES.items():
+        with opened(path, size) as page:
+            is_wide = name == "desktop"
+            assert page.get_by_role("table", name="All systems").is_visible()
+            assert page.get_by_role("table", name="Results by threshold").is_visible() is is_wide
+            last = page.locator("td[data-label='metric 8']").first
+            assert last.is_visible() is is_wide
+            button = page.get_by_role("button", name="All columns")
+            assert button.is_visible() is not is_wide
+            if not is_wide:
+                button.click()
+                assert last.is_visible()
+            check_fits(page)
+
+
+@in_browser
+@needs_chromium
 def test_what_is_folded_is_printed_and_terms_open_the_glossary(board: Path) -> None:
     with opened(board, SIZES["desktop"]) as page:
         meaning = page.locator("#term-sensitivity")
@@ -127,7 +195,7 @@ def test_what_is_folded_is_printed_and_terms_open_the_glossary(board: Path) -> N
         assert not page.locator(".controls").first.is_visible()
 
 
-def page_of_predictions() -> str:
+def page_of_predictions(*, with_maps: bool = False) -> str:
     """One answer with its heat map, and one that is withheld."""
     picture = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
     figures = []
@@ -137,7 +205,11 @@ def page_of_predictions() -> str:
             inspection=SimpleNamespace(flags=flags),
         )  # fmt: skip
         row = SimpleNamespace(name=f"{call}.png", answer=answer)
-        figures.append({"row": row, "picture": picture, "has_heat": not flags, "is_withheld": bool(flags)})
+        of_map = "The heat map is withheld, as the answer is." if flags else ""
+        figures.append(
+            {"row": row, "picture": picture, "has_heat": not flags, "is_withheld": bool(flags), "call": call}
+            | {"of_map": of_map, "maps": "maps/a.png" if with_maps else ""}
+        )
     card = {
         "class_names": ["normal", "osteoporosis"], "backbone": "resnet18", "image_size": 224, "fit": "pad", "seed": 0,
         "temperature": 1.0, "trained_on": "phantom", "data_hash": "0" * 64, "osteo": "0.1", "licence": "MIT",
@@ -160,7 +232,10 @@ def test_a_withheld_answer_shows_neither_a_number_nor_a_map() -> None:
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_page_of_predictions_fits_a_screen(tmp_path: Path, size: tuple[int, int], scheme: str) -> None:
-    (tmp_path / "predictions.html").write_text(page_of_predictions(), encoding="utf-8")
+@pytest.mark.parametrize("with_maps", [False, True], ids=["predict", "explain"])
+def test_the_page_of_predictions_fits_a_screen(
+    tmp_path: Path, size: tuple[int, int], scheme: str, with_maps: bool
+) -> None:
+    (tmp_path / "predictions.html").write_text(page_of_predictions(with_maps=with_maps), encoding="utf-8")
     with opened(tmp_path / "predictions.html", size, scheme) as page:
         check_fits(page)

@@ -298,7 +298,7 @@ def test_a_model_that_calls_everything_alike_is_called_that(tmp_path: Path) -> N
     lines = verdict(results, 0, 0)
     assert "At a threshold of 0.5 it calls every picture osteoporosis." in lines
     assert "Its accuracy is no better than that of always calling the larger class, 0.50." in lines
-    assert "Its AUROC does not differ significantly from chance (0.50)." in lines
+    assert "Its AUROC does not differ significantly from chance: its interval includes 0.50." in lines
     assert "accuracy, by run" not in rows.methods_table(results)  # one run has no range
     assert lines[0].startswith("resnet18 reaches an AUROC of ")
     assert "The primary endpoint is the AUROC; everything else is exploratory." in lines

@@ -170,7 +170,7 @@ def test_a_picture_may_follow_the_run(run: Path, knees: Path, osteo: Callable) -
     assert (named.code, short.code) == (0, 0), short.err
     assert Path("short/predictions.csv").read_bytes() == Path("named/predictions.csv").read_bytes()
     assert short.out == named.out.replace("named/", "short/")
-    assert re.search(r"^1 picture: \d flagged, 0 without an answer$", short.out, re.MULTILINE)
+    assert re.search(r"^1 picture: (1 answered|0 answered, 1 withheld)$", short.out, re.MULTILINE)
     assert "threshold" in blocks(short.out)[0].headings
 
 
@@ -196,7 +196,8 @@ def test_borderline_is_said_where_the_range_straddles_the_threshold(
     assert block.headings[-1] == "threshold"
     assert [row.split()[-1] for row in block.rows] == ["0.400", "0.400"]
     assert ("range" in block.headings) is not math.isnan(low)
-    assert "2 pictures: 0 flagged" in out
+    assert "2 pictures: 1 answered, 1 withheld" in out
+    assert "-" in block.rows[1].split()  # no number where the answer is withheld
 
 
 def at_terminal(folder: Path, *words: str, until: str = "") -> tuple[int, str]:

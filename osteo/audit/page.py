@@ -64,7 +64,7 @@ def _after_fit(audit: Audit) -> str:
     cuts, start = audit.fitted_shortcuts, f"In what a network sees after data.fit={audit.fit},"
     works = [cut for cut in cuts if cut.works]
     if not works:
-        return f"{start} none of {counted(len(cuts), 'trivial model')} beats chance."
+        return f"{start} none of {counted(len(cuts), 'trivial model')} is significantly better than chance."
     best = max(works, key=lambda cut: cut.auroc.value)
     beat = "beats" if len(works) == 1 else "beat"
     return (

@@ -67,9 +67,17 @@ class Shortcut:
         """What this means for a reported accuracy, in words."""
         start = f"From {self.title} alone, the {self.target} can be predicted with an accuracy of"
         start += f" {format_interval(self.accuracy)}"
-        start += f", AUROC {self.auroc.value:.3f}; always predicting the larger class gives {self.majority:.3f}."
+        start += (
+            f" and an AUROC of {format_interval(self.auroc)}; always predicting the larger class gives an accuracy of"
+        )
+        start += f" {self.majority:.3f}."
+        if not np.isfinite(self.auroc.low):
+            return f"{start} There are too few pictures to tell this from chance."
         if not self.works:
-            return f"{start} This is no better than chance."
+            return (
+                f"{start} Neither is significantly better than chance: the intervals are not above {self.majority:.3f}"
+                " and 0.500."
+            )
         if self.target == "source":
             return f"{start} A network can recognise the source, and sources differ in their share of cases."
         limit = f"{self.accuracy.high:.2f}"

@@ -233,6 +233,11 @@ def overlay(picture: Grey, cam: npt.NDArray[np.floating]) -> Grey:
     return np.asarray(picture[:, :, None] * (1.0 - weight) + heat * weight, np.uint8)
 
 
+def without_colour(cam: npt.NDArray[np.floating], finding: str) -> str:
+    """Why an overlay of a map has no colour, as a sentence; empty where it has some."""
+    return "" if cam.any() else f"The heat map has no colour: nothing in the picture speaks for {finding}."
+
+
 def findings(
     measured: Mapping[str, Attention], pictures: pd.DataFrame, sanity: Sanity | None, task: Task = BINARY
 ) -> list[str]:

@@ -15,7 +15,7 @@ from osteo.data.archives import Archive, Entry, Folder, open_archive
 from osteo.data.clinical import read_clinical
 from osteo.data.sources import is_hidden, is_picture
 from osteo.errors import UserError, counted
-from osteo.inference.answer import Answer, answer, heat_map
+from osteo.inference.answer import WITHHELD, Answer, answer, heat_map
 from osteo.inference.model import Model, covariates_of, size_to_read
 from osteo.reading.covariates import Patient
 from osteo.reading.pictures import Unusable, describe_error
@@ -191,6 +191,15 @@ def answer_pictures(
                         overlay = False
                 rows.append(Row(part, "", found, heat))
             yield rows
+
+
+def describe_rows(rows: Sequence[Row]) -> str:
+    """How many pictures have an answer, how many answers are withheld, and how many files cannot be used."""
+    calls = [row.answer.call for row in rows if row.answer is not None]
+    withheld = calls.count(WITHHELD)
+    numbers = {"withheld": withheld, "unusable": len(rows) - len(calls)}
+    others = [f"{number} {what}" for what, number in numbers.items() if number]
+    return ", ".join([f"{counted(len(rows), 'picture')}: {len(calls) - withheld} answered", *others])
 
 
 def to_table(rows: Iterable[Row], rule: str) -> pd.DataFrame:

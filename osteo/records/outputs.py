@@ -27,7 +27,7 @@ class Results(NamedTuple):
 
 
 PREDICTIONS = Results("predict", ("predictions.json", "predictions.csv", "predictions.html", "overlays"), "pictures")
-EXPLANATIONS = Results("explain", ("explain.json", "explain.csv", "maps"), "pictures")
+EXPLANATIONS = Results("explain", ("explain.json", "explain.csv", "index.html", "maps"), "pictures")
 AUDIT = Results("audit", ("audit.json", "audit.html"), "exact_duplicate_groups")
 OF_CONFIG = {PredictConfig: PREDICTIONS, ExplainConfig: EXPLANATIONS, AuditConfig: AUDIT}
 ASIDE = ".results-"

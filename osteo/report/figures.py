@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import ScalarFormatter
 
 from osteo.evaluation.gradcam import overlay
 from osteo.evaluation.metrics import all_metrics
@@ -29,6 +28,8 @@ BLUE, ORANGE, GREEN, RED, INK, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 MOST = 6  # models on one figure
 NARROW = 4.2  # inches of a figure on a narrow screen
+LINE, CHARACTER, KEY = 0.16, 0.078, 0.5  # inches: height of a legend's line, width of its characters and of its key
+LONGEST = 44  # characters of a name in one line
 MAP = 1.15  # width of a feature map and its gap, in inches
 GAP, LABEL, TITLE = 0.08, 0.3, 0.32  # beside a map, above it and above those of a layer, in this width
 FEWEST_COLUMNS, MOST_COLUMNS = 6, 8  # maps in a row
@@ -163,17 +164,34 @@ def grid_of_panels(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """An empty panel for each model, in rows of up to three, on the same axes."""
     columns = min(3, len(titles))
     lines = -(-len(titles) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.3 * lines), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.3 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel())
     for axes in panels[len(titles) :]:
         axes.axis("off")
     for axes, title in zip(panels, titles, strict=False):
         axes.set_title(fill(title, 32))
+    for axes in panels[max(0, len(titles) - columns) : len(titles)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
     return figure, panels[: len(titles)]
 
 
+def legend(figure: Figure) -> None:
+    """Says below all panels what is drawn on them, in as many columns as fit; the figure grows by its height."""
+    drawn: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            drawn.setdefault(name, handle)
+    width, height = figure.get_size_inches()
+    names = [fill(name, LONGEST) for name in drawn]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = min(len(names), max(1, int(width / (CHARACTER * longest + KEY))))
+    lines = -(-len(names) // columns) * max(name.count("\n") + 1 for name in names)
+    figure.set_size_inches(width, height + LINE * (lines + 1))
+    figure.legend(drawn.values(), names, frameon=False, ncols=columns, loc="outside lower center")
+
+
 def narrowed(figure: Figure) -> Figure:
-    """A copy for a screen as wide as a hand: its panels one below the other, its legend in one column."""
+    """A copy for a screen as wide as a hand: its panels one below the other, its legend in fewer columns."""
     copied = copy.deepcopy(figure)
     height = float(copied.get_size_inches()[1])
     lines = 1 if (first := copied.axes[0].get_subplotspec()) is None else first.get_gridspec().nrows
@@ -182,13 +200,11 @@ def narrowed(figure: Figure) -> Figure:
     for place, axes in enumerate(drawn):
         axes.set_subplotspec(grid[place])
         axes.tick_params(labelleft=True, labelbottom=True)
-        if not isinstance(axes.yaxis.get_major_formatter(), ScalarFormatter):  # names, not numbers
-            axes.set_yticks(
-                axes.get_yticks(), [fill(label.get_text(), 22) for label in axes.get_yticklabels()], fontsize=8
-            )
-    for legend in copied.legends:
-        legend.set_ncols(1)
     copied.set_size_inches(NARROW, len(drawn) * min(height / lines, 1.2 * NARROW))
+    if copied.legends:
+        copied.legends.clear()
+        with rc_context(STYLE):
+            legend(copied)
     return copied
 
 
@@ -234,7 +250,7 @@ def explained(
         for place, seen in enumerate(pictures):
             left = place * (side + GAP)
             first.imshow(seen, extent=(left, left + side, head - side, head), interpolation="none")
-        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: empty, nothing speaks for the class"
+        of_heat = "Grad-CAM" if heat is None or heat.any() else "Grad-CAM: no colour"
         for place, name in enumerate(("network input", of_heat)[: len(pictures)]):
             first.text(place * (side + GAP), head - side - 0.04, fill(name, 5 * columns), va="top", fontsize=7.5)
         text = "\n".join(fill(fact, round(7.3 * columns)) for fact in facts)
@@ -287,8 +303,7 @@ def bars(models: Sequence[Result], contrast: str) -> Figure:
         axes.set(xticks=range(len(titles)), xticklabels=list(titles.values()), ylim=(0, 1.05))
         axes.set_ylabel(f"on test pictures,\n{contrast}")
         axes.set_yticks(np.linspace(0, 1, 6))
-        longest = max((result.system.name for result in models), key=len)
-        figure.legend(frameon=False, ncols=2 if len(longest) > 20 else 4, loc="outside upper center")
+        legend(figure)
         return figure
 
 

@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = {
     "forest": "AUROC and accuracy with 95 % intervals: models in blue, ensembles in green, the shortcut in red{paper}.",
-    "roc_pr": "ROC and precision-recall curves, averaged over networks and repeats, with pointwise 95 % bands.",
-    "training": "Loss and AUROC by epoch: the mean over the runs of each model, and their range.",
+    "roc_pr": "ROC and precision-recall curves{averaged}, with pointwise 95 % bands.",
+    "training": "Loss and AUROC by epoch{mean}.",
     "reliability": "Observed share of cases by predicted probability, with 95 % intervals; the diagonal is perfect.",
     "decision": "Decision curves: net benefit with the best model's 95 % band, at the share of cases in this data.",
     added_value.FIGURE: added_value.CAPTION,
@@ -133,11 +133,22 @@ class Report:
             return f"where the evidence for {finding} lies, by Grad-CAM of the network that tested it"
         return "Grad-CAM, which did not pass its sanity check here and is no evidence of what was learnt"
 
+    @property
+    def captions(self) -> dict[str, str]:
+        """What stands below the figures that every task has, as far as it applies to this sweep."""
+        over = ["networks"] * self.results.has_folds + ["repeats"] * self.results.has_repeats
+        has_mean = len(self.board) > len(self.results.models)
+        words = {
+            "paper": ", the paper grey" if self.results.experiment.task == BINARY else "",
+            "averaged": f", averaged over {listed(over)}" if over else "",
+            "mean": ": the mean over the runs of each model, and their range" if has_mean else "",
+        }
+        return {name: text.format(**words) for name, text in CAPTIONS.items()}
+
     def html(self) -> str:
         """One HTML file with everything in it."""
         drawn, titles = {**self.figures, **self.pictures.figures}, list(SECTIONS.items())
-        paper = ", the paper grey" if self.results.experiment.task == BINARY else ""
-        captions = CAPTIONS | {"forest": CAPTIONS["forest"].format(paper=paper)}
+        captions = self.captions
         if self.section:
             drawn, captions = drawn | self.section.figures, captions | self.section.captions
             titles.insert(1, ("task", self.section.title))
@@ -147,10 +158,11 @@ class Report:
             "subgroups": len(self.tables["subgroups"]),
         }
         absent = {name for name, has in present.items() if not has}
+        narrow = {**self.pictures.narrow, "forest": plots.forest(self.results, is_narrow=True)}
         return render(
             "report.html.jinja",
             figures={
-                name: inline(drawn[name], name, text, self.pictures.narrow.get(name))
+                name: inline(drawn[name], name, text, narrow.get(name))
                 for name, text in captions.items()
                 if name in drawn
             },

@@ -68,6 +68,8 @@ class Mistake(NamedTuple):
     """as a data URL"""
     overlay: str
     """the same with its Grad-CAM; empty where there is none"""
+    caption: str
+    """below that"""
     label: str
     call: str
     confidence: str
@@ -163,9 +165,13 @@ def _mistakes(
     rows, labels = [], manifest.set_index("image_id")["label"]
     for image_id, probability in wrong[["image_id", "probability"]].itertuples(index=False, name=None):
         picture = stored[image_id]
-        overlay = embed(gradcam.overlay(picture, maps[image_id])) if image_id in maps else ""
+        overlay = caption = ""
+        if (cam := maps.get(image_id)) is not None:
+            overlay = embed(gradcam.overlay(picture, cam))
+            caption = gradcam.without_colour(cam, task.sides[1]) or "Grad-CAM"
         called, confidence = _called(task.sides, probability)
-        rows.append(Mistake(image_id, embed(picture), overlay, task.class_names[labels[image_id]], called, confidence))
+        true = task.class_names[labels[image_id]]
+        rows.append(Mistake(image_id, embed(picture), overlay, caption, true, called, confidence))
     return rows
 
 
@@ -306,6 +312,7 @@ def feature_map_figures(
         maps = explain.feature_maps(model.network, batch, layers)
         shown = [explain.most_active(layer, of_layer, CHANNELS) for layer, of_layer in maps.items()]
         facts = [f"{model.card.backbone}, run {best.name}", f"true class {true}", f"called {called}, {why}"]
+        facts += filter(None, [] if heat is None else [gradcam.without_colour(heat, task.sides[1])])
         wide, narrow = (explained(stored[image_id], heat, facts, shown, columns) for columns in (None, NARROW_COLUMNS))
         figures[name] = wide, narrow
         if len(figures) == len(FEATURE_MAPS):

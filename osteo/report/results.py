@@ -98,6 +98,16 @@ class Results:
         return max(sum(value == reached[0] for value in reached), 1)
 
     @property
+    def has_folds(self) -> bool:
+        """Whether several networks of a model tested its pictures between them."""
+        return any(len(result.system.runs) > result.system.repeats for result in self.models)
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether the values of a model are means over repeats."""
+        return any(result.system.repeats > 1 for result in self.models)
+
+    @property
     def shortcut(self) -> Result:
         """What width and height reach."""
         return self.ranked[-1]

@@ -123,7 +123,7 @@ def _doubts(results: Results) -> list[str]:
             " compared."
         )
     if auroc.low <= 0.5 <= auroc.high:
-        lines.append("Its AUROC does not differ significantly from chance (0.50).")
+        lines.append("Its AUROC does not differ significantly from chance: its interval includes 0.50.")
     elif auroc.high < 0.5:
         lines.append("Its AUROC is significantly below chance (0.50): are the labels the right way round?")
     negatives, positives = best.confusion.sum(axis=0)
@@ -242,9 +242,12 @@ def _after_fit(probes: Mapping[str, Mapping[str, Interval]], fit: str) -> list[s
     outline = probes["outline"]["auroc"]
     others = {name: of["auroc"] for name, of in probes.items() if name != "outline"}
     best = max(others, key=lambda name: others[name].value)
-    still = "still predicts the label" if outline.low > 0.5 else "predicts the label no better than chance"
+    is_above = outline.low > 0.5
+    still = "still predicts the label" if is_above else "does not predict the label significantly better than chance"
+    reached = f"AUROC {format_interval(outline, 2)} on the same folds"
     return [
-        f"After data.fit={fit}, the picture's outline {still} (AUROC {format_interval(outline, 2)} on the same folds);"
+        f"After data.fit={fit}, the picture's outline {still} ({reached}"
+        f"{'' if is_above else ', an interval that is not above 0.50'});"
         f" {PROBES[best]} alone: {format_interval(others[best], 2)}."
     ]
 

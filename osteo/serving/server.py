@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect
 
 from osteo.command_settings import ServeConfig
 from osteo.errors import UserError
-from osteo.evaluation.gradcam import overlay
+from osteo.evaluation.gradcam import overlay, without_colour
 from osteo.inference.answer import WITHHELD, Answer, answer, heat_map, threshold_of
 from osteo.inference.card import ASKED
 from osteo.inference.model import Model, check_known, covariates_of, size_to_read
@@ -110,7 +110,7 @@ def make_app(models: Sequence[Model], settings: ServeConfig) -> FastAPI:
     """
     threshold_of(models, settings.rule)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    gate, notes = Gate(settings.a_minute), caveats(models, settings)
+    gate, notes = Gate(settings.a_minute), caveats(models, settings.rule, interval=settings.interval)
     page = render(
         "serve.html.jinja",
         models=[model.card.facts() for model in models],
@@ -282,10 +282,12 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
     """
     if found.error:
         raise Unusable(found.error)
-    heat = None
+    heat, pale = None, ""
     if settings.overlay and found.call != WITHHELD:
         with suppress(UserError):  # no spatial feature map
-            heat = embed(overlay(found.prepared, heat_map(models, grey)))
+            cam = heat_map(models, grey)
+            heat = embed(overlay(found.prepared, cam))
+            pale = without_colour(cam, models[0].network.task.sides[1])
     return {
         "call": found.call,
         "calibrated": found.calibrated,
@@ -299,6 +301,7 @@ def as_json(models: Sequence[Model], grey: Grey, found: Answer, settings: ServeC
         "remarks": list(found.notes),
         "picture": embed(found.prepared),
         "overlay": heat,
+        "without_colour": pale,
     }
 
 

@@ -16,7 +16,7 @@ from osteo.evaluation.clinical.added_value import BOTH, CLINICAL, IMAGE, AddedVa
 from osteo.evaluation.clinical.strata import ALL_PICTURES, SAME_AGE, describe_lead, is_lost, leads, thirds
 from osteo.evaluation.systems import System
 from osteo.reading.covariates import as_numbers, sources_without
-from osteo.report.figures import COLOURS, STYLE
+from osteo.report.figures import COLOURS, STYLE, legend
 from osteo.report.plots import LIMITS, SOFT, line
 from osteo.report.results import Results
 from osteo.report.rows import SMALLEST, p_value, subgroups
@@ -169,7 +169,7 @@ def _decision(results: Results, value: AddedValue) -> Figure:
             line(axes, LIMITS, middle, low, high, colour, label, band=name == BOTH, style=style)
         axes.set(xlabel="probability above which a picture is called", ylabel="net benefit per picture")
         axes.set(xlim=(0, 1), ylim=(-0.08, share * 1.08))
-        axes.legend(frameon=False)
+        legend(figure)
         return figure
 
 

@@ -18,7 +18,7 @@ from osteo.evaluation.bootstrap import Interval, format_interval
 from osteo.evaluation.metrics import all_metrics, measure, metric_intervals
 from osteo.evaluation.systems import Experiment, System, read_experiment
 from osteo.records.record import Run
-from osteo.report.figures import COLOURS, STYLE
+from osteo.report.figures import COLOURS, STYLE, legend
 from osteo.report.plots import SOFT
 from osteo.report.rows import claim_of
 
@@ -185,7 +185,7 @@ def draw(rungs: Sequence[Rung]) -> Figure:
     protocols = list(dict.fromkeys(rung.protocol for rung in rungs))
     systems = list(dict.fromkeys(rung.system for rung in rungs))
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 4.4 + 0.1 * len(systems)), layout="constrained")
+        figure = Figure(figsize=(9.5, 4.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric in zip(panels, DRAWN, strict=True):
             for number, system in enumerate(systems):
@@ -197,8 +197,7 @@ def draw(rungs: Sequence[Rung]) -> Figure:
             axes.set(ylabel=f"{all_metrics()[metric].title} with 95 % interval", xlim=(-0.5, len(protocols) - 0.5))
             axes.set_xticks(range(len(protocols)), [_tick(rungs, protocol) for protocol in protocols], fontsize=8)
             axes.grid(axis="y", color=SOFT, lw=0.4, alpha=0.4)
-        handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        legend(figure)
         return figure
 
 
