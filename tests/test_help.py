@@ -201,6 +201,12 @@ def test_a_sweep_shows_what_its_jobs_share_once(osteo: Callable, tiny: list[str]
         (["seed=0,1", "data=folder"], "data=folder needs data.root=PATH"),
         (["seed=0,1", "model.backbone=densenet12"], "the nearest are: densenet121"),
         (["seed=-1,-2"], "seed=-1 is too small"),
+        (["model.backbone=test_vit,resnat"], "job 2 of 2 (model.backbone=resnat): model.backbone 'resnat' is unknown"),
+        (["seed=0,1,-3,2"], "job 3 of 4 (seed=-3): seed=-3 is too small"),
+        (
+            ["optimizer.lr=interval(0.001,0.1)", "hydra/sweeper=search", "optimizer.name=choice(sgd,adamwx)"],
+            "a trial (optimizer.name=adamwx): optimizer.name 'adamwx' is unknown among",
+        ),
         (["experiment=quickstart", "trainer.monitor=val/acc"], "trainer.monitor 'val/acc' is unknown"),
         (["seed=0,1", "optimizer.lrr=1"], "key 'optimizer.lrr' is unknown"),
         (
@@ -224,6 +230,9 @@ def test_a_sweep_that_cannot_run_stops_before_its_first_job(
     [
         (["evaluate", "logger=null"], "evaluate: key 'logger' is unknown; choose one of: plugins, ckpt"),
         (["predict", "experiment=null"], "predict: key 'experiment' is unknown"),
+        (["train", "experiment/literature=null"], "key 'experiment/literature' is unknown; choose one of: plugins, "),
+        (["train", "hydra/launcher=null"], "hydra/launcher 'null' is unknown; choose one of: processes, slurm"),
+        (["train", "model=null"], "model=null: holds keys, and no value of its own: model.backbone, model.pretrained"),
         (["train", "data=null"], "data 'null' is unknown; choose one of: clean, folder, kaggle"),
         (["train", "claim.accuracy="], "claim.accuracy= must be a number from 0 to 1"),
         (["train", "hydra.launcher.jobs_per_gpu=2"], "hydra.launcher.jobs_per_gpu goes with hydra/launcher=processes"),
