@@ -13,7 +13,7 @@ import pytest
 from osteo.app import choices, configuration
 from osteo.app.messages import CONF
 from osteo.app.reference import as_markdown, purposes
-from osteo.app.words import as_value
+from osteo.app.words import as_typed, as_value, quoted, readable
 from osteo.command_settings import COMMANDS
 from osteo.config import Config, ModelConfig, TrainerConfig, WandbConfig, field_of
 from osteo.search.settings import SearchSettings
@@ -153,6 +153,12 @@ def test_the_overview_fits_and_names_each_command_once(osteo: Callable) -> None:
 )  # fmt: skip
 def test_values_stand_as_on_the_command_line(value: Any, text: str) -> None:
     assert as_value(value) == text
+
+
+def test_a_command_line_is_shown_as_it_was_typed() -> None:
+    typed = ["data=folder", "data.root=/a b/c[1]", "output_dir=1e3", "data.classes=[healthy:normal]", "-m", "seed=0,1"]
+    assert as_typed(readable(typed, Config)) == typed
+    assert as_typed([f"data.root={quoted("/a/it's")}"]) == ["data.root=/a/it's"]
 
 
 def test_what_differs_from_the_defaults_is_shown() -> None:

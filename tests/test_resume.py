@@ -20,6 +20,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch.optim import SGD
 
 from benchmarks.faults import differs, harness
+from osteo.app import hydra as application
+from osteo.command_settings import ReportConfig
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
 from osteo.training.checkpoints import build_module, newest, read_checkpoint
@@ -157,6 +159,20 @@ def test_fail_fast_ends_a_sweep_with_its_first_failure(osteo: Callable, words: l
     assert [path.name for path in sorted((tmp_path / "sweep").glob("[0-9]"))] == ["0"]
     assert "damaged.pth" in swept.out
     assert "job 1 of 2 failed, so the sweep ends (fail_fast=true)" in swept.err
+
+
+def test_an_interrupted_run_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(application.SweepStart, "begun", [])
+    stopped = application.Application(lambda *_: True, directory=tmp_path / "run")
+    assert application.describe_interruption(ReportConfig, stopped) == "interrupted"
+    assert application.describe_interruption(Config, stopped).startswith("interrupted before training began")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    Run(tmp_path / "run").set_status("interrupted")
+    for end in ("nothing has been learnt yet; begin again: osteo train resume=run",
+                "every epoch that had ended is kept; go on: osteo train resume=run"):  # fmt: skip
+        assert application.describe_interruption(Config, stopped).endswith(end)
+        (tmp_path / "run/checkpoints/last.ckpt").touch()
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def run(
         print(f"osteo {command}: {printable(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print(f"osteo {command}: {_interrupted(schema, application)}", file=sys.stderr)
+        print(f"osteo {command}: {describe_interruption(schema, application)}", file=sys.stderr)
         code = 130
     except OSError as error:
         if application.busy:
@@ -255,7 +255,7 @@ def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
     return kept
 
 
-def _interrupted(schema: type[Any], application: Application[Any]) -> str:
+def describe_interruption(schema: type[Any], application: Application[Any]) -> str:
     """What is left where the user has ended a command, and how it goes on."""
     if not issubclass(schema, Config):
         return "interrupted"

@@ -49,7 +49,7 @@ def show_runs(directory: Path) -> bool:
             + (f"; {starred(tied)} by AUROC on validation" if len(models) > 1 else "")
             + "; metrics are of the test pictures"
             + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable))
-            + _measured_anew(usable),
+            + measured_anew(usable),
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
@@ -174,7 +174,7 @@ def _footnote(task: Task) -> str:
     return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
 
 
-def _measured_anew(runs: Sequence[Run]) -> str:
+def measured_anew(runs: Sequence[Run]) -> str:
     """Why the AUROC on validation may not be the one that an epoch showed; empty where it is the same."""
     used = {str(run.read_environment().get("precision", "32-true")) for run in runs}
     lower = sorted(name.removesuffix("-mixed") for name in used - {"32-true", "64-true"})
