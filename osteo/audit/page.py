@@ -138,10 +138,11 @@ def print_audit(audit: Audit, console: Terminal) -> None:
     console.table(audit.by_split, title="splits")
     if audit.exact:
         sets = [
-            {"identical files": ", ".join(group), "": "CONTRADICTORY" if group in audit.contradictory else ""}
+            {"identical file": other, "of": group[0], "": "CONTRADICTORY" * (group in audit.contradictory)}
             for group in _worst_first(audit)[:MAX_SETS]
+            for other in group[1:]
         ]
-        console.table(pd.DataFrame(sets))
+        console.table(pd.DataFrame(sets), title="identical files", keys=2)
     if audit.exposures:
         rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
         copied = pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""])
