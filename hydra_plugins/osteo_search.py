@@ -66,7 +66,7 @@ class SearchSweeper(Sweeper):
         searched = space.space_of({key: override for key, override in latest.items() if override.is_sweep_override()})
         corners = [[*fixed, *words] for words in space.corners(searched)]
         self.validate_batch_is_legal(corners)
-        check_jobs(self.config, corners, SweepStart.checks[1])
+        check_jobs(self.config, corners, *SweepStart.checks, is_search=True)
         SweepStart.show(self.config, 0)
         config = loader.load_sweep_config(self.config, fixed)
         if "trial" not in config or {"trainer.monitor", "trial"} & set(searched):

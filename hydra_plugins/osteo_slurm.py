@@ -120,7 +120,7 @@ class SlurmLauncher(Launcher):
             assert isinstance(outcome, JobReturn)
             return outcome
         reason, directory = str(error).strip().splitlines()[-1], self._directory(number, overrides)
-        log.error("job %s: %s; its log is %s", directory.name, reason, job.paths.stdout.name)
+        log.error("run %s: %s; its log is %s", directory.name, reason, job.paths.stdout.name)
         if not (directory / "status.json").exists():
             Run(directory).set_status("failed", f"{reason}, before it began")
         return JobReturn(status=JobStatus.COMPLETED)  # its record holds how it ended

@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from osteo.app.extras import importing
 from osteo.app.streams import finish_streams, keep_streams
@@ -73,8 +74,17 @@ def _run(command: str, arguments: list[str]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     with importing():
         module = importlib.import_module(f"osteo.commands.{command}")
-    signal.signal(signal.SIGINT, before)
-    module.main()
+    signal.signal(signal.SIGINT, _interrupt_once if before is signal.default_int_handler else before)
+    try:
+        module.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_once(*_: object) -> NoReturn:
+    """Ctrl-C ends a command in good order; a second one ends the process at once, without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _with_keys(command: str, arguments: list[str]) -> list[str]:

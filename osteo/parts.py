@@ -16,7 +16,8 @@ operations, Lightning's callbacks and loggers). What no library has is registere
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args
@@ -288,6 +289,20 @@ def load(modules: Iterable[str]) -> None:
 def trusted_roots() -> list[str]:
     """The packages whose classes a configuration may name by `_target_`."""
     return list(dict.fromkeys([*LIBRARIES, *(module.partition(".")[0] for module in _loaded)]))
+
+
+@contextmanager
+def needed(recorded: Sequence[str], origin: str, hint: str = "") -> Iterator[None]:
+    """Where something cannot be built from what was recorded, names the plugins that it may lack; see `check_named`.
+
+    Raises:
+        UserError: plugins are missing; else what went wrong.
+    """
+    try:
+        yield
+    except UserError:
+        check_named(recorded, origin, hint)
+        raise
 
 
 def check_named(recorded: Iterable[str], origin: str, hint: str = "") -> None:

@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     [
         (["model.backbone=densenet12"], "model.backbone 'densenet12' is unknown among"),
         (["model.backbone=densenet121", "data.image_size=16"], "data.image_size=16 does not fit"),
-        (["data.batch_size=500"], "data.batch_size=500 is larger than the training split of 1"),
+        (["data.batch_size=500"], "data.batch_size=500 is larger than the data of 28 pictures; choose at most 19"),
         (["data.root=one_class"], "has no pictures of class osteoporosis; found only: normal"),
         (["data.root=empty"], "holds no pictures in class folders"),
         (["trainer.accelerator=cuda"], "this machine shows no CUDA device; use trainer.accelerator=cpu or auto"),
@@ -134,16 +134,13 @@ def test_a_run_directory_is_never_overwritten(osteo: Callable, tiny: list[str], 
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     done = osteo("train", *tiny, "output_dir=run", "logger.wandb.mode=disabled")
     assert done.code == 2
-    assert (
-        done.err
-        == "osteo train: run holds a run already; choose another output_dir, or go on with it: osteo train resume=run\n"
-    )
+    assert done.err == "osteo train: run holds a finished run already; choose another output_dir\n"
     assert {p: p.read_bytes() for p in before if p.name != "train.log"} == {
         p: c for p, c in before.items() if p.name != "train.log"
     }
     done = osteo("train", "-m", *tiny, "output_dir=run", "seed=0,1")
     assert done.code == 2
-    assert "run holds runs already; choose another output_dir" in done.err
+    assert "run holds a finished run already; choose another output_dir" in done.err
 
 
 def test_a_file_where_the_run_should_go(osteo: Callable, tiny: list[str], tmp_path: Path) -> None:

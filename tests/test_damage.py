@@ -207,12 +207,12 @@ def test_trainings_that_are_not_done_are_named(
 @pytest.mark.parametrize(
     ("names", "overrides", "params", "line"),
     [
-        ("013", ["seed=0,1,2,3"], None, "without a record in this sweep: 1 job (2)"),
+        ("013", ["seed=0,1,2,3"], None, "without a record in this sweep: 1 run (2)"),
         ("01", ["seed=0,1", "data.split.seed=${seed}", "model=a,b"], {"optimizer.lr": "0.1,0.2"},
-         "without a record in this sweep: 6 jobs (2, 3, 4, 5, 6, ...)"),
-        ("02", ["seed=range(0,9)"], None, "without a record in this sweep: 7 jobs (1, 3, 4, 5, 6, ...)"),
-        ("02", ["seed=glob(*)"], None, "without a record in this sweep: 1 job (1)"),  # not known how many were to be
-        ("ab", ["seed=0,1,2"], None, "without a record in this sweep: 1 job"),
+         "without a record in this sweep: 6 runs (2, 3, 4, 5, 6, ...)"),
+        ("02", ["seed=range(0,9)"], None, "without a record in this sweep: 7 runs (1, 3, 4, 5, 6, ...)"),
+        ("02", ["seed=glob(*)"], None, "without a record in this sweep: 1 run (1)"),  # not known how many were to be
+        ("ab", ["seed=0,1,2"], None, "without a record in this sweep: 1 run"),
         ("012", ["seed=0,1,2", "data=folder"], None, None),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from osteo.app import choices, configuration
 from osteo.app.messages import CONF
 from osteo.app.reference import as_markdown, purposes
-from osteo.app.words import as_value
+from osteo.app.words import as_typed, as_value, quoted, readable
 from osteo.command_settings import COMMANDS
 from osteo.config import Config, ModelConfig, TrainerConfig, WandbConfig, field_of
 from osteo.search.settings import SearchSettings
@@ -155,6 +155,12 @@ def test_values_stand_as_on_the_command_line(value: Any, text: str) -> None:
     assert as_value(value) == text
 
 
+def test_a_command_line_is_shown_as_it_was_typed() -> None:
+    typed = ["data=folder", "data.root=/a b/c[1]", "output_dir=1e3", "data.classes=[healthy:normal]", "-m", "seed=0,1"]
+    assert as_typed(readable(typed, Config)) == typed
+    assert as_typed(["data.root=" + quoted("/a/it's")]) == ["data.root=/a/it's"]
+
+
 def test_what_differs_from_the_defaults_is_shown() -> None:
     usual = asdict(Config())
     assert configuration.differences(usual, usual, "x") == "configuration (x)\n  the defaults"
@@ -201,6 +207,12 @@ def test_a_sweep_shows_what_its_jobs_share_once(osteo: Callable, tiny: list[str]
         (["seed=0,1", "data=folder"], "data=folder needs data.root=PATH"),
         (["seed=0,1", "model.backbone=densenet12"], "the nearest are: densenet121"),
         (["seed=-1,-2"], "seed=-1 is too small"),
+        (["model.backbone=test_vit,resnat"], "job 2 of 2 (model.backbone=resnat): model.backbone 'resnat' is unknown"),
+        (["seed=0,1,-3,2"], "job 3 of 4 (seed=-3): seed=-3 is too small"),
+        (
+            ["optimizer.lr=interval(0.001,0.1)", "hydra/sweeper=search", "optimizer.name=choice(sgd,adamwx)"],
+            "a trial (optimizer.name=adamwx): optimizer.name 'adamwx' is unknown among",
+        ),
         (["experiment=quickstart", "trainer.monitor=val/acc"], "trainer.monitor 'val/acc' is unknown"),
         (["seed=0,1", "optimizer.lrr=1"], "key 'optimizer.lrr' is unknown"),
         (
@@ -224,6 +236,9 @@ def test_a_sweep_that_cannot_run_stops_before_its_first_job(
     [
         (["evaluate", "logger=null"], "evaluate: key 'logger' is unknown; choose one of: plugins, ckpt"),
         (["predict", "experiment=null"], "predict: key 'experiment' is unknown"),
+        (["train", "experiment/literature=null"], "key 'experiment/literature' is unknown; choose one of: plugins, "),
+        (["train", "hydra/launcher=null"], "hydra/launcher 'null' is unknown; choose one of: processes, slurm"),
+        (["train", "model=null"], "model=null: holds keys, and no value of its own: model.backbone, model.pretrained"),
         (["train", "data=null"], "data 'null' is unknown; choose one of: clean, folder, kaggle"),
         (["train", "claim.accuracy="], "claim.accuracy= must be a number from 0 to 1"),
         (["train", "hydra.launcher.jobs_per_gpu=2"], "hydra.launcher.jobs_per_gpu goes with hydra/launcher=processes"),

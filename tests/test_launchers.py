@@ -261,7 +261,7 @@ def test_a_sweep_on_a_cluster_that_requeues_a_job_and_cancels_another(words: lis
         output, _ = swept.communicate(timeout=300)
         print(output)
         assert swept.returncode == 1, output
-        assert "job 2: ended by the cluster" in output
+        assert "run 2: ended by the cluster" in output
         assert "Traceback" not in output
         records = [Run(tmp_path / "s" / str(number)) for number in range(6)]
         assert [record.state for record in records] == ["done", "done", "interrupted", "done", "done", "done"]

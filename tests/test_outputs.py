@@ -27,11 +27,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def made(folder: Path, kind: str) -> Path:
     """A directory that holds a run, a sweep or what is left of one, or somebody's own files."""
     folder.mkdir()
-    if kind == "run":
-        write_json(folder / "status.json", {"state": "done", "error": None, "id": "0"})
-    elif kind == "sweep":
+    state = {"state": "done" if "finished" in kind else "interrupted", "error": None, "id": "0"}
+    if kind in ("run", "finished run"):
+        write_json(folder / "status.json", state)
+    elif kind in ("sweep", "finished sweep"):
         (folder / "0").mkdir()
-        write_json(folder / "0" / "status.json", {"state": "done", "error": None, "id": "0"})
+        write_json(folder / "0" / "status.json", state)
     elif kind == "sweep without runs":
         (folder / "multirun.yaml").write_text("hydra: {}\n")
     elif kind == "what is left of a run":
@@ -42,7 +43,10 @@ def made(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["run", "sweep", "sweep without runs", "what is left of a run", "predictions"])
+@pytest.mark.parametrize(
+    "kind",
+    ["run", "finished run", "sweep", "finished sweep", "sweep without runs", "what is left of a run", "predictions"],
+)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
 def test_what_is_there_is_refused(tmp_path: Path, config: object, kind: str) -> None:
     folder = made(tmp_path / "there", kind)
@@ -55,9 +59,11 @@ def test_what_is_there_is_refused(tmp_path: Path, config: object, kind: str) -> 
         claim(folder, config)  # nothing of it is written by these
     else:
         found = "predictions.csv" if kind == "predictions" or (kind in results and not makes_record) else "(a run|runs)"
+        found = f"a {kind}" if "finished" in kind and isinstance(config, Config) else found
         with pytest.raises(UserError, match=rf"there holds {found} already.*; choose another output_dir") as error:
             claim(folder, config)
-        assert ("resume=" in str(error.value)) == (isinstance(config, Config) and kind != "predictions")
+        goes_on = isinstance(config, Config) and kind != "predictions" and "finished" not in kind
+        assert ("resume=" in str(error.value)) == goes_on
     locks.release(folder)
     assert contents(folder) == before
 

@@ -94,6 +94,14 @@ def line_of(done: "subprocess.CompletedProcess[str]") -> str:
     return done.stderr
 
 
+def test_what_fails_for_want_of_a_plugin_names_it_alone() -> None:
+    wanted = "run was made with plugins=[not_here]; name them again: osteo report run 'plugins=[not_here]'"
+    for recorded, message in ((["not_here"], wanted), (["osteo.parts"], "unknown"), ([], "unknown")):
+        with pytest.raises(UserError) as error, parts.needed(recorded, "run", "osteo report run"):
+            raise UserError("unknown")
+        assert str(error.value) == message
+
+
 @pytest.mark.slow
 def test_a_plugin_brings_backbone_loss_callback_and_experiment(place: Path, words: list[str], archives: Path) -> None:
     done = osteo(place, "train", *words, "output_dir=run")

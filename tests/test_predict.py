@@ -237,6 +237,8 @@ def test_a_pickle_with_code_is_refused(osteo: Callable, tmp_path: Path) -> None:
         (["predict", "{run}"], "name the pictures: osteo predict RUN PICTURE"),
         (["predict", "{run}", "input=nowhere"], "input=nowhere: no such file or folder"),
         (["predict", "{run}", "input=empty"], "input=empty holds no picture"),
+        (["predict", "{run}", "input=notes.xlsx"], "input=notes.xlsx: not a picture; expected PNG, JPEG"),
+        (["predict", "notes.xlsx", "input=empty"], "notes.xlsx is not a checkpoint of osteo; give a run or its best"),
         (["predict", "{run}", "input=a.png", "rule=best"], "rule 'best' is unknown; choose one of: 0.5, Youden"),
         (["evaluate", "{run}", "split=some"], "split 'some' is unknown"),
         (["evaluate", "{run}", "data=folder", "data.root=empty"], "holds no pictures in class folders"),
@@ -251,6 +253,7 @@ def test_mistakes_are_one_line(
     osteo: Callable, runs: Path, knees: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.xlsx").write_bytes(b"no picture")
     if "{evaluation}" in arguments:
         assert osteo("evaluate", str(runs / "0"), "data=folder", f"data.root={knees}", "output_dir=e").code == 0
         assert "done" in osteo("status", "e").out

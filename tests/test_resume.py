@@ -20,6 +20,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch.optim import SGD
 
 from benchmarks.faults import differs, harness
+from osteo.app import hydra as application
+from osteo.command_settings import ReportConfig
 from osteo.config import Config, OptimizerConfig
 from osteo.records.record import Run
 from osteo.training.checkpoints import build_module, newest, read_checkpoint
@@ -110,18 +112,21 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
 
 @pytest.mark.slow
 def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: list[str], tmp_path: Path) -> None:
-    """A good job, one whose loss is not finite, one with a backbone that is unknown, and one killed in the middle."""
-    words = [word for word in words if not word.startswith("model.backbone")]
-    names = "test_resnet,test_resnut,test_convnext"
-    swept = osteo("train", "-m", *words, f"model.backbone={names}", "optimizer.lr=1e-3,1e30", "output_dir=sweep")
+    """Good jobs, one whose loss is not finite, some whose weights are damaged, and one killed in the middle."""
+    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04")
+    swept = osteo(
+        "train", "-m", *words, "model.weights_file=null,damaged.pth", "optimizer.lr=1e-3,1e30,2e-3", "output_dir=sweep"
+    )  # fmt: skip
     assert swept.code == 1
     states = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/status.json")}
-    assert [states[str(job)]["state"] for job in range(6)] == ["done", "failed"] + ["failed"] * 2 + ["done", "failed"]
-    assert "test_resnut" in states["2"]["error"]
+    assert [states[str(job)]["state"] for job in range(6)] == ["done", "failed", "done"] + ["failed"] * 3
+    assert "damaged.pth" in states["3"]["error"]
+    assert "job 4 of 6 failed (sweep/3): " in swept.out
+    assert "- run 3 failed: " in swept.out
     assert "not finite" in states["1"]["error"]
     assert "Traceback" not in swept.err
     stamp = (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns
-    kept = Run(tmp_path / "sweep/4")
+    kept = Run(tmp_path / "sweep/2")
     before = (kept.directory / "metrics.json").read_bytes()
     kept.set_status("running")  # as a killed one would stand
     (kept.directory / "metrics.json").unlink()
@@ -133,7 +138,7 @@ def test_a_sweep_repeats_what_failed_and_nothing_else(osteo: Callable, words: li
     assert "not done" in resumed.out
     assert (tmp_path / "sweep/0/metrics.json").stat().st_mtime_ns == stamp
     assert (kept.directory / "metrics.json").read_bytes() == before
-    assert resumed.out.count("it starts again") == 2
+    assert resumed.out.count("it starts again") == 1
     assert len(pd.read_csv(tmp_path / "sweep/leaderboard.csv")) == 2
 
 
@@ -146,13 +151,28 @@ def test_what_a_job_held_is_gone_before_the_next(osteo: Callable, tiny: list[str
 
 
 def test_fail_fast_ends_a_sweep_with_its_first_failure(osteo: Callable, words: list[str], tmp_path: Path) -> None:
-    words = [word for word in words if not word.startswith("model.backbone")]
+    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04")
     swept = osteo(
-        "train", "-m", *words, "model.backbone=test_resnut,test_resnet", "output_dir=sweep", "fail_fast=true"
+        "train", "-m", *words, "model.weights_file=damaged.pth,null", "output_dir=sweep", "fail_fast=true"
     )  # fmt: skip
     assert swept.code == 1
     assert [path.name for path in sorted((tmp_path / "sweep").glob("[0-9]"))] == ["0"]
-    assert "test_resnut" in swept.out
+    assert "damaged.pth" in swept.out
+    assert "job 1 of 2 failed, so the sweep ends (fail_fast=true)" in swept.err
+
+
+def test_an_interrupted_run_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(application.SweepStart, "begun", [])
+    stopped = application.Application(lambda *_: True, directory=tmp_path / "run")
+    assert application.describe_interruption(ReportConfig, stopped) == "interrupted"
+    assert application.describe_interruption(Config, stopped).startswith("interrupted before training began")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    Run(tmp_path / "run").set_status("interrupted")
+    for end in ("nothing has been learnt yet; begin again: osteo train resume=run",
+                "every epoch that had ended is kept; go on: osteo train resume=run"):  # fmt: skip
+        assert application.describe_interruption(Config, stopped).endswith(end)
+        (tmp_path / "run/checkpoints/last.ckpt").touch()
 
 
 @pytest.mark.parametrize(

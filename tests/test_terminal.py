@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from osteo.app import sweeps
+from osteo.config import AugmentConfig, Config
 from osteo.errors import UserError, counted
 from osteo.evaluation.metrics import all_metrics
 from osteo.evaluation.systems import read_experiment
@@ -310,3 +311,15 @@ def test_a_report_marks_the_best_by_its_primary_endpoint(
 def test_numbers_agree_with_their_nouns() -> None:
     said = {noun: [counted(number, noun) for number in (0, 1, 2)] for noun in ("row", "file", "picture")}
     assert said == {noun: [f"0 {noun}s", f"1 {noun}", f"2 {noun}s"] for noun in said}
+
+
+def test_which_auroc_on_validation_counts_is_said_where_they_may_differ() -> None:
+    def run(precision: str, *, augmented: bool = False) -> Any:
+        setting = Config(augment=AugmentConfig(val=augmented))
+        return SimpleNamespace(read_environment=lambda: {"precision": precision}, read_settings=lambda: setting)
+
+    start, end = "; that on validation counts, in float32; an epoch's own, ", ", may differ from it"
+    assert summary.measured_anew([run("32-true")]) == ""
+    assert summary.measured_anew([run("32-true"), run("bf16-mixed")]) == f"{start}in bf16{end}"
+    both = summary.measured_anew([run("bf16-mixed", augmented=True)])
+    assert both == f"{start}in bf16 and on augmented pictures{end}"

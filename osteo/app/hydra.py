@@ -36,10 +36,11 @@ from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
 from osteo.app.words import FLAGS, GROUPS, flags_first, readable
 from osteo.command_settings import COMMANDS
+from osteo.config import Config
 from osteo.errors import UserError, diagnose, printable, unknown
 from osteo.files import display_path, write_json
 from osteo.records.record import Run
-from osteo.records.sweep import runs_of
+from osteo.records.sweep import runs_of, taken
 from osteo.training.ranks import follow, rank
 
 log = logging.getLogger(__name__)
@@ -91,10 +92,9 @@ class SweepStart(Callback):
             if SweepStart.goes_on:
                 check_unchanged(directory, config)
             else:
-                check_jobs(config, jobs, check_request)
+                check_jobs(config, jobs, schema, check_request)
                 if runs_of(directory):
-                    hint = f"choose another output_dir, or go on with it: osteo {verb} resume={display_path(directory)}"
-                    raise UserError(f"{display_path(directory)} holds runs already; {hint}")
+                    raise taken(directory, verb)
             directory.mkdir(parents=True, exist_ok=True)
             Run(directory).hold()
             if not SweepStart.goes_on:
@@ -195,7 +195,7 @@ def run(
         print(f"osteo {command}: {printable(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print(f"osteo {command}: interrupted", file=sys.stderr)
+        print(f"osteo {command}: {describe_interruption(schema, application)}", file=sys.stderr)
         code = 130
     except OSError as error:
         if application.busy:
@@ -242,15 +242,31 @@ def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
     kept = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if value != "null" or "/" in group or not choices_of(group):
+        if value != "null" or not (choices := choices_of(group)):
             kept.append(argument)
+        elif group.startswith("hydra/"):
+            raise unknown(group, value, choices)
         elif group not in keys:
             raise unknown("key", group, keys)
         elif group == "logger":
             kept.append("~logger")
         elif group not in (*GROUPS, "callbacks"):
-            raise unknown(group, value, choices_of(group))
+            raise unknown(group, value, choices)
     return kept
+
+
+def describe_interruption(schema: type[Any], application: Application[Any]) -> str:
+    """What is left where the user has ended a command, and how it goes on."""
+    if not issubclass(schema, Config):
+        return "interrupted"
+    directory = SweepStart.begun[-1] if SweepStart.begun else application.directory
+    runs = runs_of(directory) if directory else []
+    if not directory or not runs:
+        return "interrupted before training began, so nothing is kept; type the same again"
+    hint = f"osteo {runs[0].verb} resume={display_path(directory)}"
+    if any(any(run.checkpoints.glob("*.ckpt")) for run in runs):
+        return f"interrupted; every epoch that had ended is kept; go on: {hint}"
+    return f"interrupted before the first epoch had ended, so nothing has been learnt yet; begin again: {hint}"
 
 
 def _cannot_write(error: OSError, application: Application[Any]) -> UserError:

@@ -2,9 +2,8 @@
 
 import gc
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from osteo import parts
 from osteo.app import sweeps, taking_up
 from osteo.app.configuration import defaults, without_hydra
+from osteo.app.messages import describe_mistake
 from osteo.app.resume import recorded_sweep
 from osteo.app.words import is_sweep
 from osteo.checks import check
@@ -143,29 +143,42 @@ def jobs_of(config: DictConfig) -> list[list[str]]:
     return BasicSweeper.split_arguments(parser.parse_overrides(sweep_words(config)), None)[0]
 
 
-def check_jobs(config: DictConfig, jobs: Iterable[Sequence[str]], check_request: Check[Any] | None) -> None:
-    """Refuses a sweep of which no job can run.
+def check_jobs(
+    config: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    schema: type[Any],
+    check_request: Check[Any] | None,
+    *,
+    is_search: bool = False,
+) -> None:
+    """Refuses a sweep of which any job is known to fail, before the first begins.
 
     Args:
         config: of the sweep, as Hydra has composed it.
         jobs: the overrides of each.
+        schema: of the command.
         check_request: the command's own.
+        is_search: whether they are what its trials may be, and have no numbers.
 
     Raises:
-        Exception: the mistake of the first job.
+        UserError: the first mistake, with the job that makes it unless all do.
     """
-    loader, mistakes = GlobalHydra.instance().config_loader(), list[Exception]()
-    for overrides in jobs:
+    loader, mistakes = GlobalHydra.instance().config_loader(), dict[int, str]()
+    tried = sweeps.telling(jobs)
+    for number in tried:
         try:
-            job: Any = OmegaConf.to_object(without_hydra(loader.load_sweep_config(config, list(overrides))))
+            job: Any = OmegaConf.to_object(without_hydra(loader.load_sweep_config(config, list(jobs[number]))))
             check(job)
             if check_request is not None:
                 check_request(job)
-            return
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            mistakes.append(error)
-    if mistakes:
-        raise mistakes[0]
+        except (HydraException, OmegaConfBaseException) as error:
+            mistakes[number] = describe_mistake(error, schema)
+        except UserError as error:
+            mistakes[number] = str(error)
+    for number, mistake in mistakes.items():
+        own = " ".join(word for word in jobs[number] if any(word not in others for others in jobs))
+        which = "a trial" if is_search else f"job {number + 1} of {len(jobs)}"
+        raise UserError(f"{which} ({own}): {mistake}" if len(mistakes) < len(tried) else mistake)
 
 
 def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, is_foreign: bool) -> None:
@@ -176,7 +189,6 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         KeyboardInterrupt: the user's.
         FailFast: the sweep ends with it.
     """
-    name = os.path.relpath(record.directory, sweep) if sweep else record.directory.name
     trouble = diagnose(error)
     if isinstance(trouble, OutOfMemoryError) and (hint := _memory_hint(config)):
         trouble = UserError(f"memory ran out ({trouble}); {hint}")
@@ -192,12 +204,14 @@ def _end(error: BaseException, record: Run, config: Any, sweep: Path | None, *, 
         raise KeyboardInterrupt from error
     is_expected = isinstance(trouble, UserError)
     if sweep is not None:
-        log.error("job %s failed: %s", name, reason, exc_info=None if is_expected else error)
+        title = sweeps.title_of(int(HydraConfig.get().job.num), sweep)
+        place = display_path(record.directory)
+        log.error("%s failed (%s): %s", title, place, reason, exc_info=None if is_expected else error)
         launcher = str(HydraConfig.get().launcher["_target_"])
         if isinstance(trouble, LostDeviceError) and launcher.endswith("BasicLauncher"):
             raise FailFast(f"{trouble}; this process cannot run another job") from error
         if isinstance(config, Config) and config.fail_fast:
-            raise FailFast(f"job {name} failed, so the sweep ends (fail_fast=true)") from error
+            raise FailFast(f"{title} failed, so the sweep ends (fail_fast=true)") from error
     if has_begun and isinstance(trouble, MachineError):
         place = display_path(record.directory)
         reason = f"interrupted: {reason}; go on with it: osteo {record.verb} resume={place}"

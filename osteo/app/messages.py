@@ -66,7 +66,10 @@ def kind_of(annotation: Any) -> str:
 
 def _kind_wanted(override: str, schema: type[Any]) -> str:
     """What the value of a key has to be; empty where its type does not say."""
-    found = field_of(schema, override.partition("=")[0].lstrip("+~"))
+    key = override.partition("=")[0].lstrip("+~")
+    found = field_of(schema, key)
+    if found and is_dataclass(found.type):
+        return f"holds keys, and no value of its own: {', '.join(f'{key}.{name}' for name in keys_of(schema, [key]))}"
     kind = kind_of(found.type) if found else ""
     return f"must be {kind if kind.startswith('true') else f'a {kind}'}{EXAMPLES.get(kind, '')}" if kind else ""
 

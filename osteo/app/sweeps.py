@@ -27,6 +27,33 @@ def title_of(number: int, sweep: Path) -> str:
     return f"job {number + 1} of {planned}" if planned > number else f"job {number + 1}"
 
 
+def telling(jobs: Sequence[Sequence[str]]) -> list[int]:
+    """Which jobs of a sweep, in their order, show every value that its keys are given.
+
+    Of the numbers of a key, the smallest and the largest tell, since what is allowed is a range.
+
+    Args:
+        jobs: the overrides of each.
+    """
+    values: dict[str, list[str]] = {}
+    for key, _, value in (override.partition("=") for overrides in jobs for override in overrides):
+        values.setdefault(key, []).append(value)
+    unseen = {f"{key}={value}" for key, given in values.items() for value in _extremes(given)}
+    chosen = []
+    for number, overrides in enumerate(jobs):
+        if not number or unseen & set(overrides):
+            chosen.append(number)
+            unseen -= set(overrides)
+    return chosen
+
+
+def _extremes(values: Sequence[str]) -> Sequence[str]:
+    try:
+        return min(values, key=float), max(values, key=float)
+    except ValueError:
+        return values
+
+
 def begin(job: Job) -> None:
     """Gives a job its name in the sweep, where it is called by a number, and says that it begins and with what."""
     assert job.sweep is not None

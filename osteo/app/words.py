@@ -65,6 +65,14 @@ def unquoted(value: str) -> str:
     return text.replace(r"\${", "${") if isinstance(text, str) else value
 
 
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line without the quotes that `readable` and positional arguments have been given."""
+    return [
+        f"{key}={unquoted(value)}" if value.startswith("'") and value.endswith("'") else f"{key}{equals}{value}"
+        for key, equals, value in (argument.partition("=") for argument in arguments)
+    ]
+
+
 def as_value(value: Any) -> str:
     """A plain value as it stands on the command line after its key and an equals sign, but for the shell's quotes."""
     if isinstance(value, str):

@@ -136,6 +136,13 @@ def print_audit(audit: Audit, console: Terminal) -> None:
     """Prints the tables and sentences of an audit."""
     console.table(audit.flow, title="pictures", keys=2)
     console.table(audit.by_split, title="splits")
+    if audit.exact:
+        sets = [
+            {"identical file": other, "of": group[0], "": "CONTRADICTORY" * (group in audit.contradictory)}
+            for group in _worst_first(audit)[:MAX_SETS]
+            for other in group[1:]
+        ]
+        console.table(pd.DataFrame(sets), title="identical files", keys=2)
     if audit.exposures:
         rows = [(pair.first, pair.second, pair.similarity, _remarks(pair)) for pair in audit.exposures[:MAX_SETS]]
         copied = pd.DataFrame(rows, columns=["altered copy", "of", "similarity", ""])
@@ -154,6 +161,11 @@ def print_audit(audit: Audit, console: Terminal) -> None:
         console.say(f"odd: {image_id}: {', '.join(flags)}", bullet="- ")
     for note in audit.notes:
         console.say(note, bullet="- ")
+
+
+def _worst_first(audit: Audit) -> list[list[str]]:
+    """Sets of identical files, those of two classes first."""
+    return sorted(audit.exact, key=lambda group: group not in audit.contradictory)
 
 
 def _remarks(pair: Exposure) -> str:
@@ -214,7 +226,7 @@ def render_page(audit: Audit, words: Sequence[str] = ()) -> str:
 
     Args:
         audit: what was found.
-        words: of the command line after `osteo audit`.
+        words: of the command line after `osteo audit`, as they were typed.
     """
     labels = audit.manifest.set_index("image_id")["class_name"].to_dict()
 
@@ -236,7 +248,7 @@ def render_page(audit: Audit, words: Sequence[str] = ()) -> str:
         }
         for pair in altered[:MAX_SETS]
     ]  # fmt: skip
-    identical = sorted(audit.exact, key=lambda group: group not in audit.contradictory)
+    identical = _worst_first(audit)
     groups = [
         {
             "figures": [figure(image_id) for image_id in group[:6]],

@@ -4,6 +4,7 @@ import sys
 
 from osteo.app import hydra as application
 from osteo.app.extras import importing
+from osteo.app.words import as_typed
 from osteo.command_settings import AuditConfig
 from osteo.records.record import Job
 
@@ -25,7 +26,7 @@ def audit(config: AuditConfig, job: Job) -> bool:
     found = audit_dataset(config.data, seed=config.seed, against=config.against)
     with replaced(job.directory, AUDIT) as folder:
         write_json(folder / "audit.json", found.as_json())
-        write_text(folder / "audit.html", render_page(found, sys.argv[1:]))
+        write_text(folder / "audit.html", render_page(found, as_typed(sys.argv[1:])))
     console = terminal()
     print_audit(found, console)
     console.name(f"audit        {display_path(job.directory)}/audit.html")

@@ -30,8 +30,8 @@ def predict(config: PredictConfig, job: Job) -> bool:
         from osteo.records.outputs import PREDICTIONS, replaced
         from osteo.report.predictions import show, write
 
-    models = load_models(names, config.accelerator)
     archive, entries = list_pictures(config.input)
+    models = load_models(names, config.accelerator)
     patients = read_patients(config.clinical, config.clinical_columns, [entry.name for entry in entries], models)
     pictures = open_pictures(archive, entries, models, patients)
     answered = answer_pictures(models, pictures, rule=config.rule, interval=config.interval, overlay=config.overlay)

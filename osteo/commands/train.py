@@ -51,7 +51,6 @@ def train(config: Config, job: Job) -> None:
 
     from osteo.data.prepare import prepare, read_sources, reader
     from osteo.data.splits import leaks
-    from osteo.evaluation.metrics import check_claim
     from osteo.evaluation.outcomes import evaluate_splits
     from osteo.files import cache_dir
     from osteo.networks.lineage import check_unseen
@@ -64,12 +63,12 @@ def train(config: Config, job: Job) -> None:
     quieten()
     accelerator = hardware.choose_accelerator(config.trainer)
     fit.check_parts(config)
-    check_claim(config.claim)
     seed_everything(config.seed, workers=True, verbose=False)
-    module = fit.make_module(config)
     augmentation = make_augmentation(config.augment, config.seed, config.data.image_size)
     cache = cache_dir(config.data.cache)
     sources = read_sources(config.data, cache)
+    fit.check_batch(config.data, sources, augmentation.variants)
+    module = fit.make_module(config)
     prepared = prepare(config.data, sources)
     module.seen = check_unseen(config.model.weights_file, prepared.manifest, reader(sources), cache)
     fit.check_classes(prepared.manifest, module.task)

@@ -126,11 +126,8 @@ def load_model(checkpoint: Path, accelerator: str = "cpu") -> Model:
     if checkpoint.parent.name == "checkpoints" and (run := Run(checkpoint.parent.parent)).has_config:
         with suppress(DamagedError):  # the checkpoint does without the record
             check_origin(stored, checkpoint, run)
-    try:
+    with parts.needed(card.plugins, checkpoint.name):  # its backbone or head may be of a plugin
         module = build_module(stored, checkpoint)
-    except UserError:
-        parts.check_named(card.plugins, checkpoint.name)  # its backbone or head may be of a plugin
-        raise
     if card.image_size != module.network.image_size:
         raise UserError(
             f"{display_path(checkpoint)} holds a card whose image_size ({card.image_size}) is not that of its network"

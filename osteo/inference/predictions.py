@@ -25,6 +25,7 @@ from osteo.types import Grey
 log = logging.getLogger(__name__)
 
 SOURCE = "input"
+EXPECTED = "expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files"
 BATCH = 16  # pictures that are answered at once
 COLUMNS = (
     *("file", "error", "call", "calibrated", "low", "high", "threshold", "rule", "probability", "logit"),
@@ -68,15 +69,29 @@ def list_pictures(given: str) -> tuple[Archive, list[Entry]]:
     path = Path(given).expanduser()
     if path.is_file() and path.suffix.lower() != ".zip":
         folder = Folder(path.parent)
-        return folder, [folder.entry(path.name)]
+        entry = folder.entry(path.name)
+        if not is_picture(folder, entry) and (reason := _why_unusable(folder, entry)):
+            raise UserError(f"input={given}: {reason}; {EXPECTED}")
+        return folder, [entry]
     archive = open_archive(given, "input")
     entries = [entry for entry in archive.entries() if not is_hidden(entry.name)]
     pictures = [entry for entry in entries if is_picture(archive, entry)]
     if skipped := len(entries) - len(pictures):
         log.info("skipped %s without the suffix of a picture or the header of DICOM", counted(skipped, "file"))
     if not pictures:
-        raise UserError(f"input={given} holds no pictures; expected PNG, JPEG, TIFF, BMP, WEBP, GIF or DICOM files")
+        raise UserError(f"input={given} holds no pictures; {EXPECTED}")
     return archive, pictures
+
+
+def _why_unusable(archive: Archive, entry: Entry) -> str:
+    """Why a file cannot be read as a picture; empty where it can, or that is for its answer to say."""
+    try:
+        read_picture(archive.read(entry.name))
+    except Unusable as error:
+        return str(error).splitlines()[0]
+    except OSError:
+        return ""
+    return ""
 
 
 def open_pictures(

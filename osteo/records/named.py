@@ -16,13 +16,15 @@ def directory_of(runs: str | None, command: str, wanted: str = "run") -> Path:
     """The directory of a sweep or a run.
 
     Raises:
-        UserError: none is named, or it holds no run.
+        UserError: none is named, it is a file, or it holds no run.
     """
     if not runs:
         raise UserError(f"name a sweep or a run directory: osteo {command} DIRECTORY")
     directory = Path(runs).expanduser()
     if not directory.exists():
         raise UserError(f"{runs}: no such run or sweep; give its directory")
+    if directory.is_file():
+        raise UserError(f"{runs} is a file; give the directory of a sweep or a run")
     if not runs_of(directory):
         raise holds_none(runs, wanted)
     return directory
@@ -66,10 +68,9 @@ def existing_checkpoints(ckpt: Any) -> list[str]:
             raise UserError(f"{name} {what}; give a run that is done, or RUN/checkpoints/best.ckpt")
         with path.open("rb") as file:
             if (first := file.read(2)) and not first.startswith(OF_TORCH):
-                raise UserError(
-                    f"{display_path(path)} is not a checkpoint of osteo; take another copy of it, or"
-                    f" train its run again"
-                )
+                is_other = path.suffix.lower() not in ("", ".ckpt")  # such as a picture in the place of its network
+                hint = "give a run or its best.ckpt" if is_other else "take another copy of it, or train its run again"
+                raise UserError(f"{display_path(path)} is not a checkpoint of osteo; {hint}")
     return names
 
 

@@ -13,7 +13,7 @@ from osteo.config import Config
 from osteo.errors import UserError
 from osteo.files import display_path, sha256_of, write_json
 from osteo.records import locks
-from osteo.records.sweep import is_run, runs_of
+from osteo.records.sweep import is_run, runs_of, taken
 
 
 class Results(NamedTuple):
@@ -55,9 +55,7 @@ def claim(directory: Path, config: object) -> None:
     has_run = any((directory / name).exists() for name in marks)
     if has_run or runs_of(directory) or (directory / "multirun.yaml").exists():
         verb = "pretrain" if isinstance(config, PretrainConfig) else "train"
-        hint = f", or go on with it: osteo {verb} resume={place}" if isinstance(config, Config) else ""
-        kind = "a run" if has_run else "runs"
-        raise UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
+        raise taken(directory, verb if isinstance(config, Config) else "")
     found = [name for name in (results or PREDICTIONS).names if (directory / name).exists()]
     if found and not (results and _has_written(results, directory)):
         whose = f", which osteo {results.command} has not written" if results else ""

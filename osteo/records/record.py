@@ -66,10 +66,7 @@ class Run:
             UserError: the directory holds a run already, or cannot be written.
         """
         if self.has_begun:
-            raise UserError(
-                f"{display_path(self.directory)} holds a run already; choose another output_dir, or go on with it:"
-                f" osteo {self.verb} resume={display_path(self.directory)}"
-            )
+            raise UserError(f"{display_path(self.directory)} holds a run already; choose another output_dir")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_text(self.directory / CONFIG, config_yaml)

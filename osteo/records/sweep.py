@@ -64,6 +64,29 @@ def run_of(directory: Path) -> Run:
     return Run(directory)
 
 
+def taken(directory: Path, verb: str = "") -> UserError:
+    """What is said where a run or a sweep is to begin in a directory that holds one.
+
+    Args:
+        directory: that holds it.
+        verb: the command that would go on with it; empty where none does.
+    """
+    runs, place = runs_of(directory), display_path(directory)
+    kind = "a run" if is_run(directory) else "runs"
+    is_done = bool(runs) and all(map(_is_done, runs)) and len(runs) >= planned_jobs(directory)
+    if verb and is_done:
+        verb, kind = "", "a finished run" if is_run(directory) else "a finished sweep"
+    hint = f", or go on with it: osteo {verb} resume={place}" if verb else ""
+    return UserError(f"{place} holds {kind} already; choose another output_dir{hint}")
+
+
+def _is_done(run: Run) -> bool:
+    try:
+        return run.state == "done"
+    except DamagedError:
+        return False
+
+
 def best_of(directory: Path) -> Path:
     """The best checkpoint of a run directory; see `run_of`."""
     return run_of(directory).best_checkpoint
@@ -151,11 +174,11 @@ def _missing_jobs(sweep: Path, names: Sequence[str]) -> str:
     """
     planned, are_numbers = planned_jobs(sweep), all(name.isdecimal() for name in names)
     if not are_numbers:
-        return counted(planned - len(names), "job") if planned > len(names) else ""
+        return counted(planned - len(names), "run") if planned > len(names) else ""
     begun = max([int(name) + 1 for name in names if len(name) < 6], default=0)
     missing = [str(number) for number in range(max(planned, begun)) if str(number) not in names]
     listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    return f"{counted(len(missing), 'job')} ({listed})" if missing else ""
+    return f"{counted(len(missing), 'run')} ({listed})" if missing else ""
 
 
 def planned_jobs(sweep: Path) -> int:

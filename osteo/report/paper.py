@@ -1,6 +1,7 @@
 """The paper's tables from our records, beside its own numbers."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import pandas as pd
 
@@ -63,16 +64,23 @@ def table_2(models: Sequence[Result], task: Task = BINARY) -> pd.DataFrame:
 
 
 def costs(board: pd.DataFrame, models: Sequence[Result]) -> pd.DataFrame:
-    """What each model took: minutes per run, seconds per epoch, pictures per second, memory; the mean over its runs."""
+    """What each model took: minutes per run, seconds per epoch, pictures per second, memory; the mean over its runs.
+
+    Values have as many decimal places as each unit deserves.
+    """
     names = {
+        "parameters": "parameters (M)",
         "seconds": "minutes per run",
         "seconds_per_epoch": "s per epoch",
         "pictures_per_second": "pictures per second",
         "peak_memory_mib": "peak MiB",
     }
+    units = {"parameters (M)": 1e6, "minutes per run": 60.0}
+    digits = {"parameters (M)": 1, "minutes per run": 2, "s per epoch": 2}
     of_run = {run.name: result.system.name for result in models for run in result.system.runs}
     systems = board["run"].map(of_run).rename("system")
-    means = board.groupby(systems, sort=False)[["parameters", *names]].mean().rename(columns=names)
-    means.insert(0, "parameters (M)", (means.pop("parameters") / 1e6).round(1))
-    means["minutes per run"] /= 60.0
-    return means.round(1).reset_index()
+    means = board.groupby(systems, sort=False)[[*names]].mean().rename(columns=names)
+    for name in map(str, means):
+        values = [Decimal(f"{value:.{digits.get(name, 0)}f}") for value in means[name] / units.get(name, 1.0)]
+        means[name] = pd.Series(values, index=means.index, dtype=object)
+    return means.reset_index()

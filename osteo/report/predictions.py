@@ -257,7 +257,9 @@ def show(folder: Path, rows: Sequence[Row], models: Sequence[Model], most: int =
     """Prints the first answers, how many there are, and where the rest lies."""
     console, task = terminal(), models[0].network.task
     answered = [row for row in rows if row.answer is not None]
-    console.table(pd.DataFrame([_shown(row, row.answer, task) for row in answered[:most] if row.answer is not None]))
+    if answered:
+        shown = [_shown(row, row.answer, task) for row in answered[:most] if row.answer is not None]
+        console.table(pd.DataFrame(shown))
     if len(answered) > most:
         console.say(f"and {counted(len(answered) - most, 'more answer')}, which predictions.csv has")
     if task.has_many_classes:

@@ -2,8 +2,11 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from osteo import parts
 from osteo.checks import check_data
 from osteo.command_settings import ReportConfig
 from osteo.config import Config
@@ -18,11 +22,11 @@ from osteo.data.datamodule import unit
 from osteo.data.prepare import prepare, read_sources, reader
 from osteo.data.sources import Source, clinical_rows
 from osteo.data.store import Store
-from osteo.errors import UserError, counted
+from osteo.errors import UserError, counted, listed
 from osteo.evaluation import gradcam
 from osteo.evaluation.bootstrap import Interval
 from osteo.evaluation.probes import probe_on_folds
-from osteo.files import cache_dir
+from osteo.files import cache_dir, display_path
 from osteo.inference import explain
 from osteo.inference.card import check_origin
 from osteo.inference.model import load_model, to_batch
@@ -107,8 +111,9 @@ def inspect_pictures(setting: Config, results: Results, config: ReportConfig) ->
     figures: dict[str, Figure] = {}
     clinical = None
     try:
-        check_data(setting.data)
-        sources = read_sources(setting.data, cache_dir(setting.data.cache))
+        with _plugins(setting, results, config):
+            check_data(setting.data)
+            sources = read_sources(setting.data, cache_dir(setting.data.cache))
         clinical = clinical_rows(results.experiment.pictures, sources)
         if config.pictures:
             figures = picture_figures(setting, reader(sources), results.best.system.best_run)
@@ -116,6 +121,12 @@ def inspect_pictures(setting: Config, results: Results, config: ReportConfig) ->
     except UserError as error:
         log.warning("what needs the pictures is left out: %s", error)
         return PictureFindings(figures, note=f"What needs the pictures is left out: {error}", clinical=clinical)
+
+
+def _plugins(setting: Config, results: Results, config: ReportConfig) -> AbstractContextManager[None]:
+    """Where something cannot be built, says which plugins the best model was trained with; see `parts.needed`."""
+    again = f"osteo report {shlex.quote(display_path(Path(config.runs or '')))}"
+    return parts.needed(setting.plugins, results.best.system.name, again)
 
 
 def _explain(
@@ -138,22 +149,32 @@ def _explain(
     used = manifest[manifest["sha256"].isin(store.rows.keys())]
     fitted = {str(i): store.pictures[0, store.rows[s]] for i, s in zip(used["image_id"], used["sha256"], strict=True)}
     probes = probe_on_folds(system, pictures, fitted | stored, draws=results.draws, seed=results.seed)
-    note = ""
+    maps: dict[str, Singles] = {}
+    sanity, drawn = None, dict[str, tuple[Figure, Figure]]()
+    left_out: dict[str, list[str]] = {}
     try:
         log.info("computing the Grad-CAM maps of %s", system.name)
-        maps, sanity = grad_cams(system.runs, list(wrong["image_id"]), sha256, store, accelerator=config.accelerator)
+        with _plugins(setting, results, config):
+            maps, sanity = grad_cams(
+                system.runs, list(wrong["image_id"]), sha256, store, accelerator=config.accelerator
+            )
     except UserError as error:
-        log.warning("the Grad-CAM maps of %s are left out: %s", system.name, error)
-        maps, sanity, note = {}, None, str(error)
+        left_out[str(error)] = ["the Grad-CAM maps"]
+    try:
+        if config.pictures:
+            with _plugins(setting, results, config):
+                drawn = feature_map_figures(system.best_run, stored, results.experiment.task, config.accelerator)
+    except UserError as error:
+        left_out.setdefault(str(error), []).append("the feature maps")
+    for reason, missing in left_out.items():
+        log.warning("%s of %s are left out: %s", listed(missing), system.name, reason)
+    note = ". ".join(left_out)
     if not config.pictures:
         wrong, note = wrong[:0], f"Radiographs are left out, as asked (pictures=false). {note}".strip()
     measured = {i: share for i, cam in maps.items() if (share := gradcam.attention(stored[i], cam)) is not None}
     sentences = gradcam.findings(measured, pictures, sanity, results.experiment.task) if measured else []
-    narrow: dict[str, Figure] = {}
-    if config.pictures:
-        drawn = feature_map_figures(system.best_run, stored, results.experiment.task, config.accelerator)
-        figures |= {name: wide for name, (wide, _) in drawn.items()}
-        narrow = {name: of_phone for name, (_, of_phone) in drawn.items()}
+    figures |= {name: wide for name, (wide, _) in drawn.items()}
+    narrow = {name: of_phone for name, (_, of_phone) in drawn.items()}
     shown = _mistakes(wrong, system.best_run.read_manifest(), stored, maps, results.experiment.task)
     return PictureFindings(figures, narrow, shown, sentences, sanity, probes, note, clinical)
 
@@ -287,17 +308,16 @@ def feature_map_figures(
         stored: its test pictures, as the network sees them, by image_id.
         task: that it was asked.
         accelerator: that computes them, see `osteo.inference.model.load_model`.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or the network has no layers that maps are drawn of.
     """
     predictions = best.read_predictions()
     test = predictions[predictions["split"] == "test"]
     test = test.iloc[np.argsort(-(test["probability"] - THRESHOLD).abs(), kind="stable")]
     figures: dict[str, tuple[Figure, Figure]] = {}
-    try:
-        model = load_model(best.best_checkpoint, accelerator)
-        layers = explain.stage_layers(model.network, LAYERS)
-    except UserError as error:
-        log.warning("feature maps are left out: %s", error)
-        return figures
+    model = load_model(best.best_checkpoint, accelerator)
+    layers = explain.stage_layers(model.network, LAYERS)
     for _, row in test.iterrows():
         called, why = called_by(task, row)
         true = task.class_names[int(row["label"])]

@@ -48,7 +48,8 @@ def show_runs(directory: Path) -> bool:
             + (", the mean over its runs (lowest to highest)" if "runs" in models else "")
             + (f"; {starred(tied)} by AUROC on validation" if len(models) > 1 else "")
             + "; metrics are of the test pictures"
-            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable)),
+            + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable))
+            + measured_anew(usable),
             style="dim",
         )
     failed = {name: status for name, status in statuses.items() if status["state"] != "done"}
@@ -56,7 +57,7 @@ def show_runs(directory: Path) -> bool:
         console.say("not done:", style="bold")
         for name, status in failed.items():
             reason = f": {status['error']}" if status["error"] not in (None, "", status["state"]) else ""
-            console.say(f"{name} {status['state']}{reason}", bullet="- ")
+            console.say(f"run {name} {status['state']}{reason}", bullet="- ")
     place = display_path(directory)
     if is_sweep:
         lines = [f"records      {place}/<run>/", *([f"leaderboard  {place}/leaderboard.csv"] * has_board)]
@@ -83,14 +84,18 @@ def show_report(report: "Report") -> None:
 
     console, tables = terminal(), report.files
     console.table(tables["table1"], title="Table 1: pictures")
-    task = report.results.experiment.task
-    of_paper = ", the paper's, and the difference" if task == BINARY else f", {task.contrast}"
-    console.table(tables["table2"], title=f"Table 2: ours{of_paper}")
+    task, of_ours = report.results.experiment.task, tables["table2"]
+    has_paper = len(of_ours.columns) > len(report.results.models) + 1
+    of_paper = ", the paper's, and the difference" if has_paper else "" if task == BINARY else f", {task.contrast}"
+    console.table(of_ours, title=f"Table 2: ours{of_paper}")
     console.table(tables["costs"], title="cost")
     main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
     chosen = report.results.best.system.name
     main = main.assign(system=[f"{name} *" if name == chosen else name for name in main["system"]])
-    console.table(main, title=f"{task.contrast}: all folds, mean over repeats, with 95 % intervals")
+    systems = [result.system for result in report.results.models]
+    of_all = ["all folds"] * any(len(system.runs) > system.repeats for system in systems)
+    of_all += ["mean over repeats"] * any(system.repeats > 1 for system in systems)
+    console.table(main, title=", ".join([task.contrast, *of_all, "with 95 % intervals"]))
     by = f"by {all_metrics()[report.results.primary].title} on validation"
     console.say(
         f"* {'the best model' if report.results.tied == 1 else 'the first of the best models'} {by}", style="dim"
@@ -167,6 +172,17 @@ def _footnote(task: Task) -> str:
             f" are of {task.contrast}"
         )
     return f" at a threshold of {THRESHOLD}; precision, recall and F1 are macro averages"
+
+
+def measured_anew(runs: Sequence[Run]) -> str:
+    """Why the AUROC on validation may not be the one that an epoch showed; empty where it is the same."""
+    used = {str(run.read_environment().get("precision", "32-true")) for run in runs}
+    lower = sorted(name.removesuffix("-mixed") for name in used - {"32-true", "64-true"})
+    is_varied = any(run.read_settings().augment.val for run in runs)
+    ways = [f"in {' and '.join(lower)}"] * bool(lower) + ["on augmented pictures"] * is_varied
+    if not ways:
+        return ""
+    return f"; that on validation counts, in float32; an epoch's own, {' and '.join(ways)}, may differ from it"
 
 
 def _summarised(key: str, values: "pd.Series[Any]") -> str:

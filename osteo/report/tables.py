@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ class _Column(NamedTuple):
         """As wide as its widest cell; a long heading may be broken between its words."""
         name, cells = str(values.name), [cell(value) for value in values]
         width = max([*map(cell_len, cells), *map(cell_len, name.split()), min(cell_len(name), HEADING)])
-        return _Column(name, cells, pd.api.types.is_numeric_dtype(values), width)
+        is_number = pd.api.types.is_numeric_dtype(values) or all(isinstance(value, Decimal) for value in values)
+        return _Column(name, cells, is_number, width)
 
 
 def _blocks(columns: Sequence[_Column], room: int) -> list[list[_Column]]:
@@ -114,7 +116,7 @@ def _grid(columns: Sequence[_Column]) -> Table:
 
 
 def cell(value: object) -> str:
-    """A number to three digits, a missing value as a dash, anything else as it is, where it can be printed."""
+    """A float to three digits, a missing value as a dash, anything else as it is, where it can be printed."""
     if pd.isna(value):  # type: ignore[call-overload]
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else printable(value)

@@ -18,12 +18,12 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from osteo.config import Config, LossConfig
+from osteo.config import Config, DataConfig, LossConfig
 from osteo.data.datamodule import KneeDataModule
 from osteo.data.prepare import Prepared
 from osteo.data.sources import Source, clinical_rows
-from osteo.errors import UserError, first_line
-from osteo.evaluation.metrics import check_finite
+from osteo.errors import UserError, counted, first_line
+from osteo.evaluation.metrics import check_claim, check_finite
 from osteo.evaluation.outcomes import warn_of_absent
 from osteo.files import cache_dir, display_path
 from osteo.networks.features import keep_features
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 def check_parts(config: Config) -> None:
-    """Refuses callbacks and loggers that do not exist, before anything slow starts.
+    """Refuses callbacks, loggers and claimed metrics that do not exist, before anything slow starts.
 
     The same for variables of the environment that W&B would refuse.
 
@@ -62,6 +62,7 @@ def check_parts(config: Config) -> None:
         for name, node in nodes.items():
             if isinstance(node, dict):
                 check_part(node, f"{key}.{name}", kind)
+    check_claim(config.claim)
     if is_wanted(wandb := wandb_settings(config)) and rank() == 0:
         check_environment(wandb.mode)
 
@@ -83,6 +84,29 @@ def make_module(config: Config) -> Classifier:
     if config.data.batch_size == 1:
         check_single_pictures(module.network)
     return module
+
+
+def check_batch(data: DataConfig, sources: Mapping[str, Source], variants: int) -> None:
+    """Refuses a batch that is larger than all the data, before a network is built and pictures are decoded.
+
+    One that is larger than the training split alone is refused by the data module, once it is known what that is.
+
+    Args:
+        data: their settings.
+        sources: what has been found of them.
+        variants: of each picture in an epoch.
+
+    Raises:
+        UserError: one line with the largest batch that there can be.
+    """
+    pictures = [picture for source in sources.values() for picture in source.pictures]
+    count, classes = len(pictures), {picture.class_name for picture in pictures}
+    if len(classes) > 1 and data.batch_size > count * variants:  # else another mistake comes first
+        most = int(count * variants * data.split.train)
+        raise UserError(
+            f"data.batch_size={data.batch_size} is larger than the data of {counted(count, 'picture')};"
+            f" choose at most {max(most, 1)}, the share of them that is trained on"
+        )
 
 
 def check_classes(manifest: pd.DataFrame, task: Task = BINARY) -> None:
