@@ -92,9 +92,7 @@ def show_report(report: "Report") -> None:
     main = tables["comparison"][["system", *(all_metrics()[name].title for name in MAIN)]]
     chosen = report.results.best.system.name
     main = main.assign(system=[f"{name} *" if name == chosen else name for name in main["system"]])
-    systems = [result.system for result in report.results.models]
-    of_all = ["all folds"] * any(len(system.runs) > system.repeats for system in systems)
-    of_all += ["mean over repeats"] * any(system.repeats > 1 for system in systems)
+    of_all = ["all folds"] * report.results.has_folds + ["mean over repeats"] * report.results.has_repeats
     console.table(main, title=", ".join([task.contrast, *of_all, "with 95 % intervals"]))
     by = f"by {all_metrics()[report.results.primary].title} on validation"
     console.say(
