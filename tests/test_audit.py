@@ -316,9 +316,9 @@ def test_padding_shows_the_network_what_shape_a_file_has_and_stretching_does_not
 def test_a_sentence_says_what_a_reported_accuracy_may_rest_on() -> None:
     cut = Shortcut("x", "width and height", 100, 0.55, Interval(0.72, 0.63, 0.8), Interval(0.75, 0.66, 0.83))
     assert cut.sentence() == (
-        "From width and height alone, the label can be predicted with an accuracy of 0.720 (0.630 to 0.800), AUROC"
-        " 0.750; always predicting the larger class gives 0.550. A reported accuracy of up to 0.80 may come from this"
-        " alone and says nothing about bone."
+        "From width and height alone, the label can be predicted with an accuracy of 0.720 (0.630 to 0.800)"
+        " and an AUROC of 0.750 (0.660 to 0.830); always predicting the larger class gives an accuracy of 0.550. A"
+        " reported accuracy of up to 0.80 may come from this alone and says nothing about bone."
     )
 
 
