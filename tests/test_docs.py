@@ -176,9 +176,8 @@ def test_a_command_of_a_page_runs(page: str, command: str, typist: Typist, train
     typist.type(command)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "first_sweep" else pytest.mark.slow) for name in STORIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STORIES)
 def test_a_page_is_followed_from_top_to_bottom(name: str, typist: Typist, trained: Callable[[str], None]) -> None:
     if "RUN" in STORIES[name]:
         trained("run")

@@ -67,6 +67,7 @@ def test_a_recipe_is_short_and_runs(recipe: tuple[str, Path]) -> None:
     assert json.loads((folder / "run/status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_recipe_does_what_it_says(recipe: tuple[str, Path]) -> None:
     name, folder = recipe
     recorded = yaml.safe_load((folder / "run/config.yaml").read_text())

@@ -44,7 +44,12 @@ def first_loss(module: Classifier, share: float, side: int) -> float:
         return float(module.loss(module.train()(pictures), labels).mean())
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+FEW = ("convnext_atto", "ghostnet_050", "levit_128s", "resnet10t", "starnet_s1", "test_vit", "torchvision/alexnet")
+
+
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in FAMILIES]
+)
 def test_the_first_loss_is_that_of_the_class_share(backbone: str) -> None:
     side = SIDES.get(backbone, 64 if backbone.startswith("torchvision") else 32)
     with warnings.catch_warnings():

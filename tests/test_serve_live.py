@@ -127,7 +127,7 @@ def test_the_page_by_keyboard(served: tuple, picture: np.ndarray, tmp_path: Path
         images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
         assert images == [True, True]
         assert page.locator("#answer h2").inner_text() == "knee.png"
-        assert re.search(r"0\.\d\d \(0\.\d\d to 0\.\d\d\)", page.locator("#answer dl").inner_text())
+        assert re.search(r"0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)", page.locator("#answer dl").inner_text())
         choose("two.png", "The right half of the picture")
         assert "two knees" in page.locator("#answer").inner_text()
         choose("broken.png", "No answer: not a picture")
