@@ -77,11 +77,11 @@ def test_jobs_are_launched_in_batches_of_numbers_in_a_row() -> None:
 
 @pytest.mark.slow
 def test_failed_trials_are_told_and_repeated(osteo: Callable, words: list[str], tmp_path: Path) -> None:
-    more = ["model.backbone=test_resnet,test_resnut", LR, "model.drop_rate=range(0,0.5,0.1)"]
+    more = ["model.backbone=test_resnet,inception_v4", LR, "model.drop_rate=range(0,0.5,0.1)"]
     done = osteo("train", *words, *more, "hydra.sweeper.n_trials=5", "output_dir=sweep")
     assert done.code == 1  # as of any sweep with a failed job
     study = study_of(tmp_path / "sweep/study.db", "sweep")
-    failed = [trial.number for trial in study.trials if trial.params["model.backbone"] == "test_resnut"]
+    failed = [trial.number for trial in study.trials if trial.params["model.backbone"] == "inception_v4"]
     assert 0 < len(failed) < 5
     for trial in study.trials:
         run = Run(tmp_path / "sweep" / str(trial.number))
