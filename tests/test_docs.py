@@ -32,7 +32,7 @@ PAGES = {
 """Pages whose commands stand alone; docs/extending.md has a test of its own."""
 ELSEWHERE = {
     "osteo serve": "test_serve_live.py", "osteo dashboard": "test_dashboard.py",
-    "slurm": "test_launchers.py", "torchrun": "test_distributed.py",
+    "slurm": "test_launchers.py", "torchrun": "test_distributed.py", "trainer.devices=4": "test_distributed.py",
     "resume=RUN": "test_resume.py", "osteo pretrain": "test_pretrain.py", "weights_file=phase1": "test_pretrain.py",
     "task=three_class 'experiment/literature": "test_literature.py", "experiment=literature": "test_literature.py",
     "experiment=ladder": "test_ladder.py",
@@ -50,7 +50,7 @@ SMALLER = [
     (r"\bK\.zip\b", "kaggle"), (r"\bM\.zip\b", "mendeley"), (r"\b(my|their)_xrays\b", "kaggle"), (r"\bRUN\b", "run"),
     (r"\bmultirun/<date>/<time>", "sweep"), (r"\boutputs/<date>/<time>", "run"),
     (r"\b(picture|knee)\.png", "kaggle/normal/10n.png"), (r"image_size=(96|224)", "image_size=64"),
-    (r"\bhealthy:normal,ill:", "normal:normal,osteoporosis:"), (r"trainer\.devices=4", "trainer.devices=2"),
+    (r"\bhealthy:normal,ill:", "normal:normal,osteoporosis:"),
     (r"model\.backbone=tiny,\w+", "model.backbone=tiny"),
     (r"model\.backbone=(\w+,[\w,]+)", "model.backbone=test_resnet,test_vit"),
     (r"model\.backbone=(?!tiny)\w+(?![\w,/])", "model.backbone=test_resnet"), (r"n_trials=40", "n_trials=2"),
