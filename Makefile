@@ -38,15 +38,15 @@ setup: $(READY) ## make .venv with everything in it, osteo too; TORCH=cpu leaves
 run: setup ## sweep three backbones on phantom radiographs and compare them; TASK=three_class asks another question
 	$(BIN)/osteo train -m experiment=quickstart $(if $(TASK),task=$(TASK))
 
-PYTEST := $(BIN)/python -m pytest --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: test
 test: setup ## run the tests, except those marked slow
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 .PHONY: test-slow
 test-slow: setup ## run the tests marked slow: kills, clusters, many pictures, whole sweeps
-	$(PYTEST) -n 3 -m slow # they wait now and then
+	$(PYTEST) -m slow
 
 .PHONY: test-all
 test-all: test-slow test ## run all tests
