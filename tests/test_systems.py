@@ -231,7 +231,12 @@ def test_results_and_words(sweep: list[Run]) -> None:
             assert interval.low <= interval.value <= interval.high
     assert results.best.confusion.sum() == pytest.approx(PICTURES)
     lines = verdict(results, leaks=3, contradictions=2)
+    assert (results.tied, results.has_folds, results.has_repeats) == (1, True, True)
     assert lines[0].startswith("densenet121, the best of 2 models by its AUROC on validation, reaches an AUROC of 0.9")
+    results.models[1].system.validation["auroc"] = results.best.system.validation["auroc"]
+    tied = verdict(results, leaks=3, contradictions=2)[0]
+    assert results.tied == 2
+    assert tied.startswith("densenet121, the first of 2 of 2 models that share the best AUROC on validation, reaches")
     assert lines[1] == (
         "The primary endpoint is the AUROC, whose 3 tests are corrected together (Holm); everything else is"
         " exploratory."

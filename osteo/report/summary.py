@@ -46,7 +46,7 @@ def show_runs(directory: Path) -> bool:
         console.say(
             "one row per model"
             + (", the mean over its runs (lowest to highest)" if "runs" in models else "")
-            + (f"; {starred(tied)} by AUROC on validation" if len(models) > 1 else "")
+            + (f"; {starred(tied, ' by AUROC on validation')}" if len(models) > 1 else "")
             + "; metrics are of the test pictures"
             + "".join(dict.fromkeys(_footnote(TASKS[run.read_settings().task]) for run in usable))
             + measured_anew(usable),
@@ -142,9 +142,9 @@ def models_table(board: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=[] if len(board) > len(order) else "runs")
 
 
-def starred(number: int) -> str:
-    """What a star says in a table where so many rows have one."""
-    return "* the best" if number == 1 else f"* the best, {number} that are equal"
+def starred(number: int, by: str = "") -> str:
+    """What a star says in a table where so many rows have one, with what they are compared by."""
+    return f"* the best{by}" + (f" ({number} are equal)" if number > 1 else "")
 
 
 def titles() -> dict[str, str]:

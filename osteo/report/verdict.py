@@ -90,10 +90,10 @@ def _chosen(results: Results) -> str:
     number = len(results.models)
     if number < 2:
         return ""
-    by = f"by its {all_metrics()[results.primary].title} on validation"
+    metric = f"{all_metrics()[results.primary].title} on validation"
     if results.tied > 1:
-        return f", the first of {results.tied} that are equally good among {number} models {by},"
-    return f", the best of {number} models {by},"
+        return f", the first of {results.tied} of {number} models that share the best {metric},"
+    return f", the best of {number} models by its {metric},"
 
 
 def _leading(results: Results) -> tuple[str, str]:
