@@ -318,7 +318,8 @@ def test_which_auroc_on_validation_counts_is_said_where_they_may_differ() -> Non
         setting = Config(augment=AugmentConfig(val=augmented))
         return SimpleNamespace(read_environment=lambda: {"precision": precision}, read_settings=lambda: setting)
 
-    start, end = "; that on validation counts, in float32; an epoch's own, ", ", may differ from it"
+    start = "; AUROC on validation is computed anew in float32; what an epoch showed was computed "
+    end = ", and may differ"
     assert summary.measured_anew([run("32-true")]) == ""
     assert summary.measured_anew([run("32-true"), run("bf16-mixed")]) == f"{start}in bf16{end}"
     both = summary.measured_anew([run("bf16-mixed", augmented=True)])

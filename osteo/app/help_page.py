@@ -13,7 +13,6 @@ from osteo.app.words import is_sweep
 from osteo.command_settings import COMMANDS
 from osteo.errors import unknown
 
-FLAGS = ("--help", "-h")
 WIDTH, INDENT, UNBROKEN = 80, 30, "\0"
 MORE = """flags
   -m, --multirun    a sweep: every combination of values, as in seed=0,1,2

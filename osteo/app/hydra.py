@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
@@ -34,7 +33,7 @@ from osteo.app.jobs import (
 from osteo.app.messages import CONF, choices_of, describe_mistake
 from osteo.app.plugins import load_named
 from osteo.app.resume import SOURCES, check_processes, check_unchanged, resumed, sources_of
-from osteo.app.words import FLAGS, GROUPS, flags_first, readable
+from osteo.app.words import GROUPS, HELP, flags_first, readable
 from osteo.command_settings import COMMANDS
 from osteo.config import Config
 from osteo.errors import UserError, diagnose, printable, unknown
@@ -175,7 +174,7 @@ def run(
     code = 0
     try:
         sys.argv[1:] = _in_words_of_hydra(command, schema, sys.argv[1:])
-        if set(help_page.FLAGS) & set(sys.argv[1:]):
+        if set(HELP) & set(sys.argv[1:]):
             help_page.show(command, sys.argv[1:])
             return
         SweepStart.goes_on = any(argument.startswith("resume=") for argument in sys.argv[1:])
@@ -214,22 +213,11 @@ def run(
 
 def _in_words_of_hydra(command: str, schema: type[Any], arguments: Sequence[str]) -> list[str]:
     """The command line as Hydra reads it; plugins that it names are loaded, and choices known, from here on."""
-    words = flags_first([argument.removeprefix(f"{command}.") for argument in arguments], schema)
-    _refuse_bare(command, words)
+    given = [argument.removeprefix(f"{command}.") for argument in arguments]
+    words = flags_first(given, schema, COMMANDS[command].usage)
     load_named(words)
     choices.register(schema)
     return readable(without_null_groups(words, schema), schema)
-
-
-def _refuse_bare(command: str, words: Sequence[str]) -> None:
-    """Refuses what has no key, beyond the first words of a command, which have been given theirs."""
-    bare = [
-        word
-        for before, word in pairwise(["", *words])
-        if "=" not in word and word[:1] not in ("-", "~") and not FLAGS.get(before)
-    ]
-    if bare and not set(help_page.FLAGS) & set(words):
-        raise UserError(f"'{bare[0]}' has no key; usage: {COMMANDS[command].usage}")
 
 
 def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
@@ -242,16 +230,16 @@ def without_null_groups(arguments: list[str], schema: type[Any]) -> list[str]:
     kept = []
     for argument in arguments:
         group, _, value = argument.partition("=")
-        if value != "null" or not (choices := choices_of(group)):
+        if value != "null" or not (offered := choices_of(group)):
             kept.append(argument)
         elif group.startswith("hydra/"):
-            raise unknown(group, value, choices)
+            raise unknown(group, value, offered)
         elif group not in keys:
             raise unknown("key", group, keys)
         elif group == "logger":
             kept.append("~logger")
         elif group not in (*GROUPS, "callbacks"):
-            raise unknown(group, value, choices)
+            raise unknown(group, value, offered)
     return kept
 
 

@@ -106,7 +106,7 @@ def run_job(
             from osteo.training.hardware import free_memory
 
             free_memory()  # what one job leaves behind, the next has not
-            gc.freeze()  # nor does the next search all that is left, which are modules
+            gc.freeze()  # what is left are modules, which the next search need not go through
 
 
 def _job_of(raw: DictConfig, directory: Path, sweep: Path | None, *, shows_differences: bool) -> Job:
@@ -175,7 +175,8 @@ def check_jobs(
             mistakes[number] = describe_mistake(error, schema)
         except UserError as error:
             mistakes[number] = str(error)
-    for number, mistake in mistakes.items():
+    if mistakes:
+        number, mistake = next(iter(mistakes.items()))
         own = " ".join(word for word in jobs[number] if any(word not in others for others in jobs))
         which = "a trial" if is_search else f"job {number + 1} of {len(jobs)}"
         raise UserError(f"{which} ({own}): {mistake}" if len(mistakes) < len(tried) else mistake)

@@ -22,14 +22,19 @@ FLAGS = {
     "-i": 0,
 }  # fmt: skip
 """Hydra's flags, and how many values follow each."""
-CFG = ("--cfg", "-c")
+CFG, HELP = ("--cfg", "-c"), ("--help", "-h")
 
 
-def flags_first(arguments: Sequence[str], schema: type[Any]) -> list[str]:
+def flags_first(arguments: Sequence[str], schema: type[Any], usage: str) -> list[str]:
     """The command line with its flags in front, since Hydra does not read `seed=0,1 -m data=clean`.
 
+    Args:
+        arguments: as they were typed, but for a command's first words, which have been given their keys.
+        schema: of the command.
+        usage: of the command, in one line.
+
     Raises:
-        UserError: there is no such flag.
+        UserError: there is no such flag, or a word has no key and asks for no help.
     """
     flags: list[str] = []
     words: list[str] = []
@@ -50,6 +55,9 @@ def flags_first(arguments: Sequence[str], schema: type[Any]) -> list[str]:
                 raise UserError(f"{name} needs a value, as in {name} {'job' if name in CFG else 'NAME'}")
             if name in CFG and value not in (shown := ("job", "hydra", "all")):
                 raise unknown(name, value, shown)
+    bare = [word for word in words if "=" not in word and not word.startswith("~")]
+    if bare and not set(HELP) & set(flags):
+        raise UserError(f"'{bare[0]}' has no key; usage: {usage}")
     return [*flags, *words]
 
 

@@ -65,12 +65,11 @@ class Shortcut:
 
     def sentence(self) -> str:
         """What this means for a reported accuracy, in words."""
-        start = f"From {self.title} alone, the {self.target} can be predicted with an accuracy of"
-        start += f" {format_interval(self.accuracy)}"
-        start += (
-            f" and an AUROC of {format_interval(self.auroc)}; always predicting the larger class gives an accuracy of"
+        start = (
+            f"From {self.title} alone, the {self.target} can be predicted with an accuracy of"
+            f" {format_interval(self.accuracy)} and an AUROC of {format_interval(self.auroc)}; always predicting the"
+            f" larger class gives an accuracy of {self.majority:.3f}."
         )
-        start += f" {self.majority:.3f}."
         if not np.isfinite(self.auroc.low):
             return f"{start} There are too few pictures to tell this from chance."
         if not self.works:

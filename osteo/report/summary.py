@@ -180,7 +180,10 @@ def measured_anew(runs: Sequence[Run]) -> str:
     ways = [f"in {' and '.join(lower)}"] * bool(lower) + ["on augmented pictures"] * is_varied
     if not ways:
         return ""
-    return f"; that on validation counts, in float32; an epoch's own, {' and '.join(ways)}, may differ from it"
+    return (
+        "; AUROC on validation is computed anew in float32; what an epoch showed was computed"
+        f" {' and '.join(ways)}, and may differ"
+    )
 
 
 def _summarised(key: str, values: "pd.Series[Any]") -> str:

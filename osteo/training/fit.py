@@ -87,7 +87,7 @@ def make_module(config: Config) -> Classifier:
 
 
 def check_batch(data: DataConfig, sources: Mapping[str, Source], variants: int) -> None:
-    """Refuses a batch that is larger than all the data, before a network is built and pictures are decoded.
+    """Refuses a batch that is larger than all the data, before pictures are decoded.
 
     One that is larger than the training split alone is refused by the data module, once it is known what that is.
 
